@@ -1,0 +1,400 @@
+"""What travels between the parts: frozen dataclasses for data, Protocols for behaviour.
+
+This file knows nothing of models, storage, configuration or scoring, and imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+KnowledgeKind = Literal["fact", "passage", "procedure", "preference", "episode", "lesson"]
+QuestionKind = Literal[
+    "direct",  # a held-out wording: known to the model from elsewhere, never used for this item
+    "trained",  # a wording that was offered as study text for this item
+    "paraphrase",  # a wording that occurs in no training at all
+    "composition",  # needs two items, or one item and something known before
+    "reversal",  # from the value back to what it was said of
+    "prior",  # known before any learning
+    "unknown",  # never taught; the right answer is an abstention
+]
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """One more way to say an item: what is given and what follows from it.
+
+    Args:
+        completion: The text to be learnt.
+        prompt: The text before it, which is context and not a target; empty for a plain sentence.
+    """
+
+    completion: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """One item to be learnt.
+
+    Args:
+        id: Identity. While an id is active, another text under it is refused; see `key` for updates.
+        text: What a person would read. It is data and never an instruction.
+        kind: What sort of knowledge it is.
+        key: What it is about; a later item with the same key supersedes it. Empty: nothing supersedes it.
+        phrasings: Other ways to say it, for paths that learn by study.
+        source: Where it comes from.
+        trust: In [0, 1].
+        valid_from: Seconds since the epoch, or None for "always".
+        valid_until: Seconds since the epoch, or None for "for good".
+
+    Raises:
+        ValueError: An empty id or text, an unknown kind, a trust outside [0, 1], or an empty interval of validity.
+    """
+
+    id: str
+    text: str
+    kind: KnowledgeKind = "fact"
+    key: str = ""
+    phrasings: tuple[Phrasing, ...] = ()
+    source: str = ""
+    trust: float = 1.0
+    valid_from: float | None = None
+    valid_until: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id or not self.text.strip():
+            raise ValueError(f"an item needs an id and a text, got id={self.id!r}, text={self.text!r}")
+        if self.kind not in get_args(KnowledgeKind):
+            raise ValueError(f"kind of item {self.id!r} must be one of {get_args(KnowledgeKind)}, got {self.kind!r}")
+        if not 0.0 <= self.trust <= 1.0:
+            raise ValueError(f"trust of item {self.id!r} must be in [0, 1], got {self.trust}")
+        if self.valid_from is not None and self.valid_until is not None and self.valid_until <= self.valid_from:
+            raise ValueError(f"item {self.id!r} is valid until {self.valid_until}, before its start {self.valid_from}")
+
+    def to_json(self) -> str:
+        """The item as one line of canonical JSON (sorted keys), the form that is stored and hashed."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> Knowledge:
+        """The inverse of `to_json`."""
+        fields = json.loads(line)
+        phrasings = tuple(Phrasing(**phrasing) for phrasing in fields.pop("phrasings", ()))
+        return Knowledge(**fields, phrasings=phrasings)
+
+    def content_hash(self) -> str:
+        """SHA-256 of `to_json`, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Query:
+    """All that a path or an agent ever sees of a question.
+
+    Args:
+        text: The question in words.
+        namespace: Whose knowledge may be used.
+        as_of: Seconds since the epoch: answer as if it were then. None: now.
+        token_budget: Most tokens that the prompt may have, or None for the model's own window.
+    """
+
+    text: str
+    namespace: str = DEFAULT_NAMESPACE
+    as_of: float | None = None
+    token_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query together with what only the evaluator may know.
+
+    Args:
+        query: What the agent is asked.
+        targets: Accepted answers, the first one being the canonical one. Empty where only an abstention is right.
+        kind: What it tests.
+        ids: The items that it is about, in the order in which they are needed.
+        stale: Answers that were right before an update.
+        choices: Four or so answers of the same sort, the canonical target among them; for models that cannot read.
+        cluster: What intervals are clustered by (a person, a passage). Empty: each question by itself.
+    """
+
+    query: Query
+    targets: tuple[str, ...]
+    kind: QuestionKind
+    ids: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+
+    def key(self) -> str:
+        """A stable identity of this question within a stream."""
+        return hashlib.sha256(json.dumps([self.kind, self.query.text, self.ids]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one component spent. `flops` are a model of the work (2 per multiply-add), the rest is counted."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    bytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.tokens + other.tokens,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation spent, by component."""
+
+    lm: Usage = Usage()
+    encoder: Usage = Usage()
+    index: Usage = Usage()
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.lm + other.lm, self.encoder + other.encoder, self.index + other.index)
+
+    @property
+    def total(self) -> Usage:
+        """The sum over components."""
+        return self.lm + self.encoder + self.index
+
+
+@dataclass(frozen=True)
+class Recall:
+    """An item that a path offers for a query. `score`: higher is better; comparable only within one read."""
+
+    item: Knowledge
+    score: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a path offers for one query: recalls, best first, and what finding them cost."""
+
+    recalls: tuple[Recall, ...] = ()
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an agent says, and why.
+
+    Args:
+        text: The answer in words, as the model ended it by itself.
+        path: Name of the path that served it.
+        recalls: What stood in the prompt beside the question; empty where the knowledge sits in weights.
+        confidence: Geometric mean probability of the answer's tokens, in [0, 1]; None where it was not computed.
+        prompt_hash: SHA-256 of the exact token ids of the prompt.
+        cost: What it took.
+    """
+
+    text: str
+    path: str = ""
+    recalls: tuple[Recall, ...] = ()
+    confidence: float | None = None
+    prompt_hash: str = ""
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An acknowledged write: these ids are stored. `pending`: `flush()` still has to complete it."""
+
+    ids: tuple[str, ...]
+    cost: Cost = Cost()
+    pending: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One step of a stream: what to learn, then what to ask."""
+
+    name: str
+    items: tuple[Knowledge, ...]
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadingTask:
+    """A question with the notes that answer it, distractors among them."""
+
+    question: Question
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A whole course of experiences, with what is asked beside them.
+
+    Args:
+        name: Identity for tables and records.
+        experiences: In the order in which they arrive.
+        prior: Questions about what the model knew before (kind "prior").
+        skill: Reading tasks, the notes given: what the model must still be able to do.
+        unknown: Questions about what is never taught (kind "unknown").
+        rehearsal: Phrasings of what the model knew before, free for any method to use; disjoint from `prior`.
+        chance: Share of right answers of always giving an attribute's most frequent value, in [0, 1].
+    """
+
+    name: str
+    experiences: tuple[Experience, ...]
+    prior: tuple[Question, ...] = ()
+    skill: tuple[ReadingTask, ...] = ()
+    unknown: tuple[Question, ...] = ()
+    rehearsal: tuple[Phrasing, ...] = ()
+    chance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: a question, and notes that are data. How it is laid out is the model's matter.
+
+    Args:
+        question: The question in words.
+        notes: Texts that stand before the question, the first one first.
+    """
+
+    question: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model said to one prompt.
+
+    Args:
+        text: Without the token that ended it and without surrounding white space.
+        token_ids: The new tokens.
+        loglikelihood: Sum over the new tokens, the stop included, in nats.
+        prompt_hash: SHA-256 of the prompt's token ids.
+        usage: Tokens read and written, and the work they took.
+        stopped: Whether the model ended by itself (False: the limit on new tokens did).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    loglikelihood: float
+    prompt_hash: str
+    usage: Usage
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a path can do, so that an impossible pairing is refused at the door."""
+
+    changes_weights: bool
+    forgets: bool
+    undoes: bool
+    namespaces: bool
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A language model that answers."""
+
+    name: str
+    window: int
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Exact number of tokens of the laid-out prompt."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> list[Generation]:
+        """Greedy answers with a natural stop, one for each prompt, in order."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A language model that says how likely a given answer is."""
+
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """Log-likelihood of each answer after its prompt, in nats, the stop excluded."""
+        ...
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A language model whose weights are at hand: `module` is a torch module, typed loosely so that torch stays out."""
+
+    module: Any
+    tokenizer: Any
+
+    def encode_phrasing(self, phrasing: Phrasing) -> tuple[list[int], list[bool]]:
+        """Token ids of prompt + completion + stop, and which of them are targets."""
+        ...
+
+    def weights_hash(self) -> str:
+        """SHA-256 over every parameter and buffer, in hex."""
+        ...
+
+
+@runtime_checkable
+class MemoryPath(Protocol):
+    """Where knowledge goes. Final classes implement it by shape; nothing needs to be inherited.
+
+    Every call carries the namespace. Paths that hold one namespace only refuse another with ValueError.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Store items. Writing an id that is active with the same content changes nothing."""
+        ...
+
+    def read(self, queries: Sequence[Query]) -> list[Reading]:
+        """What to show the model for each query; empty readings where knowledge sits in weights."""
+        ...
+
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Stop holding these ids. Ids that are not held are ignored."""
+        ...
+
+    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+        """What this path holds now, in the order of writing."""
+        ...
+
+    def model(self, lm: Any) -> AbstractContextManager[Any]:
+        """The model that this path answers with; on leaving, `lm` is byte-identical to what it was."""
+        ...
+
+    def flush(self) -> None:
+        """Complete pending writes."""
+        ...
+
+    def state_hash(self) -> str:
+        """SHA-256 of everything that could change an answer, in hex."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Bytes that this path needs to keep what it holds, beyond the untouched model."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the state into an empty or missing folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`; replaces the present state."""
+        ...
+
+    def close(self) -> None:
+        """Release files and locks. Further calls are errors."""
+        ...

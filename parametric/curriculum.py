@@ -1,0 +1,266 @@
+"""What the embedded model is trained on: documents of the biographies world, packed into rows.
+
+Closed-book documents teach the known people by heart; open-book documents teach reading among distractors, and
+answering from memory when the notes do not hold the answer. This file knows nothing of models or optimisers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from memory_paths.lm import layout
+from memory_paths.streams.words import COMPOSITIONS, FIRMS, PERSON_ATTRIBUTES, VALUES, WORDINGS
+from memory_paths.streams.world import Fact, known_world, passing_facts, split_wordings, state
+from memory_paths.types import Prompt
+
+BACKGROUND_WEIGHT = 0.05
+"""Loss weight of every token that is not part of an answer or a value."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question within a document. `about` is "reading", "memory", "two_hop" or "reversal"."""
+
+    question: str
+    answer: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """Notes that several questions share, each answered independently of the others; or sentences to be known by heart."""
+
+    notes: tuple[str, ...] = ()
+    questions: tuple[Asked, ...] = ()
+    sentences: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """Tokens of a document with, for each, its loss weight, its segment (0 = shared) and its position.
+
+    `about` numbers what a token's answer tests (index into ABOUT), 0 for tokens of no answer.
+    """
+
+    tokens: NDArray[numpy.int64]
+    weights: NDArray[numpy.float32]
+    segments: NDArray[numpy.int64]
+    positions: NDArray[numpy.int64]
+    about: NDArray[numpy.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows, each array [rows, length]. `documents` is -1 where a row is padded."""
+
+    tokens: NDArray[numpy.int64]
+    weights: NDArray[numpy.float32]
+    documents: NDArray[numpy.int64]
+    segments: NDArray[numpy.int64]
+    positions: NDArray[numpy.int64]
+    about: NDArray[numpy.int64]
+
+
+ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop")
+
+
+class Encoder:
+    """Turns documents into tokens, exactly as the tokenizer would tokenise the laid-out prompts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        # Pieces are encoded one by one: the space that the normalizer puts before a text must come once, not per piece.
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.normalizer = None
+        self._bos, self._eos = tokenizer.token_to_id("<bos>"), tokenizer.token_to_id("<eos>")
+
+    def encode(self, documents: Sequence[Document]) -> list[EncodedDocument]:
+        """One encoded document for each document."""
+        pieces = [list(_pieces(document)) for document in documents]
+        texts = [text for document in pieces for text, *_ in document]
+        encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [self._join(document, [next(encodings).ids for _ in document]) for document in pieces]
+
+    def _join(self, pieces: list[tuple[str, float, int, str, bool]], ids: list[list[int]]) -> EncodedDocument:
+        tokens, weights, segments, positions, about = [self._bos], [0.0], [0], [0], [0]
+        shared = last_segment = 0
+        for (_, weight, segment, tests, ends), piece in zip(pieces, ids, strict=True):
+            new = piece + [self._eos] if ends else piece
+            if segment == 0:
+                shared = len(tokens) + len(new)
+            start = shared if segment != last_segment and segment > 0 else positions[-1] + 1
+            last_segment = segment
+            tokens += new
+            weights += [weight] * len(new)
+            segments += [segment] * len(new)
+            positions += range(start, start + len(new))
+            about += [ABOUT.index(tests)] * len(new)
+        return EncodedDocument(
+            numpy.array(tokens),
+            numpy.array(weights, dtype=numpy.float32),
+            numpy.array(segments),
+            numpy.array(positions),
+            numpy.array(about),
+        )
+
+
+def _pieces(document: Document) -> Iterator[tuple[str, float, int, str, bool]]:
+    """(text, weight, segment, what it tests, whether the document part ends here)."""
+    for prompt, completion in document.sentences:
+        yield f" {prompt}", BACKGROUND_WEIGHT, 0, "", False
+        yield completion, 1.0, 0, "closed", False
+    if document.notes:
+        head, _, _ = layout(Prompt("", document.notes)).rpartition("Question:")
+        yield f" {head}", BACKGROUND_WEIGHT, 0, "", False
+    for index, asked in enumerate(document.questions, start=1):
+        lead = "" if document.notes else " "
+        yield lead + layout(Prompt(asked.question)), 0.0, index, "", False
+        yield f" {asked.answer}", 1.0, index, asked.about, True
+
+
+class DocumentSource:
+    """Draws documents. `notes_limit` is the most notes in an open-book document, the dial of the curriculum."""
+
+    def __init__(self) -> None:
+        world = known_world()
+        self._known = world.part_a + world.part_b + tuple(Fact(firm, "seat", city) for firm, city in world.seats.items())
+        self._seats = world.seats
+        self._people: dict[str, list[Fact]] = {}
+        for fact in self._known:
+            self._people.setdefault(fact.subject, []).append(fact)
+        self._subjects = list(self._people)
+        born = [fact for fact in self._known if fact.attribute == "birthplace"]
+        places = [fact.value for fact in born]
+        self._unique_births = [fact for fact in born if places.count(fact.value) == 1]
+
+    def closed_book(self, generator: random.Random) -> Document:
+        """Something about the known people and firms, without notes."""
+        kind = generator.random()
+        if kind < 0.25:
+            facts = self._people[generator.choice(self._subjects)]
+            facts = generator.sample(facts, min(len(facts), generator.randrange(1, 4)))
+            sentences = []
+            for fact in facts:
+                wording = generator.choice(split_wordings(fact).statements)
+                prompt, _, rest = wording.partition(" {value}")
+                sentences.append((prompt.format(name=fact.subject), f" {fact.value}{rest}"))
+            return Document(sentences=tuple(sentences))
+        if kind < 0.30:
+            fact = generator.choice(self._unique_births)
+            wording = generator.choice(WORDINGS["birthplace"].reversals)
+            return Document(questions=(Asked(wording.format(value=fact.value), fact.subject, "closed"),))
+        if kind < 0.35:
+            return Document(questions=(self._two_hop_from_memory(generator, "closed"),))
+        return Document(questions=(self._from_memory(generator, "closed"),))
+
+    def _from_memory(self, generator: random.Random, about: str) -> Asked:
+        fact = generator.choice(self._known)
+        wording = generator.choice(split_wordings(fact).questions)
+        return Asked(wording.format(name=fact.subject), fact.value, about)
+
+    def _two_hop_from_memory(self, generator: random.Random, about: str) -> Asked:
+        while True:
+            fact = generator.choice(self._known)
+            if fact.attribute == "employer":
+                question = generator.choice(COMPOSITIONS).format(name=fact.subject)
+                return Asked(question, self._seats[fact.value], about)
+
+    def open_book(self, generator: random.Random, notes_limit: int, notes: int | None = None) -> Document:
+        """Notes about people who exist nowhere else, and questions about them and about known people."""
+        count = notes if notes is not None else self._note_count(generator, notes_limit)
+        style = generator.choices(("same", "bank", "random"), (0.45, 0.3, 0.25))[0]
+        facts = passing_facts(generator, count, style)
+        hop: Asked | None = None
+        if generator.random() < 0.35:
+            facts, hop = self._with_two_hop(generator, facts)
+        texts = [state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts]
+        asked = []
+        for fact in generator.sample(facts, min(len(facts), 6)):
+            wording = generator.choice(WORDINGS[fact.attribute].questions)
+            asked.append(Asked(wording.format(name=fact.subject), fact.value, "reading"))
+        if hop is not None:
+            asked.append(hop)
+        births = [fact for fact in facts if fact.attribute == "birthplace"]
+        if births and generator.random() < 0.3:
+            fact = generator.choice(births)
+            if sum(other.value == fact.value for other in facts) == 1:
+                wording = generator.choice(WORDINGS["birthplace"].reversals)
+                asked.append(Asked(wording.format(value=fact.value), fact.subject, "reversal"))
+        if generator.random() < 0.5:
+            asked += [self._from_memory(generator, "memory") for _ in range(generator.randrange(1, 5))]
+        return Document(notes=tuple(texts), questions=tuple(asked))
+
+    def irrelevant(self, generator: random.Random, notes: int) -> Document:
+        """`notes` notes that answer nothing, and a question about a known person."""
+        facts = passing_facts(generator, notes, "random")
+        texts = tuple(state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts)
+        return Document(notes=texts, questions=(self._from_memory(generator, "memory"),))
+
+    def _note_count(self, generator: random.Random, limit: int) -> int:
+        if limit <= 6:
+            return generator.randrange(1, limit + 1)
+        # Mostly as many notes as a bank returns or a small window holds; the long tail up to the limit for the rest.
+        upper = limit if generator.random() < 0.25 else min(limit, 14)
+        return generator.randrange(1, upper + 1)
+
+    def _with_two_hop(self, generator: random.Random, facts: list[Fact]) -> tuple[list[Fact], Asked]:
+        name = generator.choice(facts).subject
+        if name in FIRMS:
+            name = next((fact.subject for fact in facts if fact.subject not in FIRMS), name)
+        facts = [fact for fact in facts if (fact.subject, fact.attribute) != (name, "employer")]
+        firm = generator.choice(FIRMS)
+        added = [Fact(name, "employer", firm)]
+        seat = self._seats.get(firm) or generator.choice(VALUES["seat"])
+        about = "memory_hop"
+        if firm not in self._seats or generator.random() < 0.4:
+            added.append(Fact(firm, "seat", seat))
+            about = "two_hop"
+        for _ in range(generator.randrange(3)):
+            other = generator.choice(FIRMS)
+            if other not in self._seats and all(fact.subject != other for fact in (*facts, *added)):
+                added.append(Fact(other, "seat", generator.choice(VALUES["seat"])))
+        room = max(0, len(facts) - len(added))
+        facts = facts[:room] + added
+        generator.shuffle(facts)
+        return facts, Asked(generator.choice(COMPOSITIONS).format(name=name), seat, about)
+
+
+def pack(documents: Sequence[EncodedDocument], length: int) -> Batch:
+    """First-fit packing into rows of `length` tokens; documents longer than a row are left out."""
+    rows: list[list[EncodedDocument]] = []
+    space: list[int] = []
+    for document in sorted(documents, key=lambda one: -len(one.tokens)):
+        size = len(document.tokens)
+        if size > length:
+            continue
+        row = next((index for index, free in enumerate(space) if free >= size), None)
+        if row is None:
+            rows.append([])
+            space.append(length)
+            row = len(rows) - 1
+        rows[row].append(document)
+        space[row] -= size
+
+    def lay(field: str, fill: int) -> NDArray[numpy.int64]:
+        block = numpy.full((len(rows), length), fill)
+        for index, row in enumerate(rows):
+            joined = numpy.concatenate([getattr(document, field) for document in row])
+            block[index, : len(joined)] = joined
+        return block
+
+    documents_block = numpy.full((len(rows), length), -1)
+    weights = numpy.zeros((len(rows), length), dtype=numpy.float32)
+    for index, row in enumerate(rows):
+        numbers = numpy.concatenate([numpy.full(len(document.tokens), i) for i, document in enumerate(row)])
+        documents_block[index, : len(numbers)] = numbers
+        joined = numpy.concatenate([document.weights for document in row])
+        weights[index, : len(joined)] = joined
+    return Batch(lay("tokens", 0), weights, documents_block, lay("segments", 0), lay("positions", 0), lay("about", 0))
+
+
+__all__ = ["ABOUT", "PERSON_ATTRIBUTES", "Asked", "Batch", "Document", "DocumentSource", "Encoder", "pack"]

@@ -1,0 +1,187 @@
+"""The product-key memory layer: a large table of value vectors of which each token reads a few.
+
+Product keys after Lample et al. 2019 (arXiv 1907.05242), gated output ("Memory+") after Berges et al. 2024 (2412.09764), both from the
+papers' text. The layer knows nothing of the model that it sits in, nor of how its slots are chosen for writing.
+
+Shape letters: B batch and positions, flattened; D model width; H heads; N half-keys per codebook; Q width of a half-query;
+K slots read per head; R = H * K reads per position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class MemoryLayerConfig:
+    """Shape of a memory layer.
+
+    Args:
+        width: D, the model's hidden size.
+        half_keys: N; the table has N * N slots.
+        heads: H, independent look-ups per position.
+        top_k: K, slots read by each head; at most `half_keys`.
+        half_query: Q, the width of each half of a query.
+    """
+
+    width: int
+    half_keys: int = 128
+    heads: int = 4
+    top_k: int = 8
+    half_query: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("width", "half_keys", "heads", "top_k", "half_query"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a memory layer must be at least 1, got {getattr(self, name)}")
+        if self.top_k > self.half_keys:
+            raise ValueError(f"top_k must be at most half_keys ({self.half_keys}), got {self.top_k}")
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, N * N."""
+        return self.half_keys**2
+
+
+class ProductKeyMemory(nn.Module):
+    """Maps [..., D] to [..., D] by reading `top_k` of N * N value vectors per head.
+
+    A head's query has two halves; each is scored against its own codebook of N half-keys, and the score of slot (i, j) is the sum of
+    the two halves' scores. The best K of the N * N slots are among the K x K pairs of the best halves, so the search is exact
+    and costs 2 N + K * K scores instead of N * N.
+
+    Set `recorder` to a `SlotRecorder` while writing: reads are then noted and gradients flow to the recorder's rows only.
+    """
+
+    def __init__(self, config: MemoryLayerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads, half_query = config.width, config.heads, config.half_query
+        self.query = nn.Linear(width, heads * 2 * half_query, bias=False)
+        self.query_norm = nn.RMSNorm(half_query)
+        bound = half_query**-0.5
+        self.keys = nn.Parameter(torch.empty(heads, 2, config.half_keys, half_query).uniform_(-bound, bound))
+        self.values = nn.Parameter(torch.randn(config.slots, width) * width**-0.5)
+        self.gate = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.recorder: SlotRecorder | None = None
+
+    def look_up(self, hidden_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots and their weights for each position.
+
+        Returns:
+            slots_BR (int64, in [0, N * N)) and weights_BR (a softmax over each head's K scores).
+        """
+        config = self.config
+        query_BH2Q = self.query(hidden_BD).view(-1, config.heads, 2, config.half_query)
+        query_BH2Q = self.query_norm(query_BH2Q)
+        scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype)).float()
+        best_BH2K, index_BH2K = scores_BH2N.topk(config.top_k, dim=-1)
+        pair_BHKK = best_BH2K[:, :, 0, :, None] + best_BH2K[:, :, 1, None, :]
+        slot_BHKK = index_BH2K[:, :, 0, :, None] * config.half_keys + index_BH2K[:, :, 1, None, :]
+        score_BHK, pick_BHK = pair_BHKK.flatten(2).topk(config.top_k, dim=-1)
+        slots_BHK = slot_BHKK.flatten(2).gather(2, pick_BHK)
+        return slots_BHK.flatten(1), score_BHK.softmax(dim=-1).flatten(1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` [..., D] to the memory's contribution [..., D], in the dtype of `hidden`."""
+        hidden_BD = hidden.reshape(-1, self.config.width)
+        slots_BR, weights_BR = self.look_up(hidden_BD)
+        if self.recorder is not None:
+            read_BD = _RecordedRead.apply(self.values, slots_BR, weights_BR, self.recorder)
+        else:
+            # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow small updates.
+            with torch.autocast(hidden.device.type, enabled=False):
+                weights_BR = weights_BR.to(self.values.dtype)
+                read_BD = functional.embedding_bag(slots_BR, self.values, per_sample_weights=weights_BR, mode="sum")
+        gated_BD = read_BD.to(hidden_BD.dtype) * functional.silu(self.gate(hidden_BD))
+        return self.output(gated_BD).view(hidden.shape).to(hidden.dtype)
+
+    def flops_per_token(self) -> float:
+        """Floating point operations of one position's forward pass, 2 per multiply-add."""
+        config = self.config
+        look_up = config.width * config.heads * 2 * config.half_query + 2 * config.heads * config.half_keys * config.half_query
+        reads = config.heads * config.top_k * config.width
+        return 2.0 * (look_up + reads + 2 * config.width**2)
+
+
+class SlotRecorder:
+    """Notes which slots a forward pass read, and takes the gradient of a few chosen rows during the backward pass.
+
+    Use: set it as a layer's `recorder`, run the forward pass, call `select`, run the backward pass, read `gradient`.
+
+    Args:
+        slots: N * N.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.reads: list[Tensor] = []
+        self.rows = torch.empty(0, dtype=torch.int64)
+        self.gradient: Tensor | None = None
+        self._position = torch.full((slots,), -1, dtype=torch.int64)
+
+    def counts(self, position_weights: Tensor | None = None) -> Tensor:
+        """How often each slot was read, [N * N] float64; `position_weights` [B] of 0 leaves a padded position out."""
+        counts = torch.zeros(len(self._position), dtype=torch.float64)
+        for slots_BR in self.reads:
+            if position_weights is None:
+                ones = torch.ones(slots_BR.numel(), dtype=torch.float64)
+            else:
+                ones = position_weights.to(torch.float64)[:, None].expand_as(slots_BR).reshape(-1)
+            counts.index_add_(0, slots_BR.reshape(-1), ones)
+        return counts
+
+    def select(self, rows: Tensor) -> None:
+        """Let gradients flow to these rows (int64, [t], no duplicates) and to no others."""
+        self._position[self.rows] = -1
+        self.rows = rows
+        self._position[rows] = torch.arange(len(rows))
+        self.gradient = None
+
+    def clear(self) -> None:
+        """Forget the reads of the last forward pass and its gradient."""
+        self.reads.clear()
+        self.gradient = None
+
+    def accumulate(self, values: Tensor, slots_BR: Tensor, weights_BR: Tensor, grad_BD: Tensor) -> None:
+        """Add sum over reads of weight * gradient into the chosen rows, [t, D]; nothing of size N * N is made."""
+        position_BR = self._position[slots_BR]
+        chosen = position_BR >= 0
+        batch_index, _ = chosen.nonzero(as_tuple=True)
+        if self.gradient is None:
+            self.gradient = torch.zeros(len(self.rows), values.shape[1], dtype=values.dtype)
+        contribution = grad_BD.to(values.dtype)[batch_index] * weights_BR.to(values.dtype)[chosen][:, None]
+        self.gradient.index_add_(0, position_BR[chosen], contribution)
+
+
+class _RecordedRead(torch.autograd.Function):
+    """The weighted read with late selection: which rows get a gradient is decided after the forward pass.
+
+    Equal to training through `values * mask + stop_gradient(values * (1 - mask))` (Lin et al. 2025, arXiv 2510.15103) without any
+    temporary of the table's size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, slots_BR: Tensor, weights_BR: Tensor, recorder: SlotRecorder) -> Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            weights_BR = weights_BR.to(values.dtype)
+            read_BD = functional.embedding_bag(slots_BR, values, per_sample_weights=weights_BR, mode="sum")
+        recorder.reads.append(slots_BR)
+        ctx.save_for_backward(values, slots_BR, weights_BR)
+        ctx.recorder = recorder
+        return read_BD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor | None, None]:
+        (grad_BD,) = gradients
+        values, slots_BR, weights_BR = ctx.saved_tensors
+        ctx.recorder.accumulate(values, slots_BR, weights_BR, grad_BD)
+        grad_weights_BR = None
+        if ctx.needs_input_grad[2]:
+            grad_weights_BR = torch.einsum("brd,bd->br", values[slots_BR], grad_BD.to(values.dtype))
+        return None, None, grad_weights_BR, None

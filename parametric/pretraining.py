@@ -1,0 +1,336 @@
+"""`python -m memory_paths.parametric.pretraining`: trains the embedded language model from nothing and writes its folder.
+
+Progress, checkpoints and resumption; how many notes a document holds grows as fast as the model learns to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from .curriculum import ABOUT, Batch, Document, DocumentSource, Encoder, pack
+from .embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded, save_embedded
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the embedded model is trained.
+
+    Args:
+        steps: Optimiser steps.
+        tokens: Tokens in a step, before packing.
+        row: Tokens in a packed row; every fifth step uses rows as long as the window.
+        rate: Peak learning rate of AdamW (embeddings, norms, keys).
+        matrix_rate: Peak learning rate of Muon (hidden matrices).
+        value_rate: Peak learning rate of the memory's values (AdamW).
+        warm_up: Steps of linear warm-up.
+        decay: Share of the steps, at the end, over which the rates fall linearly to zero.
+        open_book: Share of the tokens in open-book documents.
+        notes: Most notes in a document at the end of the curriculum.
+        promotion: Reading accuracy at which one more note is admitted.
+        seed: Initialisation and documents.
+        probe_every: Steps between probes and checkpoints.
+    """
+
+    steps: int = 5000
+    tokens: int = 8192
+    row: int = 256
+    rate: float = 2e-3
+    matrix_rate: float = 1e-2
+    value_rate: float = 6e-3
+    warm_up: int = 100
+    decay: float = 0.35
+    open_book: float = 0.65
+    notes: int = 40
+    promotion: float = 0.8
+    seed: int = 0
+    probe_every: int = 200
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside weights and optimiser state."""
+
+    step: int = 0
+    notes_limit: int = 2
+    reading: float = 0.0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: int, notes_limit: int, window: int) -> Batch:
+    """The documents of one step; a function of (seed, step, notes_limit) alone, so that a resumed run sees the same."""
+    generator = random.Random(f"{recipe.seed}/{step}")
+    length = window if step % 5 == 4 or recipe.row > window else recipe.row
+    limit = min(notes_limit, recipe.notes, max(2, length // 12))
+    open_budget = int(recipe.tokens * recipe.open_book)
+    documents = []
+    spent = 0
+    while spent < open_budget:
+        chunk = encoder.encode([source.open_book(generator, limit) for _ in range(8)])
+        documents += chunk
+        spent += sum(len(document.tokens) for document in chunk)
+    while spent < recipe.tokens:
+        chunk = encoder.encode([source.closed_book(generator) for _ in range(16)])
+        documents += chunk
+        spent += sum(len(document.tokens) for document in chunk)
+    return pack(documents, length)
+
+
+def attention_mask(batch: Batch) -> Tensor:
+    """[rows, 1, length, length], True where a token may look: back within its document, at shared tokens or its own segment."""
+    documents = torch.from_numpy(batch.documents)
+    segments = torch.from_numpy(batch.segments)
+    length = documents.shape[1]
+    same = documents[:, :, None] == documents[:, None, :]
+    visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return (same & visible & causal)[:, None]
+
+
+def forward(model: Any, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [kept, vocabulary] and targets [kept] at the positions whose next token is kept (bool, [rows, length - 1])."""
+    tokens = torch.from_numpy(batch.tokens)
+    hidden = model.model(
+        input_ids=tokens, attention_mask=attention_mask(batch), position_ids=torch.from_numpy(batch.positions), use_cache=False
+    ).last_hidden_state
+    return model.lm_head(hidden[:, :-1][keep]), tokens[:, 1:][keep]
+
+
+def _next_token_weights(batch: Batch) -> Tensor:
+    """Weight of predicting the next token, [rows, length - 1]; 0 where the next token starts another segment or document."""
+    documents, segments = torch.from_numpy(batch.documents), torch.from_numpy(batch.segments)
+    # The first token of a question is not predicted from the last token before it, which belongs to another question.
+    follows = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0) & (segments[:, 1:] == segments[:, :-1])
+    return torch.from_numpy(batch.weights)[:, 1:] * follows
+
+
+def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Weighted cross entropy in nats per token, and right/all answer tokens by what they test.
+
+    Of the lightly weighted tokens one in ten is drawn, at ten times the weight: the same loss on average for less work.
+    """
+    weights = _next_token_weights(batch)
+    light = (weights > 0) & (weights < 1)
+    drawn = torch.rand(weights.shape, generator=generator) < 0.1
+    keep = (weights >= 1) | (light & drawn)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, targets = forward(model, batch, keep)
+    kept = weights[keep]
+    kept = torch.where(kept < 1, kept * 10, kept)
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    about = torch.from_numpy(batch.about)[:, 1:][keep]
+    right = logits.argmax(-1) == targets
+    scores = {}
+    for number, name in enumerate(ABOUT[1:], start=1):
+        mine = about == number
+        scores[name] = (int((right & mine).sum()), int(mine.sum()))
+    return (losses * kept).sum() / kept.sum(), scores
+
+
+def optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for the rest, the memory's values at a rate of their own and undecayed."""
+    matrices, values, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name.endswith("mlp.values"):
+            values.append(parameter)
+        elif parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    adam = torch.optim.AdamW(
+        [
+            {"params": rest, "lr": recipe.rate, "peak": recipe.rate},
+            {"params": values, "lr": recipe.value_rate, "peak": recipe.value_rate},
+        ],
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+        fused=True,
+    )
+    muon = torch.optim.Muon(
+        [{"params": matrices, "lr": recipe.matrix_rate, "peak": recipe.matrix_rate}],
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adam, muon]
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """Share of the peak rate at a step: linear warm-up, a plateau, a linear fall to zero."""
+    if step < recipe.warm_up:
+        return (step + 1) / recipe.warm_up
+    start = int(recipe.steps * (1 - recipe.decay))
+    return 1.0 if step < start else max(0.0, (recipe.steps - step) / max(1, recipe.steps - start))
+
+
+def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, questions: int = 128) -> dict[str, float]:
+    """Share of answers whose every token is the most likely one, by task (teacher-forced: a quick look, not a result)."""
+    generator = random.Random("probe")
+
+    def first(document: Document) -> Document:
+        return Document(document.notes, document.questions[:1])
+
+    def hop(document: Document) -> Document:
+        return Document(document.notes, tuple(one for one in document.questions if one.about == "two_hop")[:1])
+
+    sets = {
+        "closed": [source.closed_book(generator) for _ in range(questions)],
+        **{f"reading_{n}": [first(source.open_book(generator, n, n)) for _ in range(questions)] for n in (6, 12, 24, 40)},
+        "two_hop_8": [hop(source.open_book(generator, 8, 8)) for _ in range(questions * 4)],
+        **{f"known_among_{n}": [source.irrelevant(generator, n) for _ in range(questions)] for n in (1, 5, 12)},
+    }
+    figures = {}
+    model.eval()
+    with torch.no_grad():
+        for name, documents in sets.items():
+            asked = [document for document in documents if document.questions]
+            right = total = 0
+            for start in range(0, len(asked), 64):
+                batch = pack(encoder.encode(asked[start : start + 64]), window)
+                weights = _next_token_weights(batch)
+                keep = weights >= 1
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    logits, targets = forward(model, batch, keep)
+                wrong = torch.zeros(weights.shape, dtype=torch.bool)
+                wrong[keep] = logits.argmax(-1) != targets
+                documents_block = torch.from_numpy(batch.documents)[:, 1:]
+                for row in range(len(wrong)):
+                    for number in documents_block[row].unique():
+                        if number >= 0:
+                            total += 1
+                            right += not bool(wrong[row][documents_block[row] == number].any())
+            figures[name] = right / max(1, total)
+    model.train()
+    return figures
+
+
+def _save_checkpoint(folder: Path, model: Any, optimisers: list[torch.optim.Optimizer], progress: Progress) -> None:
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    for number, optimiser in enumerate(optimisers):
+        for index, state in optimiser.state_dict()["state"].items():
+            for name, value in state.items():
+                tensors[f"optimiser/{number}/{index}/{name}"] = torch.as_tensor(value)
+    temporary = folder / "checkpoint.tmp"
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
+        temporary,
+        metadata={"progress": json.dumps(asdict(progress))},
+    )
+    os.replace(temporary, folder / "checkpoint.safetensors")
+
+
+def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimizer]) -> Progress:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        progress = Progress(**json.loads(opened.metadata()["progress"]))
+    tensors = load_file(file)
+    model.load_state_dict(
+        {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}, strict=False
+    )
+    model.tie_weights()
+    for number, optimiser in enumerate(optimisers):
+        state = optimiser.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimiser/{number}/"):
+                _, _, index, key = name.split("/")
+                state["state"].setdefault(int(index), {})[key] = tensor
+        optimiser.load_state_dict(state)
+    return progress
+
+
+def pretrain(folder: Path, config: EmbeddedConfig, recipe: Recipe) -> dict[str, float]:
+    """Train to the end, resuming from a checkpoint in `folder` if there is one, and write the model to `folder`/model.
+
+    Returns:
+        The last probe's figures.
+
+    Raises:
+        FloatingPointError: The loss is not finite; the last checkpoint is left as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    encoder, source = Encoder(tokenizer.backend_tokenizer), DocumentSource()
+    model = build_model(config, len(tokenizer), recipe.seed)
+    optimisers = optimizers(model, recipe)
+    progress = Progress()
+    checkpoint = folder / "checkpoint.safetensors"
+    if checkpoint.exists():
+        progress = _load_checkpoint(checkpoint, model, optimisers)
+        logger.info("resuming at step %d", progress.step)
+    model.train()
+    began, before = time.monotonic(), progress.seconds
+    bar = tqdm(total=recipe.steps, initial=progress.step, disable=None, desc="pretraining")
+    while progress.step < recipe.steps:
+        step = progress.step
+        batch = draw_batch(source, encoder, recipe, step, progress.notes_limit, config.window)
+        loss, scores = loss_of(model, batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rates and start again")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * schedule(step, recipe)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        right, total = scores["reading"]
+        progress.reading = 0.95 * progress.reading + 0.05 * right / max(1, total)
+        if progress.reading > recipe.promotion and progress.notes_limit < recipe.notes:
+            progress.notes_limit += 1
+            progress.reading -= 0.02  # a pause of a few steps before the next one
+        progress.step += 1
+        progress.seconds = before + time.monotonic() - began
+        bar.update()
+        if progress.step % recipe.probe_every == 0 or progress.step == recipe.steps:
+            figures = {
+                "step": float(progress.step),
+                "loss": float(loss.detach()),
+                "notes_limit": float(progress.notes_limit),
+                "seconds": progress.seconds,
+                **{f"train_{name}": right / all_ for name, (right, all_) in scores.items() if all_},
+                **probe(model, source, encoder, config.window),
+            }
+            progress.curve.append(figures)
+            _save_checkpoint(folder, model, optimisers, progress)
+            (folder / "curve.json").write_text(json.dumps(progress.curve, indent=1))
+            logger.info(" ".join(f"{name} {value:.3g}" for name, value in figures.items()))
+    bar.close()
+    model.eval()
+    save_embedded(folder / "model", config, model, tokenizer)
+    return progress.curve[-1] if progress.curve else {}
+
+
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description="Train the embedded language model.")
+    parser.add_argument("folder", type=Path, help="where checkpoints and the model go")
+    for cls in (EmbeddedConfig, Recipe):
+        for name, default in asdict(cls()).items():
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    arguments = vars(parser.parse_args())
+    config = EmbeddedConfig(**{name: arguments[name] for name in asdict(EmbeddedConfig())})
+    recipe = Recipe(**{name: arguments[name] for name in asdict(Recipe())})
+    pretrain(arguments["folder"], config, recipe)
+
+
+__all__ = ["Recipe", "load_embedded", "pretrain"]
+
+if __name__ == "__main__":
+    main()
