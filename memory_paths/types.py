@@ -33,10 +33,12 @@ class Phrasing:
     Args:
         completion: The text to be learnt.
         prompt: The text before it, which is context and not a target; empty for a plain sentence.
+        asks: Whether the prompt is a question, to be laid out as the model is asked, with the completion as its answer.
     """
 
     completion: str
     prompt: str = ""
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ class Stream:
         prior: Questions about what the model knew before (kind "prior").
         skill: Reading tasks, the notes given: what the model must still be able to do.
         unknown: Questions about what is never taught (kind "unknown").
-        rehearsal: Phrasings of what the model knew before, free for any method to use; disjoint from `prior`.
+        texts: Ordinary text whose perplexity is measured before and after.
         chance: Share of right answers of always giving an attribute's most frequent value, in [0, 1].
     """
 
@@ -256,7 +258,7 @@ class Stream:
     prior: tuple[Question, ...] = ()
     skill: tuple[ReadingTask, ...] = ()
     unknown: tuple[Question, ...] = ()
-    rehearsal: tuple[Phrasing, ...] = ()
+    texts: tuple[str, ...] = ()
     chance: float = 0.0
 
 
@@ -328,6 +330,10 @@ class Scores(Protocol):
         """Log-likelihood of each answer after its prompt, in nats, the stop excluded."""
         ...
 
+    def count_answer_tokens(self, pairs: Sequence[tuple[Prompt, str]]) -> list[int]:
+        """Over how many tokens `loglikelihood` sums, for each pair."""
+        ...
+
 
 @runtime_checkable
 class Trains(Protocol):
@@ -338,6 +344,14 @@ class Trains(Protocol):
 
     def encode_phrasing(self, phrasing: Phrasing) -> tuple[list[int], list[bool]]:
         """Token ids of prompt + completion + stop, and which of them are targets."""
+        ...
+
+    def forward_flops(self, tokens: int) -> float:
+        """Floating point operations of reading `tokens` tokens."""
+        ...
+
+    def weights_changed(self) -> None:
+        """To be called after every change to `module`."""
         ...
 
     def weights_hash(self) -> str:

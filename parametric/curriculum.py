@@ -25,11 +25,12 @@ BACKGROUND_WEIGHT = 0.05
 
 @dataclass(frozen=True)
 class Asked:
-    """A question within a document. `about` is "reading", "memory", "two_hop" or "reversal"."""
+    """A question within a document, or a sentence to be finished. `about` is one of ABOUT."""
 
     question: str
     answer: str
     about: str
+    finishes: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Batch:
     about: NDArray[numpy.int64]
 
 
-ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop")
+ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing")
 
 
 class Encoder:
@@ -88,7 +89,7 @@ class Encoder:
 
     def _join(self, pieces: list[tuple[str, float, int, str, bool]], ids: list[list[int]]) -> EncodedDocument:
         tokens, weights, segments, positions, about = [self._bos], [0.0], [0], [0], [0]
-        shared = last_segment = 0
+        shared, last_segment = 1, 0
         for (_, weight, segment, tests, ends), piece in zip(pieces, ids, strict=True):
             new = piece + [self._eos] if ends else piece
             if segment == 0:
@@ -119,7 +120,8 @@ def _pieces(document: Document) -> Iterator[tuple[str, float, int, str, bool]]:
         yield f" {head}", BACKGROUND_WEIGHT, 0, "", False
     for index, asked in enumerate(document.questions, start=1):
         lead = "" if document.notes else " "
-        yield lead + layout(Prompt(asked.question)), 0.0, index, "", False
+        prompt = f"- {asked.question}" if asked.finishes else layout(Prompt(asked.question))
+        yield lead + prompt, 0.0, index, "", False
         yield f" {asked.answer}", 1.0, index, asked.about, True
 
 
@@ -170,11 +172,13 @@ class DocumentSource:
                 question = generator.choice(COMPOSITIONS).format(name=fact.subject)
                 return Asked(question, self._seats[fact.value], about)
 
-    def open_book(self, generator: random.Random, notes_limit: int, notes: int | None = None) -> Document:
+    def open_book(
+        self, generator: random.Random, notes_limit: int, notes: int | None = None, nearness: float = 1.0
+    ) -> Document:
         """Notes about people who exist nowhere else, and questions about them and about known people."""
         count = notes if notes is not None else self._note_count(generator, notes_limit)
-        style = generator.choices(("same", "bank", "random"), (0.45, 0.3, 0.25))[0]
-        facts = passing_facts(generator, count, style)
+        style = generator.choices(("same", "bank", "random"), (0.65, 0.2, 0.15))[0]
+        facts = passing_facts(generator, count, style, nearness)
         hop: Asked | None = None
         if generator.random() < 0.35:
             facts, hop = self._with_two_hop(generator, facts)
@@ -183,6 +187,10 @@ class DocumentSource:
         for fact in generator.sample(facts, min(len(facts), 6)):
             wording = generator.choice(WORDINGS[fact.attribute].questions)
             asked.append(Asked(wording.format(name=fact.subject), fact.value, "reading"))
+        # Finishing a sentence about a noted fact needs the same binding of name and value, and is learnt sooner.
+        for fact in generator.sample(facts, min(len(facts), 3)):
+            prompt, _, _ = generator.choice(WORDINGS[fact.attribute].statements).partition(" {value}")
+            asked.append(Asked(prompt.format(name=fact.subject), fact.value, "finishing", finishes=True))
         if hop is not None:
             asked.append(hop)
         births = [fact for fact in facts if fact.attribute == "birthplace"]

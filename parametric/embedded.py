@@ -17,12 +17,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import memory_paths
 from memory_paths.lm import layout
 from memory_paths.streams import words
 from memory_paths.types import Prompt
 
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory
 
+ASSETS = Path(memory_paths.__file__).parent / "assets"
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
@@ -111,6 +113,15 @@ def save_embedded(folder: Path, config: EmbeddedConfig, model: nn.Module, tokeni
     save_file(state, folder / "model.safetensors")
     (folder / "embedded.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def load(name: str) -> tuple[Any, PreTrainedTokenizerFast]:
+    """What `lm=embedded` loads: the model that ships with the package, or one that was trained into a folder.
+
+    Raises:
+        FileNotFoundError: No embedded model there.
+    """
+    return load_embedded(ASSETS / "embedded" if name == "embedded" else Path(name))
 
 
 def load_embedded(folder: Path) -> tuple[Any, PreTrainedTokenizerFast]:

@@ -80,7 +80,8 @@ class ProductKeyMemory(nn.Module):
         config = self.config
         query_BH2Q = self.query(hidden_BD).view(-1, config.heads, 2, config.half_query)
         query_BH2Q = self.query_norm(query_BH2Q)
-        scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype)).float()
+        scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype))
+        scores_BH2N = scores_BH2N.to(torch.promote_types(scores_BH2N.dtype, torch.float32))
         best_BH2K, index_BH2K = scores_BH2N.topk(config.top_k, dim=-1)
         pair_BHKK = best_BH2K[:, :, 0, :, None] + best_BH2K[:, :, 1, None, :]
         slot_BHKK = index_BH2K[:, :, 0, :, None] * config.half_keys + index_BH2K[:, :, 1, None, :]

@@ -86,11 +86,6 @@ def cloze(fact: Fact, wording: str) -> Phrasing:
     return Phrasing(f" {fact.value}{rest}", prompt.format(name=fact.subject))
 
 
-def ask(question: str, answer: str) -> Phrasing:
-    """A question as the prompt in its closed-book layout and the answer as the text to be learnt."""
-    return Phrasing(f" {answer}", f"Question: {question}\nAnswer:")
-
-
 def draw_names(generator: random.Random, count: int, taken: Iterable[str] = ()) -> list[str]:
     """`count` different full names, none of them in `taken`."""
     used = set(taken)
@@ -126,8 +121,13 @@ def study_phrasings(fact: Fact) -> tuple[Phrasing, ...]:
     """Every study wording of a fact: sentences as clozes, then questions with their answer."""
     wordings = split_wordings(fact)
     return tuple(cloze(fact, wording) for wording in wordings.statements) + tuple(
-        ask(wording.format(name=fact.subject), fact.value) for wording in wordings.questions
+        Phrasing(fact.value, wording.format(name=fact.subject), asks=True) for wording in wordings.questions
     )
+
+
+def rehearsal() -> tuple[Phrasing, ...]:
+    """Study phrasings of part A of the known people: what a method may use to remember what the embedded model knew."""
+    return tuple(phrasing for fact in known_world().part_a for phrasing in study_phrasings(fact))
 
 
 def _item(fact: Fact, version: int = 1) -> Knowledge:
@@ -285,7 +285,6 @@ def biographies(
         prior=prior,
         skill=tuple(reading_task(skill_generator, reading_notes) for _ in range(400)),
         unknown=unknown,
-        rehearsal=tuple(phrasing for fact in known.part_a for phrasing in study_phrasings(fact)),
         chance=_chance(everything),
     )
 
@@ -297,7 +296,7 @@ def _chance(facts: Sequence[Fact]) -> float:
     return sum(counts.most_common(1)[0][1] for counts in by_attribute.values()) / len(facts)
 
 
-def passing_facts(generator: random.Random, count: int, style: str) -> list[Fact]:
+def passing_facts(generator: random.Random, count: int, style: str, nearness: float = 1.0) -> list[Fact]:
     """`count` facts of people who exist nowhere else, with distractors as hard as `style` makes them.
 
     Args:
@@ -305,6 +304,7 @@ def passing_facts(generator: random.Random, count: int, style: str) -> list[Fact
         count: Number of facts, at least 1.
         style: "random" (any person, any attribute), "same" (one or two attributes for all, many names shared in part) or
             "bank" (what a retriever finds: all about one person, and the same attribute of people with a similar name).
+        nearness: In [0, 1]; scales how many people share a first or a last name.
 
     Returns:
         Facts with no (subject, attribute) twice, shuffled.
@@ -321,12 +321,12 @@ def passing_facts(generator: random.Random, count: int, style: str) -> list[Fact
             add(generator.choice(names), generator.choice(PERSON_ATTRIBUTES))
     elif style == "same":
         attributes = generator.sample(PERSON_ATTRIBUTES, generator.choice((1, 1, 2)))
-        names = near_names(generator, -(-count // len(attributes)), share=0.4)
+        names = near_names(generator, -(-count // len(attributes)), share=0.4 * nearness)
         for name in names:
             for attribute in attributes:
                 add(name, attribute)
     elif style == "bank":
-        names = near_names(generator, count, share=0.8)
+        names = near_names(generator, count, share=0.8 * nearness)
         asked = generator.choice(PERSON_ATTRIBUTES)
         about = generator.randrange(1, min(count, len(PERSON_ATTRIBUTES)) + 1)
         add(names[0], asked)

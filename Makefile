@@ -1,0 +1,40 @@
+# Everything runs in .venv, which the first target makes. `make demo` and `make test` need nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test lint typecheck bench notebooks pretrain proofs clean
+
+demo: .venv/ready
+	$(BIN)/python -m memory_paths experiment=compare
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .venv/ready
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m pytest tests/bench_paths.py --benchmark-only --benchmark-group-by=group
+
+notebooks: .venv/ready
+	$(BIN)/python -m memory_paths.notebooks notebooks
+
+pretrain: .venv/ready
+	$(BIN)/python -m memory_paths.parametric.pretraining .work/pretraining
+
+proofs: .venv/ready
+	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest -m proof
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,77 @@
+"""`python -m memory_paths`: builds what the configuration says, runs the evaluator, leaves a run folder.
+
+The only `@hydra.main`. In a sweep a job that fails is named and the others finish; the exit status says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+logger = logging.getLogger("memory_paths")
+
+
+def run(cfg: Any, folder: Path) -> None:
+    """One evaluation into `folder`; a finished one is left alone."""
+    from omegaconf import OmegaConf
+
+    from memory_paths import build
+    from memory_paths.evaluation.evaluator import Evaluator
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    finished = folder / "report.json"
+    if finished.exists() and json.loads(finished.read_text())["config"] == config:
+        logger.info("%s is finished already", folder)
+        return
+    build.threads(cfg.threads)
+    built = build.build_run(cfg)
+    with built.agent as agent:
+        evaluator = Evaluator(
+            built.stream,
+            folder=folder,
+            samples=cfg.evaluation.samples,
+            seed=cfg.seeds.order,
+            oracle=built.oracle,
+            likelihoods=cfg.evaluation.likelihoods,
+            unknown_threshold=cfg.evaluation.unknown_threshold,
+            progress=cfg.progress,
+            config=config,
+        )
+        evaluator.run(agent)
+
+
+@hydra.main(config_path="pkg://memory_paths.conf", config_name="config", version_base="1.3")
+def _task(cfg: Any) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    failed = folder / "failed.json"
+    failed.unlink(missing_ok=True)
+    try:
+        run(cfg, folder)
+    except Exception as error:
+        described = {"error": f"{type(error).__name__}: {error}", "overrides": list(settings.overrides.task)}
+        failed.write_text(json.dumps({**described, "traceback": traceback.format_exc()}, indent=1))
+        if settings.mode != RunMode.MULTIRUN:
+            raise
+        logger.error("job %s failed: %s", settings.job.num, described["error"])
+
+
+def main() -> None:
+    """The command line."""
+    from memory_paths import report
+
+    _task()
+    sys.exit(report.exit_status())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""The agent: learns, answers, forgets and explains, in one namespace, along one path or several behind a router.
+
+It knows nothing of how a path stores what it is given, of configuration, or of who scores its answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from memory_paths.context import pack
+from memory_paths.ledger import Ledger
+from memory_paths.router import Fixed, Router
+from memory_paths.types import (
+    DEFAULT_NAMESPACE,
+    Answer,
+    Cost,
+    Generates,
+    Knowledge,
+    MemoryPath,
+    Prompt,
+    Query,
+    Reading,
+    Receipt,
+    Recall,
+    Scores,
+)
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a given answer is. `loglikelihood` in nats over `tokens` tokens."""
+
+    loglikelihood: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where an answer came from. `str()` of it is for people."""
+
+    answer: Answer
+    sources: tuple[str, ...]
+
+    def __str__(self) -> str:
+        confidence = "unknown" if self.answer.confidence is None else f"{self.answer.confidence:.2f}"
+        lines = [f"{self.answer.text!r} by path {self.answer.path!r}, confidence {confidence}"]
+        lines += self.sources or ("nothing stood in the prompt: the answer came from the model's weights",)
+        return "\n".join(lines)
+
+
+class Agent:
+    """One language model, one ledger, one or more paths. Safe to use from several threads; calls are served one by one.
+
+    Args:
+        lm: The language model. It is lent to the paths and comes back unchanged.
+        paths: By name, the first one being the default.
+        ledger: The one truth that the paths share.
+        router: Where items go and who answers.
+        namespace: Whose knowledge this is.
+        max_new_tokens: Longest answer in tokens.
+        config: What built this agent, kept so that `Agent.load` can build it again.
+
+    Raises:
+        ValueError: No path at all.
+        TypeError: The model cannot generate.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        paths: Mapping[str, MemoryPath],
+        ledger: Ledger,
+        *,
+        router: Router | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        max_new_tokens: int = 32,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not paths:
+            raise ValueError("an agent needs at least one path")
+        if not isinstance(lm, Generates):
+            raise TypeError(f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)")
+        self.lm = lm
+        self.paths = dict(paths)
+        self.ledger = ledger
+        self.router: Router = router if router is not None else Fixed()
+        self.namespace = namespace
+        self.config = dict(config) if config is not None else None
+        self._max_new_tokens = max_new_tokens
+        self._lock = threading.RLock()
+
+    @property
+    def path_name(self) -> str:
+        """Name of the default path."""
+        return next(iter(self.paths))
+
+    def learn(self, items: str | Sequence[Knowledge | str]) -> Receipt:
+        """Store knowledge where the router says.
+
+        Args:
+            items: Plain text, or items; a plain text becomes an item whose id is its content's hash.
+
+        Raises:
+            ValueError: An active id with another text, or what the path refuses; nothing of that path is stored then.
+        """
+        given = [items] if isinstance(items, str) else items
+        knowledge = [_as_knowledge(item) for item in given]
+        names = list(self.paths)
+        groups: dict[str, list[Knowledge]] = {}
+        for item in knowledge:
+            groups.setdefault(self.router.place(item, names), []).append(item)
+        cost, pending, details = Cost(), False, {}
+        with self._lock:
+            for name, group in groups.items():
+                receipt = self.paths[name].write(group, self.namespace)
+                cost, pending = cost + receipt.cost, pending or receipt.pending
+                details[name] = dict(receipt.details)
+        return Receipt(tuple(item.id for item in knowledge), cost, pending, details)
+
+    def answer(
+        self, queries: str | Sequence[str | Query], *, notes: Sequence[Sequence[str]] | None = None
+    ) -> list[Answer]:
+        """One answer for each query, in order.
+
+        Args:
+            queries: Questions in words, or queries. A query of another namespace is refused.
+            notes: For each query, texts that stand in the prompt in place of what the path would recall.
+        """
+        asked = self._queries(queries)
+        names = list(self.paths)
+        with self._lock:
+            served = [tuple(self.router.serve(query, names)) for query in asked]
+            answers: list[Answer | None] = [None] * len(asked)
+            pending = list(range(len(asked)))
+            rank = 0
+            while pending:
+                groups: dict[str, list[int]] = {}
+                for index in pending:
+                    groups.setdefault(served[index][rank], []).append(index)
+                for name, indices in groups.items():
+                    given = None if notes is None else [notes[index] for index in indices]
+                    for index, new in zip(indices, self._answer(name, [asked[i] for i in indices], given), strict=True):
+                        answers[index] = _better(answers[index], new)
+                rank += 1
+                pending = [
+                    index
+                    for index in pending
+                    if rank < len(served[index]) and not self.router.content(_given(answers[index]))
+                ]
+        return [_given(answer) for answer in answers]
+
+    def score(
+        self, pairs: Sequence[tuple[str | Query, str]], *, notes: Sequence[Sequence[str]] | None = None
+    ) -> list[Score]:
+        """How likely each given answer is after its question, asked along the default path.
+
+        Raises:
+            TypeError: The model does not score.
+        """
+        if not isinstance(self.lm, Scores):
+            raise TypeError(f"{type(self.lm).__name__} gives no log-likelihoods")
+        queries = self._queries([query for query, _ in pairs])
+        path = self.paths[self.path_name]
+        with self._lock:
+            prompts, _ = self._prompts(path, queries, notes)
+            given = [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
+            with path.model(self.lm) as model:
+                likelihoods, tokens = model.loglikelihood(given), model.count_answer_tokens(given)
+        return [Score(value, count) for value, count in zip(likelihoods, tokens, strict=True)]
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Stop holding these ids, wherever they live. Ids that are not held are ignored."""
+        with self._lock:
+            for path in self.paths.values():
+                held = {item.id for item in path.items(self.namespace)}
+                path.forget([id for id in ids if id in held], self.namespace)
+
+    def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
+        """Take items from one path to another, ids and history kept."""
+        with self._lock:
+            self.ledger.move(ids, source=source, target=target, namespace=self.namespace)
+            for name in (target, source):
+                self.paths[name].flush()
+
+    def items(self) -> list[Knowledge]:
+        """What the paths hold now."""
+        with self._lock:
+            return [item for path in self.paths.values() for item in path.items(self.namespace)]
+
+    def explain(self, answer: Answer) -> Explanation:
+        """What stood in the prompt of an answer, and where each piece comes from."""
+        sources = []
+        for recall in answer.recalls:
+            source = f", source {recall.item.source!r}" if recall.item.source else ""
+            sources.append(f"- {recall.item.text}  (id {recall.item.id!r}, score {recall.score:.3f}{source})")
+        return Explanation(answer, tuple(sources))
+
+    def flush(self) -> None:
+        """Complete pending writes."""
+        with self._lock:
+            for path in self.paths.values():
+                path.flush()
+
+    def stored_bytes(self) -> int:
+        """Bytes kept beyond the untouched model."""
+        return sum(path.stored_bytes() for path in self.paths.values())
+
+    def state_hash(self) -> str:
+        """Changes when anything that could change an answer does."""
+        return "/".join(path.state_hash() for path in self.paths.values())
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the lent model's weights; empty for a model that does not show them."""
+        return self.lm.weights_hash() if hasattr(self.lm, "weights_hash") else ""
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything that `Agent.load` needs into a folder (format version 1)."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            self.flush()
+            self.ledger.save(target / "ledger.sqlite")
+            for name, path in self.paths.items():
+                path.save(target / "paths" / name)
+            described = {"version": STATE_VERSION, "namespace": self.namespace, "config": self.config}
+            (target / "agent.json").write_text(json.dumps(described, indent=1))
+
+    @staticmethod
+    def load(folder: str | Path) -> Agent:
+        """The agent that was saved there, built again from the configuration that it was saved with.
+
+        Raises:
+            FileNotFoundError: The folder holds no agent.
+            ValueError: Another format version, or an agent that was assembled by hand (see `memory_paths.build.restore`).
+        """
+        from memory_paths.build import load_saved
+
+        return load_saved(Path(folder))
+
+    def as_runnable(self) -> Any:
+        """This agent as a LangChain Runnable: a str, a dict with "question", or messages in; an `Answer` out."""
+        from memory_paths.langchain import as_runnable
+
+        return as_runnable(self)
+
+    def close(self) -> None:
+        """Release files and locks."""
+        for path in self.paths.values():
+            path.close()
+        self.ledger.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _queries(self, queries: str | Sequence[str | Query]) -> list[Query]:
+        given = [queries] if isinstance(queries, str) else queries
+        asked = [Query(query, self.namespace) if isinstance(query, str) else query for query in given]
+        for query in asked:
+            if query.namespace == DEFAULT_NAMESPACE != self.namespace:
+                continue
+            if query.namespace != self.namespace:
+                raise ValueError(f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}")
+        return [replace(query, namespace=self.namespace) for query in asked]
+
+    def _prompts(
+        self, path: MemoryPath, queries: Sequence[Query], notes: Sequence[Sequence[str]] | None
+    ) -> tuple[list[Prompt], list[Reading]]:
+        if notes is not None:
+            prompts = [Prompt(query.text, tuple(given)) for query, given in zip(queries, notes, strict=True)]
+            return prompts, [Reading() for _ in queries]
+        readings = [
+            replace(reading, recalls=tuple(pack(self.lm, query, reading.recalls)))
+            for query, reading in zip(queries, path.read(queries), strict=True)
+        ]
+        prompts = [
+            Prompt(query.text, tuple(recall.item.text for recall in reading.recalls))
+            for query, reading in zip(queries, readings, strict=True)
+        ]
+        return prompts, readings
+
+    def _answer(self, name: str, queries: Sequence[Query], notes: Sequence[Sequence[str]] | None) -> list[Answer]:
+        path = self.paths[name]
+        prompts, readings = self._prompts(path, queries, notes)
+        with path.model(self.lm) as model:
+            generations = model.generate(prompts, max_new_tokens=self._max_new_tokens)
+        return [
+            Answer(
+                text=generation.text,
+                path=name,
+                recalls=reading.recalls,
+                confidence=math.exp(generation.loglikelihood / max(1, len(generation.token_ids))),
+                prompt_hash=generation.prompt_hash,
+                cost=reading.cost + Cost(lm=generation.usage),
+            )
+            for generation, reading in zip(generations, readings, strict=True)
+        ]
+
+
+def _as_knowledge(item: Knowledge | str) -> Knowledge:
+    if isinstance(item, Knowledge):
+        return item
+    import hashlib
+
+    return Knowledge(id=hashlib.sha256(item.encode()).hexdigest()[:16], text=item)
+
+
+def _better(old: Answer | None, new: Answer) -> Answer:
+    if old is None or old.confidence is None:
+        return new
+    paid = replace(new, cost=old.cost + new.cost)
+    return replace(old, cost=paid.cost) if (new.confidence or 0.0) < old.confidence else paid
+
+
+def _given(answer: Answer | None) -> Answer:
+    assert answer is not None, "every query is served by some path"
+    return answer
+
+
+__all__ = ["Agent", "Explanation", "Recall", "Score"]

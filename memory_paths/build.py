@@ -1,0 +1,147 @@
+"""From configuration to objects: the only file that instantiates, and the only one that touches Hydra's global state.
+
+`load(*overrides)` is for applications; it works inside somebody else's Hydra app. No other part knows what a cfg is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memory_paths.agent import Agent
+from memory_paths.ledger import Ledger
+from memory_paths.types import Stream
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one evaluation needs."""
+
+    agent: Agent
+    stream: Stream
+    oracle: bool
+
+
+def compose(*overrides: str) -> Any:
+    """The configuration that these overrides give, as `python -m memory_paths` would see it.
+
+    Raises:
+        hydra.errors.ConfigCompositionException: An option or a choice that does not exist; the message lists those that do.
+    """
+    from hydra import compose as hydra_compose
+
+    with _own_hydra():
+        return hydra_compose(config_name="config", overrides=list(overrides))
+
+
+def load(*overrides: str) -> Agent:
+    """An agent, ready to learn and answer: `load("path=rag", "lm.name=...")`. Use it in a `with` block or close it."""
+    return build_agent(compose(*overrides))
+
+
+def build_agent(cfg: Any) -> Agent:
+    """The agent that a configuration describes.
+
+    Raises:
+        ValueError: Two paths of one agent have one name, or the model and a path do not go together.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
+    lm = instantiate(lm_options, _convert_="all")
+    ledger = Ledger(cfg.ledger) if cfg.ledger else Ledger()
+    path = instantiate(cfg.path.memory, lm=lm, ledger=ledger, _convert_="all")
+    paths = {path.name: path}
+    for extra in (cfg.more_paths or {}).values():
+        other = instantiate(extra, lm=lm, ledger=ledger, _convert_="all")
+        if other.name in paths:
+            raise ValueError(f"two paths are named {other.name!r}; give one of them another name")
+        paths[other.name] = other
+    return Agent(
+        lm,
+        paths,
+        ledger,
+        router=instantiate(cfg.router, _convert_="all"),
+        namespace=cfg.namespace,
+        max_new_tokens=cfg.max_new_tokens,
+        config=OmegaConf.to_container(cfg, resolve=True),
+    )
+
+
+def build_run(cfg: Any) -> Run:
+    """Agent and stream of one evaluation."""
+    from hydra.utils import instantiate
+
+    return Run(agent=build_agent(cfg), stream=instantiate(cfg.stream, _convert_="all"), oracle=bool(cfg.path.oracle))
+
+
+def load_saved(folder: Path) -> Agent:
+    """See `Agent.load`."""
+    import json
+
+    from omegaconf import OmegaConf
+
+    described = _described(folder, json)
+    if described["config"] is None:
+        raise ValueError(f"the agent in {folder} was assembled by hand; assemble it again and call build.restore(agent, folder)")
+    config = {**described["config"], "ledger": None}
+    agent = build_agent(OmegaConf.create(config))
+    restore(agent, folder)
+    return agent
+
+
+def restore(agent: Agent, folder: Path) -> None:
+    """Put what was saved in `folder` into an agent that was built the same way."""
+    import json
+
+    described = _described(folder, json)
+    if described["namespace"] != agent.namespace:
+        raise ValueError(f"{folder} holds namespace {described['namespace']!r}, the agent is bound to {agent.namespace!r}")
+    agent.ledger.restore(folder / "ledger.sqlite")
+    for name, path in agent.paths.items():
+        path.load(folder / "paths" / name)
+
+
+def _described(folder: Path, json: Any) -> Mapping[str, Any]:
+    from memory_paths.agent import STATE_VERSION
+
+    file = folder / "agent.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no saved agent in {folder}: agent.json is missing")
+    described: dict[str, Any] = json.loads(file.read_text())
+    if described.get("version") != STATE_VERSION:
+        raise ValueError(f"{folder} holds format version {described.get('version')}; this release reads {STATE_VERSION}")
+    return described
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra's global state is set aside and put back, so that a host's Hydra app does not notice."""
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    state = GlobalHydra.instance()
+    hosts = state.hydra
+    state.hydra = None
+    try:
+        with initialize_config_module(config_module="memory_paths.conf", version_base="1.3"):
+            yield
+    finally:
+        state.hydra = hosts
+
+
+def threads(count: int | None) -> None:
+    """Limit torch to `count` threads, for jobs that run side by side; None leaves it as it is."""
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"threads must be at least 1, got {count}")
+        import torch
+
+        torch.set_num_threads(count)
+
+
+__all__: Sequence[str] = ["Run", "build_agent", "build_run", "compose", "load", "load_saved", "restore", "threads"]

@@ -1,0 +1,73 @@
+"""`python -m memory_paths.chat path=rag`: teach by hand, ask, see where the answer came from. A thin loop over `Agent`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from memory_paths.agent import Agent
+
+HELP = """A sentence teaches, a question (ending in ?) asks. Also: /items  /forget ID  /save FOLDER  /help  /quit"""
+
+
+def respond(agent: Agent, line: str) -> str:
+    """What the chat says to one line.
+
+    Raises:
+        EOFError: The line asks to leave.
+    """
+    command, _, argument = line.strip().partition(" ")
+    if not command:
+        return ""
+    if command == "/quit":
+        raise EOFError
+    if command == "/help":
+        return HELP
+    if command == "/items":
+        return "\n".join(f"{item.id}  {item.text}" for item in agent.items()) or "nothing learnt yet"
+    if command == "/forget":
+        if argument not in {item.id for item in agent.items()}:
+            return f"no item {argument!r}; /items lists them"
+        agent.forget([argument])
+        return f"forgot {argument}"
+    if command == "/save":
+        agent.save(argument)
+        return f"saved to {argument}"
+    if command.startswith("/"):
+        return f"no command {command}. {HELP}"
+    if line.rstrip().endswith("?"):
+        return str(agent.explain(agent.answer([line.strip()])[0]))
+    receipt = agent.learn(line.strip())
+    return f"learnt as {receipt.ids[0]} by path {agent.path_name!r}"
+
+
+def chat(agent: Agent, lines: Iterable[str]) -> Iterator[str]:
+    """One response for each line, until the lines or the patience end. An error is a response, not an end."""
+    yield HELP
+    for line in lines:
+        try:
+            yield respond(agent, line)
+        except EOFError:
+            return
+        except (ValueError, OSError) as error:
+            yield f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """The command line: overrides as for `python -m memory_paths`."""
+    from memory_paths.build import load
+
+    def prompted() -> Iterator[str]:
+        while True:
+            try:
+                yield input("> " if sys.stdin.isatty() else "")
+            except (EOFError, KeyboardInterrupt):
+                return
+
+    with load(*sys.argv[1:]) as agent:
+        for response in chat(agent, prompted()):
+            print(response)
+
+
+if __name__ == "__main__":
+    main()

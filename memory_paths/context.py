@@ -1,0 +1,494 @@
+"""The context window as a memory: what fits into a prompt, in which order, and what has to go when it is full.
+
+`pack` fits the recalls of any path into a token budget. `InContext` is the path that knows nothing but the window;
+`NoMemory` is the control that keeps nothing. This file knows nothing of how a prompt is laid out: the model counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary
+
+from memory_paths.ledger import Ledger, Version
+from memory_paths.types import (
+    DEFAULT_NAMESPACE,
+    Capabilities,
+    Cost,
+    Generates,
+    Knowledge,
+    Prompt,
+    Query,
+    Reading,
+    Recall,
+    Receipt,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class ContextOverflow(Exception):  # noqa: N818 (what happened, not who is to blame)
+    """The notes do not fit into the context, and none of them may be left out."""
+
+
+def _edges_first(recalls: Sequence[Recall]) -> list[Recall]:
+    return [*recalls[0::2], *reversed(recalls[1::2])]
+
+
+# From best first to the order in which notes stand in the prompt. What a model makes of a position is a matter of the
+# model (Liu et al. 2023, arXiv 2307.03172).
+ORDERS: dict[str, Callable[[Sequence[Recall]], list[Recall]]] = {
+    "relevance_last": lambda recalls: list(reversed(recalls)),
+    "edges_first": _edges_first,
+    "chronological": lambda recalls: sorted(recalls, key=lambda recall: recall.score),
+}
+
+
+def pack(
+    lm: Generates,
+    query: Query,
+    recalls: Sequence[Recall],
+    *,
+    budget: int | None = None,
+    reserve: int = 32,
+    order: str = "relevance_last",
+) -> tuple[Recall, ...]:
+    """The recalls that stand in the prompt for a query, in the order in which they stand there.
+
+    The best are taken first; one that does not fit is left out whole, and the next may still fit. A text that is there
+    already is not repeated.
+
+    Args:
+        lm: The model that will read the prompt; it counts the tokens.
+        query: The question; its own `token_budget`, where it is lower, holds.
+        recalls: Best first.
+        budget: Most tokens that the laid-out prompt may have; None: the window less `reserve`.
+        reserve: Tokens of the window that are kept free for the answer.
+        order: "relevance_last" (the best next to the question), "edges_first" (the best at both ends), or
+            "chronological" (by rising score, for a path whose score is the time of writing).
+
+    Raises:
+        ValueError: An unknown order, a budget over the window less the reserve, or a question that alone is too long.
+    """
+    arrange = _arrangement(order)
+    room = _room(lm, query, budget, reserve)
+    bare = lm.count_tokens(Prompt(query.text))
+    if bare > room:
+        raise ValueError(
+            f"the question alone has {bare} tokens, the budget is {room}; ask more briefly or raise the budget:"
+            f" {query.text[:80]!r}"
+        )
+    empty = bare + _heading_tokens(lm)
+    spent = empty
+    chosen: dict[str, Recall] = {}
+    for recall in recalls:
+        tokens = _note_tokens(lm, recall.item.text)
+        if empty + tokens > room:
+            logger.info(
+                "item %r is left out: alone it needs %d tokens, the budget is %d", recall.item.id, empty + tokens, room
+            )
+        elif spent + tokens <= room and recall.item.text not in chosen:
+            chosen[recall.item.text] = recall
+            spent += tokens
+    # Tokens of single notes need not add up in every tokenizer; what counts is the prompt as it is laid out.
+    while chosen:
+        packed = tuple(arrange(list(chosen.values())))
+        if lm.count_tokens(Prompt(query.text, tuple(recall.item.text for recall in packed))) <= room:
+            return packed
+        chosen.popitem()
+    return ()
+
+
+class Eviction(Protocol):
+    """Who has to go when the window is full. `keep`: the share of the budget to which it is emptied then, in (0, 1]."""
+
+    @property
+    def keep(self) -> float:
+        """In chunks, since every eviction changes the prompt's beginning and voids what was computed for it."""
+        ...
+
+    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
+        """The items (given in the order of writing), the first to go first; none, if none of them may go."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recency:
+    """The oldest go first."""
+
+    keep: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check_keep(self.keep)
+
+    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
+        """See `Eviction`."""
+        return list(items)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The least trusted go first, the oldest among equals."""
+
+    keep: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check_keep(self.keep)
+
+    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
+        """See `Eviction`."""
+        return sorted(items, key=lambda item: item.trust)
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Nothing goes: what does not fit is refused with ContextOverflow."""
+
+    keep: ClassVar[float] = 1.0
+
+    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
+        """See `Eviction`."""
+        return []
+
+
+class InContext:
+    """The path into the context window: every item that is held stands in every prompt, in the order of writing.
+
+    It keeps nothing itself: what it holds is what the ledger has at its place. Notes only ever come at the end, so that
+    the model's work on the earlier ones can be reused from question to question. When they outgrow their room, some are
+    evicted, in one chunk, and the ledger says so.
+
+    Args:
+        lm: The model whose window it is; it counts the tokens.
+        ledger: Where items are recorded.
+        name: Of the path, and of its place in the ledger.
+        budget: Most tokens that a laid-out prompt may have; None: the window less `reserve`.
+        reserve: Tokens of the window that are kept free for the answer.
+        question_room: Tokens of the budget that are kept free for a question. A longer question costs the oldest notes,
+            for that question.
+        eviction: Who goes when the notes outgrow `budget - question_room`; None: `Recency()`.
+        order: How `pack` should arrange the notes.
+
+    Raises:
+        ValueError: A budget that is over the window less the reserve, or has no room for notes.
+        ContextOverflow: The ledger holds more than fits, and the eviction refuses.
+    """
+
+    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=True, namespaces=True)
+
+    def __init__(
+        self,
+        lm: Generates,
+        ledger: Ledger,
+        *,
+        name: str = "icl",
+        budget: int | None = None,
+        reserve: int = 32,
+        question_room: int = 32,
+        eviction: Eviction | None = None,
+        order: str = "chronological",
+    ) -> None:
+        _arrangement(order)
+        self.name = name
+        self.order = order
+        self.budget = _room(lm, Query(""), budget, reserve)
+        self.note_budget = self.budget - question_room
+        if question_room < 0 or self.note_budget < lm.count_tokens(Prompt("")) + _heading_tokens(lm):
+            raise ValueError(
+                f"a budget of {self.budget} tokens with a question_room of {question_room} has no room for notes;"
+                " raise the budget or lower question_room (at least 0)"
+            )
+        self._lm = lm
+        self._ledger = ledger
+        self._eviction: Eviction = Recency() if eviction is None else eviction
+        self._lock = threading.RLock()
+        self._closed = False
+        self.flush()
+
+    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Store items and, if they outgrow the budget, evict in one chunk; `details` names the superseded and evicted.
+
+        Raises:
+            ValueError: An item that alone is larger than the budget, or an id that is active with other content.
+            ContextOverflow: They do not fit and the eviction refuses. In either case nothing of the call is stored.
+        """
+        self._check_open()
+        started = time.perf_counter()
+        with self._lock:
+            for item in items:
+                if (tokens := self._tokens([item])) > self.note_budget:
+                    raise ValueError(
+                        f"item {item.id!r} needs {tokens} tokens, path {self.name!r} has {self.note_budget} for notes;"
+                        " split it, raise the budget, or teach it to another path"
+                    )
+            self._leaving(self._after(items, namespace))
+            recorded = self._ledger.record(items, place=self.name, namespace=namespace)
+            evicted = self._settle(namespace)
+        cost = Cost(index=Usage(seconds=time.perf_counter() - started))
+        details = {"superseded": recorded.superseded, "evicted": evicted}
+        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+
+    def read(self, queries: Sequence[Query]) -> list[Reading]:
+        """All that is held, the newest first; the score is the place in the order of writing, higher for newer.
+
+        Raises:
+            ContextOverflow: The notes and a question do not fit, and the eviction refuses.
+        """
+        self._check_open()
+        held: dict[tuple[str, float | None], tuple[Recall, ...]] = {}
+        readings = []
+        for query in queries:
+            started = time.perf_counter()
+            group = (query.namespace, query.as_of)
+            if group not in held:
+                items = self._ledger.active(place=self.name, namespace=query.namespace, as_of=query.as_of)
+                held[group] = tuple(Recall(item, float(score)) for score, item in enumerate(items))[::-1]
+            self._refuse_overflow(query, [recall.item for recall in reversed(held[group])])
+            readings.append(Reading(held[group], Cost(index=Usage(seconds=time.perf_counter() - started))))
+        return readings
+
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Stop holding these ids. Ids that are not held are ignored."""
+        self._check_open()
+        self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+
+    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+        """What this path holds now, in the order of writing."""
+        self._check_open()
+        return self._ledger.active(place=self.name, namespace=namespace)
+
+    def model(self, lm: Any) -> AbstractContextManager[Any]:
+        """The given model as it is."""
+        self._check_open()
+        return nullcontext(lm)
+
+    def flush(self) -> None:
+        """Evict what came to this place otherwise than by `write` and does not fit."""
+        self._check_open()
+        for namespace in dict.fromkeys(version.namespace for version in self._versions()):
+            self._settle(namespace)
+
+    def state_hash(self) -> str:
+        """SHA-256 of the options and of every item that some question could recall, in hex."""
+        self._check_open()
+        digest = hashlib.sha256(repr((self.name, self.budget, self.note_budget, self.order, self._eviction)).encode())
+        for version in self._versions():
+            digest.update(json.dumps([version.namespace, version.reason, version.item.to_json()]).encode())
+        return digest.hexdigest()
+
+    def stored_bytes(self) -> int:
+        """Bytes of the items, as the ledger stores them."""
+        self._check_open()
+        return self._ledger.stored_bytes(place=self.name)
+
+    def save(self, folder: Path) -> None:
+        """Note which state this is; the items themselves are saved with the ledger."""
+        self._check_open()
+        _save_manifest(folder, self.name, self.state_hash())
+
+    def load(self, folder: Path) -> None:
+        """Check that the ledger, loaded by its owner, holds what it held on saving.
+
+        Raises:
+            FileNotFoundError: The folder holds no saved path.
+            ValueError: It was saved with another ledger, under another name, or with other options.
+        """
+        self._check_open()
+        _check_manifest(folder, self.name, self.state_hash())
+
+    def close(self) -> None:
+        """End the use of this path; the ledger stays open, for it belongs to whoever opened it."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"path {self.name!r} is closed; make a new one")
+
+    def _versions(self) -> list[Version]:
+        return list(self._ledger.get(self._ledger.recallable(place=self.name)).values())
+
+    def _tokens(self, items: Sequence[Knowledge]) -> int:
+        return self._lm.count_tokens(Prompt("", tuple(item.text for item in items)))
+
+    def _after(self, items: Sequence[Knowledge], namespace: str) -> list[Knowledge]:
+        """What would be held after a write."""
+        held = {item.id: item for item in self._ledger.active(place=self.name, namespace=namespace)}
+        for item in items:
+            held = {id: other for id, other in held.items() if not item.key or other.key != item.key or id == item.id}
+            held[item.id] = item
+        return list(held.values())
+
+    def _settle(self, namespace: str) -> tuple[str, ...]:
+        with self._lock:
+            leaving = self._leaving(self._ledger.active(place=self.name, namespace=namespace))
+            if not leaving:
+                return ()
+            logger.info("path %r evicts %d items of namespace %r", self.name, len(leaving), namespace)
+            return self._ledger.remove(leaving, place=self.name, namespace=namespace, reason="evicted")
+
+    def _leaving(self, items: Sequence[Knowledge]) -> list[str]:
+        """Ids to evict so that the rest fits: none, or enough to come down to the share that eviction keeps."""
+        if (tokens := self._tokens(items)) <= self.note_budget:
+            return []
+        staying = {item.id: item for item in items}
+        for item in self._eviction(items):
+            enough = tokens <= self._eviction.keep * self.note_budget or len(staying) == 1
+            if enough and self._tokens(list(staying.values())) <= self.note_budget:
+                break
+            del staying[item.id]
+            tokens -= _note_tokens(self._lm, item.text)
+        if (tokens := self._tokens(list(staying.values()))) > self.note_budget:
+            raise ContextOverflow(
+                f"{len(staying)} notes need {tokens} tokens, path {self.name!r} has {self.note_budget} for notes"
+                " and may evict none of them"
+            )
+        return [item.id for item in items if item.id not in staying]
+
+    def _refuse_overflow(self, query: Query, items: Sequence[Knowledge]) -> None:
+        if not items or self._eviction(items):
+            return
+        room = min(self.budget, query.token_budget or self.budget)
+        tokens = self._lm.count_tokens(Prompt(query.text, tuple(item.text for item in items)))
+        if tokens > room:
+            raise ContextOverflow(
+                f"{len(items)} notes and the question need {tokens} tokens, the budget is {room}, and"
+                f" path {self.name!r} may leave none of them out"
+            )
+
+
+class NoMemory:
+    """The control that keeps nothing: what it is taught is acknowledged by no id, and it recalls nothing.
+
+    Args:
+        lm: Not used; every path is made alike.
+        ledger: Not used.
+        name: Of the path.
+    """
+
+    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=True, namespaces=True)
+    order = "relevance_last"
+
+    def __init__(self, lm: Any, ledger: Ledger, *, name: str = "none") -> None:
+        self.name = name
+
+    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """An empty receipt."""
+        return Receipt(())
+
+    def read(self, queries: Sequence[Query]) -> list[Reading]:
+        """Empty readings."""
+        return [Reading() for _ in queries]
+
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Nothing is held."""
+
+    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+        """Nothing is held."""
+        return []
+
+    def model(self, lm: Any) -> AbstractContextManager[Any]:
+        """The given model as it is."""
+        return nullcontext(lm)
+
+    def flush(self) -> None:
+        """Nothing is pending."""
+
+    def state_hash(self) -> str:
+        """Always the same."""
+        return hashlib.sha256(b"no memory").hexdigest()
+
+    def stored_bytes(self) -> int:
+        """0."""
+        return 0
+
+    def save(self, folder: Path) -> None:
+        """Note that there is nothing."""
+        _save_manifest(folder, self.name, self.state_hash())
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        _check_manifest(folder, self.name, self.state_hash())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+# Tokens that a note adds to a prompt, by model and text; under None, those of the heading above the first note.
+_TOKENS: WeakKeyDictionary[Any, dict[str | None, int]] = WeakKeyDictionary()
+_REMEMBERED = 1 << 17
+
+
+def _note_tokens(lm: Generates, note: str) -> int:
+    known = _TOKENS.setdefault(lm, {})
+    if note not in known:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[note] = lm.count_tokens(Prompt("", (note, note))) - lm.count_tokens(Prompt("", (note,)))
+    return known[note]
+
+
+def _heading_tokens(lm: Generates) -> int:
+    known = _TOKENS.setdefault(lm, {})
+    if None not in known:
+        with_note, without = (lm.count_tokens(Prompt("", notes)) for notes in (("x",), ()))
+        known[None] = with_note - without - _note_tokens(lm, "x")
+    return known[None]
+
+
+def _room(lm: Generates, query: Query, budget: int | None, reserve: int) -> int:
+    """Most tokens that a prompt may have."""
+    if not 0 <= reserve < lm.window:
+        raise ValueError(f"reserve must be at least 0 and less than the window of {lm.window} tokens, got {reserve}")
+    most = lm.window - reserve
+    if budget is not None and not 1 <= budget <= most:
+        raise ValueError(
+            f"budget must be between 1 and {most} tokens (the window of {lm.window} less the reserve of {reserve}),"
+            f" got {budget}"
+        )
+    given: Iterable[int | None] = (budget, query.token_budget, most)
+    return min(tokens for tokens in given if tokens is not None)
+
+
+def _arrangement(order: str) -> Callable[[Sequence[Recall]], list[Recall]]:
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {tuple(ORDERS)}, got {order!r}")
+    return ORDERS[order]
+
+
+def _check_keep(keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], a share of the budget, got {keep}")
+
+
+def _save_manifest(folder: Path, name: str, state_hash: str) -> None:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; save into an empty or missing folder")
+    manifest = {"format": FORMAT, "name": name, "state_hash": state_hash}
+    (folder / "path.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _check_manifest(folder: Path, name: str, state_hash: str) -> None:
+    file = Path(folder) / "path.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no saved path: path.json is missing")
+    manifest = json.loads(file.read_text())
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{file} has format {manifest.get('format')}, this program reads {FORMAT}")
+    if (manifest["name"], manifest["state_hash"]) != (name, state_hash):
+        raise ValueError(
+            f"{file} was saved by path {manifest['name']!r} in another state; open the ledger that was saved with it"
+            " and give the same options"
+        )

@@ -1,0 +1,362 @@
+"""The evaluator: teaches an agent a stream, asks it, records every answer, and goes on where it was interrupted.
+
+It asks every path in the same way and scores what the path says by itself; targets and ids never leave it. It knows nothing of
+how a path works: it sees an agent that learns, answers and says what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_paths.context import ContextOverflow
+from memory_paths.evaluation import costs, records
+from memory_paths.evaluation.metrics import Metric, Rows, exact_match, is_abstention, measure, token_f1
+from memory_paths.evaluation.plan import Ask, Plan, stream_hash
+from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
+from memory_paths.evaluation.report import Report, flattened, versions
+from memory_paths.types import Answer, Cost, Scores, Stream
+
+if TYPE_CHECKING:
+    from memory_paths.agent import Agent
+
+LOGGER = logging.getLogger(__name__)
+_REFUSALS = (ContextOverflow, NotImplementedError)
+_RESULT = (
+    "answer",
+    "correct",
+    "token_f1",
+    "stale",
+    "confidence",
+    "recalls",
+    "prompt_hash",
+    "loglikelihood_per_token",
+    "choice_correct",
+)
+_SETTINGS = "settings.json"
+_CHECKPOINTS = "checkpoint"
+
+Row = dict[str, Any]
+
+
+class Evaluator:
+    """Runs one agent through one stream.
+
+    Args:
+        stream: What is learnt and asked.
+        folder: The run folder: `records/` and `report.json` are written there. A run that was interrupted there goes on.
+        samples: Most questions of a kind and stage, at least 1.
+        seed: Of the sample, of the intervals, and for the report.
+        oracle: Show the right items in the prompt, as far as they were taught: the upper control.
+        likelihoods: Record the log-likelihood of the right answer and the choice among answers too, if the model scores.
+        unknown_threshold: An answer of less confidence counts as an abstention where nothing was ever taught, in [0, 1].
+        progress: Show a bar, if there is a terminal.
+        config: The settings of the run, for the report.
+        restore: Builds the agent that `Agent.save` wrote into a folder. With it the agent is saved after each stage; without it
+            an interrupted run teaches its agent again, which must then be a fresh one.
+
+    Raises:
+        ValueError: An argument outside its range, or a stream that cannot be evaluated.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        folder: str | Path,
+        samples: int = 200,
+        seed: int = 0,
+        oracle: bool = False,
+        likelihoods: bool = False,
+        unknown_threshold: float = 0.5,
+        progress: bool = True,
+        config: Mapping[str, Any] | None = None,
+        restore: Callable[[Path], Agent] | None = None,
+    ) -> None:
+        if not 0.0 <= unknown_threshold <= 1.0:
+            raise ValueError(f"unknown_threshold must be in [0, 1], got {unknown_threshold}")
+        self.stream = stream
+        self.folder = Path(folder)
+        self._plan = Plan(stream, samples=samples, seed=seed, before=likelihoods, oracle=oracle)
+        self._settings = {"stream": stream_hash(stream), "samples": samples, "seed": seed, "oracle": oracle}
+        self._settings |= {"likelihoods": likelihoods}
+        self._seed, self._oracle, self._likelihoods = seed, oracle, likelihoods
+        self._threshold, self._progress = unknown_threshold, progress
+        self._config, self._restore = dict(config or {}), restore
+
+    def run(self, agent: Agent) -> Report:
+        """Teach, ask, record and report; stages that are on record already are not asked again.
+
+        Raises:
+            ValueError: The folder holds another run, or the agent is in a state in which no stage left it.
+            RecordError: A part of the records is damaged.
+        """
+        name = "oracle" if self._oracle else agent.path_name
+        settings = self._settings | {"path": name, "lm": agent.lm.name}
+        self._claim(settings)
+        done = records.finished_stages(self.folder)
+        if done < self._plan.stages:
+            current, refused = self._resume(agent, done)
+            past = _Past(records.read_records(self.folder).to_pylist()) if done else _Past([])
+            with _bar(self._progress, sum(len(self._plan.asks(stage)) for stage in range(done, self._plan.stages))) as bar:
+                for stage in range(done, self._plan.stages):
+                    bar.set_description(f"{name} {stage}/{self._plan.stages - 1}")
+                    refused = self._stage(current, stage, refused, past, bar)
+        report = self.report()
+        report.write(self.folder)
+        shutil.rmtree(self.folder / _CHECKPOINTS, ignore_errors=True)
+        return report
+
+    def report(self) -> Report:
+        """The report of the records in the folder, computed without an agent.
+
+        Raises:
+            RecordError: There are none, or a part of them is damaged.
+        """
+        known = self._known()
+        answers = records.read_records(self.folder).to_pydict()
+        writes = records.read_writes(self.folder).to_pydict()
+        experiences = self._plan.stages - 1
+        measured = measure(
+            Rows.of(answers), experiences=experiences, unknown_threshold=self._threshold, seed=self._seed
+        )
+        return Report(
+            path=known["path"],
+            lm=known["lm"],
+            stream=self.stream.name,
+            seed=self._seed,
+            load=sum(len(experience.items) for experience in self.stream.experiences),
+            metrics={**measured.metrics, "chance": Metric(self.stream.chance)},
+            matrix=measured.matrix,
+            cost=costs.summarise(answers, writes),
+            config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
+            versions=versions(),
+        )
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        """Make sure that what lies in the folder is of this run."""
+        file = self._settings_file()
+        wanted = json.loads(json.dumps({**settings, "config": {**self._config, "progress": None}}))
+        if not file.exists():
+            if records.finished_stages(self.folder):
+                raise RecordError(f"{self.folder} holds records but no {file.name}; evaluate into a new folder")
+            records.write_file(file, json.dumps(wanted, indent=1).encode())
+            return
+        was, now = flattened(self._known()), flattened(wanted)
+        different = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+        if different:
+            changed = ", ".join(f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in different)
+            raise ValueError(f"{self.folder} holds the records of another run ({changed}); evaluate into a new folder")
+
+    def _known(self) -> dict[str, Any]:
+        file = self._settings_file()
+        try:
+            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{file} is missing or damaged ({error}); evaluate into a new folder") from error
+        return known
+
+    def _settings_file(self) -> Path:
+        return self.folder / records.RECORDS / _SETTINGS
+
+    def _resume(self, agent: Agent, done: int) -> tuple[Agent, str]:
+        """The agent as it was after the last finished stage, and why it stopped learning, if it did."""
+        if not done:
+            return agent, ""
+        writes = records.read_writes(self.folder).to_pylist()
+        refused = next((row["reason"] for row in writes[:done] if row["reason"]), "")
+        last = done - 1
+        checkpoint = self._checkpoint(last)
+        if self._restore is not None and checkpoint.exists():
+            LOGGER.info("stage %d is restored from %s", last, checkpoint)
+            return self._restore(checkpoint), refused
+        state = agent.state_hash()
+        reached = [row["stage"] for row in writes if row["state_hash"] == state]
+        if not reached:
+            raise ValueError(
+                f"the records in {self.folder} end after stage {last}, and the agent is in a state in which no stage left it; "
+                "give a fresh agent, or evaluate into a new folder"
+            )
+        LOGGER.info("stages %d to %d are taught again, without asking", reached[-1] + 1, last)
+        for stage in range(reached[-1] + 1, done):
+            if not writes[stage]["reason"] and not refused:
+                agent.learn(self.stream.experiences[stage - 1].items)
+                agent.flush()
+        if agent.state_hash() != writes[last]["state_hash"] and not refused:
+            LOGGER.warning("teaching again led to another state than stage %d has on record", last)
+        return agent, refused
+
+    def _stage(self, agent: Agent, stage: int, refused: str, past: _Past, bar: Any) -> str:
+        """Teach, ask and record one stage; returns why the agent stopped learning, if it did."""
+        written = self._learn(agent, stage, refused)
+        records.write_part(self.folder, WRITES, stage, [written])
+        refused = written["reason"] or ""
+        rows = self._ask(agent, stage, refused, written, past, bar)
+        if self._restore is not None:
+            self._save(agent, stage)
+        records.write_part(self.folder, ANSWERS, stage, rows)
+        past.add(rows)
+        shutil.rmtree(self._checkpoint(stage - 1), ignore_errors=True)
+        return refused
+
+    def _learn(self, agent: Agent, stage: int, refused: str) -> Row:
+        experience = self.stream.experiences[stage - 1] if stage else None
+        cost, reason = Cost(), refused or None
+        begin = time.perf_counter()
+        if experience is not None and not refused:
+            try:
+                cost = agent.learn(experience.items).cost
+                agent.flush()
+            except _REFUSALS as error:
+                reason = _words(error)
+                LOGGER.info("stage %d: %s", stage, reason)
+        return {
+            "stage": stage,
+            "experience_name": experience.name if experience else "",
+            "items": len(experience.items) if experience and not reason else 0,
+            "weights_hash": agent.weights_hash(),
+            "state_hash": agent.state_hash(),
+            "stored_bytes": agent.stored_bytes(),
+            "reason": reason,
+            "wall_seconds": time.perf_counter() - begin,
+            **costs.as_columns(cost),
+        }
+
+    def _ask(self, agent: Agent, stage: int, refused: str, written: Row, past: _Past, bar: Any) -> list[Row]:
+        asks = self._plan.asks(stage)
+        held = {item.id for item in agent.items()}
+        rows = [_row(ask, stage, held) for ask in asks]
+        for row, ask in zip(rows, asks, strict=True):
+            shown = "" if ask.notes is None else json.dumps(ask.notes)
+            row["condition"] = fingerprint(written["weights_hash"], written["state_hash"], shown)
+        for noted in (False, True):
+            pairs = [(row, ask) for row, ask in zip(rows, asks, strict=True) if (ask.notes is not None) == noted]
+            fresh = [(row, ask) for row, ask in pairs if not past.answers(row)]
+            reading = not noted or self._oracle
+            if refused and reading:
+                for row, _ in pairs:
+                    row.update(dict.fromkeys(_RESULT), reused=False, reason=refused)
+            elif fresh:
+                self._answer(agent, fresh, noted)
+            bar.update(len(pairs))
+        return rows
+
+    def _answer(self, agent: Agent, pairs: Sequence[tuple[Row, Ask]], noted: bool) -> None:
+        """Fill in the rows: one call for all the answers, one for all the log-likelihoods."""
+        queries = [ask.question.query for _, ask in pairs]
+        notes = [ask.notes or () for _, ask in pairs] if noted else None
+        begin = time.perf_counter()
+        try:
+            answers = agent.answer(queries) if notes is None else agent.answer(queries, notes=notes)
+            wall = (time.perf_counter() - begin) / len(pairs)
+            for (row, ask), answer in zip(pairs, answers, strict=True):
+                row |= _scored(ask, answer) | {"wall_seconds": wall}
+            if self._likelihoods and isinstance(agent.lm, Scores):
+                self._score(agent, pairs, noted)
+        except _REFUSALS as error:
+            for row, _ in pairs:
+                row |= dict.fromkeys(_RESULT) | {"reason": _words(error)}
+
+    def _score(self, agent: Agent, pairs: Sequence[tuple[Row, Ask]], noted: bool) -> None:
+        wanted = [
+            (row, ask, text)
+            for row, ask in pairs
+            for text in dict.fromkeys((*ask.question.targets[:1], *ask.question.choices))
+            if ask.question.targets
+        ]
+        if not wanted:
+            return
+        asked = [(ask.question.query, text) for _, ask, text in wanted]
+        notes = [ask.notes or () for _, ask, _ in wanted] if noted else None
+        scores = agent.score(asked) if notes is None else agent.score(asked, notes=notes)
+        likely: dict[str, dict[str, float]] = {}
+        for (row, _, text), score in zip(wanted, scores, strict=True):
+            likely.setdefault(row["arm"] + row["key"], {})[text] = score.loglikelihood / max(1, score.tokens)
+        for row, ask in pairs:
+            found = likely.get(row["arm"] + row["key"])
+            if found is None:
+                continue
+            row["loglikelihood_per_token"] = found[ask.question.targets[0]]
+            if len(ask.question.choices) > 1:
+                best = max(ask.question.choices, key=lambda choice: found[choice])
+                row["choice_correct"] = exact_match(best, ask.question.targets)
+
+    def _checkpoint(self, stage: int) -> Path:
+        return self.folder / _CHECKPOINTS / f"{stage:04d}"
+
+    def _save(self, agent: Agent, stage: int) -> None:
+        target = self._checkpoint(stage)
+        partial = target.with_name(f"{target.name}.partial")
+        for leftover in (partial, target):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        agent.save(partial)
+        partial.replace(target)
+
+
+class _Past:
+    """Answers on record, to be taken again where nothing that they depend on has changed."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._known: dict[tuple[str, str, str], Row] = {}
+        self.add(rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Remember rows."""
+        self._known.update({(row["condition"], row["arm"], row["key"]): row for row in rows if not row["reason"]})
+
+    def answers(self, row: Row) -> bool:
+        """Fill in a row from the past, if it was asked before in the same condition."""
+        there = self._known.get((row["condition"], row["arm"], row["key"]))
+        if there is not None:
+            row.update({name: there.get(name) for name in _RESULT}, reused=True)
+        return there is not None
+
+
+def _row(ask: Ask, stage: int, held: set[str]) -> Row:
+    question = ask.question
+    return {
+        "stage": stage,
+        "arm": ask.arm,
+        "key": ask.key,
+        "kind": ask.kind,
+        "experience": ask.experience,
+        "uniform": ask.uniform,
+        "cluster": question.cluster,
+        "question": question.query.text,
+        "ids": list(question.ids),
+        "targets": list(question.targets),
+        "held": held.issuperset(question.ids) if question.ids else None,
+        "reused": False,
+        "reason": None,
+    }
+
+
+def _scored(ask: Ask, answer: Answer) -> Row:
+    question = ask.question
+    recalls = sorted(answer.recalls, key=lambda recall: -recall.score)
+    return {
+        "answer": answer.text,
+        "correct": exact_match(answer.text, question.targets) if question.targets else is_abstention(answer.text),
+        "token_f1": token_f1(answer.text, question.targets) if question.targets else None,
+        "stale": exact_match(answer.text, question.stale) if question.stale else None,
+        "confidence": answer.confidence,
+        "recalls": [recall.item.id for recall in recalls],
+        "prompt_hash": answer.prompt_hash,
+        **costs.as_columns(answer.cost),
+    }
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _bar(shown: bool, total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="question", disable=None if shown else True, leave=False)

@@ -1,0 +1,237 @@
+"""Records: one immutable Parquet part per stage, from which every figure can be computed again without a model.
+
+A part is written under a temporary name, synced, renamed, and the folder synced: a part that has its name is whole. Pages carry
+checksums. This file knows what a row looks like; it knows nothing of agents, streams or figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_paths.evaluation.costs import COMPONENTS
+from memory_paths.failpoints import failpoint
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+RECORDS = "records"
+ANSWERS = "answers"
+WRITES = "writes"
+_KEYS = {ANSWERS: ("stage", "arm", "key"), WRITES: ("stage",)}
+_TEXT, _WHOLE, _REAL, _TRUTH, _TEXTS = "string", "int64", "float64", "bool", "texts"
+_COSTS = {
+    f"{part}_{name}": kind
+    for part in COMPONENTS
+    for name, kind in (("tokens", _WHOLE), ("flops", _REAL), ("seconds", _REAL))
+} | {"wall_seconds": _REAL}
+_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    ANSWERS: {
+        "stage": _WHOLE,  # 0: before any learning
+        "arm": _TEXT,  # reading: the way the path asks; skill: with given notes and without the path's recall
+        "key": _TEXT,
+        "kind": _TEXT,
+        "experience": _WHOLE,  # from 1; 0: of none
+        "uniform": _TRUTH,  # of the stage's proportional sample; the others were added for one figure only
+        "cluster": _TEXT,
+        "question": _TEXT,
+        "ids": _TEXTS,
+        "targets": _TEXTS,
+        "held": _TRUTH,  # whether the path holds every one of the ids
+        "answer": _TEXT,
+        "correct": _TRUTH,
+        "token_f1": _REAL,
+        "stale": _TRUTH,  # answered with a value that was right once; null where there is none
+        "confidence": _REAL,
+        "recalls": _TEXTS,  # ids, best first
+        "prompt_hash": _TEXT,
+        "loglikelihood_per_token": _REAL,  # of the first target, in nats
+        "choice_correct": _TRUTH,
+        "condition": _TEXT,  # hash of all that the answer depends on beside the question
+        "reused": _TRUTH,  # taken from an earlier stage of the same condition, at no cost
+        "reason": _TEXT,  # why there is no answer
+        **_COSTS,
+    },
+    WRITES: {
+        "stage": _WHOLE,
+        "experience_name": _TEXT,
+        "items": _WHOLE,
+        "weights_hash": _TEXT,
+        "state_hash": _TEXT,
+        "stored_bytes": _WHOLE,
+        "reason": _TEXT,  # why nothing was written
+        **_COSTS,
+    },
+}
+_TIMED = ("seconds", "joules")
+
+
+class RecordError(ValueError):
+    """A part of the records is damaged, missing or not what it should be."""
+
+
+def write_part(folder: Path, kind: str, stage: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the rows of one stage; a part that is already there stays as it is.
+
+    Args:
+        folder: The run folder.
+        kind: `ANSWERS` or `WRITES`.
+        stage: Number of the stage, from 0.
+        rows: By column; a missing column is null.
+
+    Returns:
+        The file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    file = part(folder, kind, stage)
+    if file.exists():
+        return file
+    schema = _schema(kind)
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    write_file(file, buffer.getvalue())
+    return file
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Bring a file into being as a whole or not at all: temporary name, sync, rename, sync of the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            failpoint("records.before_fsync")
+            os.fsync(stream.fileno())
+        failpoint("records.before_rename")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    failpoint("records.after_rename")
+
+
+def part(folder: Path, kind: str, stage: int) -> Path:
+    """Where the part of a stage lies."""
+    return Path(folder) / RECORDS / f"{kind}-{stage:04d}.parquet"
+
+
+def finished_stages(folder: Path) -> int:
+    """How many stages, counted from stage 0, have their part of answers."""
+    stage = 0
+    while part(folder, ANSWERS, stage).exists():
+        stage += 1
+    return stage
+
+
+def read_records(folder: str | Path) -> pyarrow.Table:
+    """Every answer of a run, in order of stages.
+
+    Raises:
+        RecordError: No records there, or a damaged part; the file is named.
+    """
+    return _read(Path(folder), ANSWERS)
+
+
+def read_writes(folder: str | Path) -> pyarrow.Table:
+    """What each stage wrote and what that cost; raises as `read_records` does."""
+    return _read(Path(folder), WRITES)
+
+
+def load_records(folder: str | Path) -> pandas.DataFrame:
+    """`read_records` as a DataFrame.
+
+    Raises:
+        ImportError: pandas is not installed.
+        RecordError: See `read_records`.
+    """
+    try:
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise ImportError("load_records needs pandas: pip install pandas; read_records does without it") from error
+    return read_records(folder).to_pandas()
+
+
+def record_differences(first: str | Path, second: str | Path) -> list[str]:
+    """What two runs recorded differently, in words, the columns that measure time or energy left out. Empty: nothing.
+
+    Raises:
+        RecordError: See `read_records`.
+    """
+    found = []
+    for kind in (ANSWERS, WRITES):
+        one, other = (_comparable(_read(Path(folder), kind), kind) for folder in (first, second))
+        if one.num_rows != other.num_rows:
+            found.append(f"{kind}: {one.num_rows} rows against {other.num_rows}")
+            continue
+        for name in one.column_names:
+            pairs = zip(one[name].to_pylist(), other[name].to_pylist(), strict=True)
+            unequal = sum(left != right for left, right in pairs)
+            if unequal:
+                found.append(f"{kind}: {name} differs in {unequal} of {one.num_rows} rows")
+    return found
+
+
+def same_records(first: str | Path, second: str | Path) -> bool:
+    """Whether two runs recorded the same, the columns that measure time or energy left out."""
+    return not record_differences(first, second)
+
+
+def fingerprint(*parts: str) -> str:
+    """A short hash of texts, unambiguous as to where one ends and the next begins."""
+    digest = hashlib.sha256()
+    for text in parts:
+        digest.update(f"{len(text)}:{text}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _comparable(table: pyarrow.Table, kind: str) -> pyarrow.Table:
+    kept = [name for name in table.column_names if not name.endswith(_TIMED)]
+    return table.select(kept).sort_by([(name, "ascending") for name in _KEYS[kind]])
+
+
+def _read(folder: Path, kind: str) -> pyarrow.Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted((folder / RECORDS).glob(f"{kind}-*.parquet"))
+    if not files:
+        raise RecordError(f"no records of {kind} in {folder}; a run leaves them in its subfolder {RECORDS}/")
+    tables = []
+    for file in files:
+        try:
+            table = pyarrow.parquet.read_table(file, page_checksum_verification=True)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise RecordError(
+                f"the records part {file} is damaged ({error}); delete it, and the run will ask its stage again"
+            ) from error
+        if not table.schema.equals(_schema(kind)):
+            raise RecordError(f"the records part {file} has other columns than this version writes; start a new folder")
+        tables.append(table)
+    return pyarrow.concat_tables(tables)
+
+
+def _schema(kind: str) -> pyarrow.Schema:
+    import pyarrow
+
+    types = {
+        _TEXT: pyarrow.string(),
+        _WHOLE: pyarrow.int64(),
+        _REAL: pyarrow.float64(),
+        _TRUTH: pyarrow.bool_(),
+        _TEXTS: pyarrow.list_(pyarrow.string()),
+    }
+    return pyarrow.schema([(name, types[column]) for name, column in _COLUMNS[kind].items()])

@@ -1,0 +1,115 @@
+"""The report of one run: its figures, matrix and cost, with the settings and versions that led to them.
+
+This file knows how a report is written and read again; it knows nothing of how the figures came about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.records import write_file
+
+SCHEMA = 1
+REPORT = "report.json"
+_PACKAGES = ("memory-paths", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found.
+
+    Args:
+        path: Name of the path.
+        lm: Name of the language model.
+        stream: Name of the stream.
+        seed: Of the run.
+        load: Number of items that were taught.
+        metrics: By name.
+        matrix: Accuracy on each experience (columns) after each stage (rows; row 0 is before any learning); None: not measured.
+        cost: As `costs.summarise` gives it.
+        config: The settings of the run.
+        versions: Of the packages that took part.
+    """
+
+    path: str
+    lm: str
+    stream: str
+    seed: int
+    load: int
+    metrics: Mapping[str, Metric]
+    matrix: list[list[float | None]]
+    cost: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in report.json."""
+        figures = {name: metric.to_json() for name, metric in self.metrics.items()}
+        return {"schema": SCHEMA, **vars(self), "metrics": figures}
+
+    @staticmethod
+    def from_json(given: Mapping[str, Any]) -> Report:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: Another schema, or fields that are missing or unknown.
+        """
+        fields = dict(given)
+        schema = fields.pop("schema", None)
+        if schema != SCHEMA:
+            raise ValueError(f"a report must have schema {SCHEMA}, got {schema!r}")
+        try:
+            metrics = {name: Metric.from_json(metric) for name, metric in fields.pop("metrics").items()}
+            return Report(metrics=metrics, **fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a report lacks a field or has one too many: {error}") from error
+
+    def write(self, folder: str | Path) -> Path:
+        """Write report.json into the folder, as a whole or not at all."""
+        file = Path(folder) / REPORT
+        write_file(file, (json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        return file
+
+    @staticmethod
+    def read(folder: str | Path) -> Report:
+        """The report of a run folder.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged; the file is named.
+        """
+        file = Path(folder) / REPORT
+        try:
+            return Report.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that take part, as far as they are installed."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

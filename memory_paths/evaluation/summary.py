@@ -1,0 +1,436 @@
+"""Many runs in one view: collected from their folders, seeds put together, compared in words, written as files.
+
+This file reads reports and nothing else of a run; it knows nothing of models, records or how a page is drawn.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from memory_paths.evaluation.costs import MEASURES, break_even, unit
+from memory_paths.evaluation.metrics import Metric, undefined
+from memory_paths.evaluation.records import RECORDS, write_file
+from memory_paths.evaluation.report import REPORT, Report, flattened
+from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Interval, seeds_interval
+
+LOGGER = logging.getLogger(__name__)
+PATH_ORDER = ("none", "oracle", "full_context", "icl", "rag", "sparse_memory", "lora", "full")
+CONTROLS = ("none", "oracle", "full_context")
+FAILED = "failed.json"
+_CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change", "skill_change")
+_UNREAD = ("choice", "loglikelihood_gain", "paraphrase_gain", "prior_gain", "chance", "recall_at_1", "recall_at_5")
+_PLACES = ("file", "folder", "dir", "ledger", "progress", "threads")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a path did at one load, over all its seeds.
+
+    Args:
+        path: Name of the path.
+        variant: Settings in which it differs from other runs of the same path and load; empty where there are none.
+        load: Number of items taught.
+        lm: Name of the language model.
+        stream: Name of the stream.
+        seeds: Of the runs that went in.
+        metrics: By name; with several seeds the interval is over seeds, with one it is over items only.
+        matrix: Mean over seeds, cell by cell.
+        cost: Mean over seeds.
+        config: Settings of the first run.
+        versions: Of the first run.
+    """
+
+    path: str
+    variant: str
+    load: int
+    lm: str
+    stream: str
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Metric]
+    matrix: list[list[float | None]]
+    cost: Mapping[str, Any]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        """Path and variant."""
+        return f"{self.path} {self.variant}".strip()
+
+    @property
+    def family(self) -> str:
+        """Model and stream, without the load that a stream may carry in its name."""
+        return f"{self.stream.removesuffix(f'-{self.load}')} on {self.lm}"
+
+    def metric(self, name: str) -> Metric:
+        """A figure; undefined where the runs did not measure it."""
+        return self.metrics.get(name) or undefined("not measured in these runs")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that left no report, and why as far as it is known."""
+
+    folder: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All runs of a folder. `lines` are in order of stream, load and path."""
+
+    lines: tuple[Line, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the runs say, in one sentence: who keeps most at each load, with intervals, ties as ties, and who broke what."""
+        return verdict(self.lines)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each path and load, as a table for pandas."""
+        return [_flat(line) for line in self.lines]
+
+    def break_even(self) -> list[dict[str, Any]]:
+        """For each load, after how many questions a path pays off, in FLOPs, against one that writes for less."""
+        found: list[dict[str, Any]] = []
+        for (_, load), group in _groups(self.lines):
+            contenders = [line for line in group if line.path not in CONTROLS and line.cost.get("reads")]
+            cheap = [line for line in contenders if line.path in ("icl", "rag")]
+            for dear in contenders:
+                for other in cheap:
+                    if dear.path in ("icl", "rag"):
+                        continue
+                    reads = break_even(dear.cost, other.cost)
+                    found.append({"load": load, "path": dear.label, "against": other.label, "reads": reads.to_json()})
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in summary.json."""
+        lines = [
+            {**vars(line), "metrics": {name: metric.to_json() for name, metric in line.metrics.items()}}
+            for line in self.lines
+        ]
+        failures = [vars(failure) for failure in self.failures]
+        return {
+            "schema": 1,
+            "verdict": self.verdict,
+            "lines": lines,
+            "break_even": self.break_even(),
+            "failures": failures,
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write summary.json, summary.csv and report.html into a folder.
+
+        Returns:
+            The page.
+        """
+        from memory_paths.evaluation.page import render
+
+        target = Path(folder)
+        content = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_file(target / "summary.json", content.encode())
+        write_file(target / "summary.csv", _as_csv(self.rows()).encode())
+        write_file(target / "report.html", render(self).encode())
+        return target / "report.html"
+
+
+def collect(folder: str | Path) -> Summary:
+    """Every run under a folder, however deep.
+
+    A run that left records or a failed.json but no report is a failure and is named by its folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no run in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; give the folder of a run or of a sweep")
+    reports: list[Report] = []
+    failures: list[Failure] = []
+    for run in sorted(_run_folders(root), key=_natural):
+        name = str(run.relative_to(root)) if run != root else str(run)
+        try:
+            reports.append(Report.read(run))
+        except FileNotFoundError:
+            failures.append(Failure(name, _why(run)))
+        except ValueError as error:
+            failures.append(Failure(name, str(error)))
+    if not reports and not failures:
+        raise FileNotFoundError(f"no run in {root}: there is no {REPORT} anywhere below it")
+    return Summary(_without_reading(summarise(reports)), tuple(failures))
+
+
+def summarise(reports: Sequence[Report]) -> tuple[Line, ...]:
+    """Reports put together by path, settings, load, model and stream; seeds become one line."""
+    by_name: dict[tuple[str, int, str, str], list[Report]] = {}
+    for report in reports:
+        by_name.setdefault((report.path, report.load, report.lm, report.stream), []).append(report)
+    lines = []
+    for group in by_name.values():
+        variants: dict[str, list[Report]] = {}
+        for report, variant in zip(group, _variants(group), strict=True):
+            variants.setdefault(variant, []).append(report)
+        lines += [_line(variant, same) for variant, same in variants.items()]
+    return tuple(sorted(lines, key=_place))
+
+
+def verdict(lines: Sequence[Line]) -> str:
+    """See `Summary.verdict`."""
+    if not lines:
+        return "No run was finished, so there is nothing to compare."
+    families = {line.family for line in lines}
+    parts = []
+    for (family, load), group in _groups(lines):
+        where = f"{load} items" + (f" of {family}" if len(families) > 1 else "")
+        parts.append(f"{where}: {_ranking([line for line in group if line.path not in CONTROLS])}")
+    seeds = {len(line.seeds) for line in lines}
+    over = "over items only, from one seed each" if seeds == {1} else "over seeds where there are several"
+    return f"Retention by load, with 95 % intervals {over} — " + "; ".join(parts) + "."
+
+
+def score(metric: Metric, signed: bool = False) -> tuple[str, str]:
+    """A figure and its interval for people, such as (".94", "[.91 .96]"); a dash and nothing where it is not defined."""
+    if metric.value is None:
+        return "–", ""
+    value = _short(metric.value, signed)
+    if metric.low is None or metric.high is None:
+        return value, ""
+    return value, f"[{_short(metric.low, signed)} {_short(metric.high, signed)}]"
+
+
+def amount(value: float | None, kind: str = "") -> str:
+    """A quantity for people, three digits at most: 1.2k, 34 ms, 5.6 MB."""
+    if value is None:
+        return "–"
+    if kind == "seconds":
+        return f"{_digits(value * 1000)}ms" if value < 1 else f"{_digits(value)}s"
+    units = ("B", "kB", "MB", "GB", "TB") if kind == "bytes" else ("", "k", "M", "G", "T", "P")
+    for name in units[:-1]:
+        if abs(value) < 999.5:
+            return _digits(value) + name
+        value /= 1000
+    return _digits(value) + units[-1]
+
+
+def _ranking(contenders: Sequence[Line]) -> str:
+    ranked = sorted(
+        (line for line in contenders if line.metric("retention").value is not None),
+        key=lambda line: -_value(line.metric("retention")),
+    )
+    if not contenders:
+        return "only control runs"
+    if not ranked:
+        gains = sorted(
+            (line for line in contenders if line.metric("loglikelihood_gain").value is not None),
+            key=lambda line: -_value(line.metric("loglikelihood_gain")),
+        )
+        if gains:
+            told = ", ".join(f"{line.label} {_told(line, 'loglikelihood_gain', signed=True)}" for line in gains)
+            return f"no free answers to compare, log-likelihood per token gained {told}"
+        return f"no retention to compare ({contenders[0].metric('retention').reason})"
+    best = ranked[0]
+    tied = [line for line in ranked if _interval(line).overlaps(_interval(best))]
+    behind = [line for line in ranked if line not in tied]
+    told = " and ".join(f"{line.label} {_told(line)}" for line in tied)
+    if len(ranked) == 1:
+        words = f"{told}, with nothing to compare it with"
+    elif len(tied) > 1:
+        words = f"{told} tie"
+    else:
+        words = f"{told} keeps most"
+    if behind:
+        words += f", ahead of {', '.join(f'{line.label} {_told(line)}' for line in behind)}"
+    broke = [line for line in ranked if (line.metric("prior_change").high or 0.0) < 0.0]
+    if broke:
+        words += ", and prior knowledge fell with " + ", ".join(
+            f"{line.label} by {_short(-_value(line.metric('prior_change')))}" for line in broke
+        )
+    return words
+
+
+def _told(line: Line, name: str = "retention", signed: bool = False) -> str:
+    return " ".join(score(line.metric(name), signed)).strip()
+
+
+def _interval(line: Line) -> Interval:
+    metric = line.metric("retention")
+    value = _value(metric)
+    return Interval(value if metric.low is None else metric.low, value if metric.high is None else metric.high)
+
+
+def _value(metric: Metric) -> float:
+    assert metric.value is not None, "only defined figures are ranked"
+    return metric.value
+
+
+def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Where the oracle is no better than no memory, free answers say nothing about paths: they are null with that reason."""
+    judged: list[Line] = []
+    for _, group in _groups(lines):
+        controls = {line.path: line.metric("retention") for line in group if line.path in ("none", "oracle")}
+        none, oracle = controls.get("none"), controls.get("oracle")
+        if none is None or oracle is None or none.value is None or oracle.value is None:
+            judged += group
+            continue
+        if (oracle.low if oracle.low is not None else oracle.value) > none.value:
+            judged += group
+            continue
+        reason = (
+            f"the model does not read: with the right item in the prompt it answers {' '.join(score(oracle))}, "
+            f"without any memory {' '.join(score(none))}"
+        )
+        for line in group:
+            metrics = {
+                name: metric if name in _UNREAD or metric.value is None else undefined(reason)
+                for name, metric in line.metrics.items()
+            }
+            judged.append(replace(line, metrics=metrics, matrix=[[None] * len(row) for row in line.matrix]))
+    return tuple(judged)
+
+
+def _line(variant: str, reports: Sequence[Report]) -> Line:
+    by_seed = {report.seed: report for report in reports}
+    if len(by_seed) < len(reports):
+        LOGGER.warning("%s: of several runs with one seed only the last one counts", reports[0].path)
+    kept = [by_seed[seed] for seed in sorted(by_seed)]
+    first = kept[0]
+    return Line(
+        path=first.path,
+        variant=variant,
+        load=first.load,
+        lm=first.lm,
+        stream=first.stream,
+        seeds=tuple(sorted(by_seed)),
+        metrics={name: _over_seeds(name, [report.metrics.get(name) for report in kept]) for name in first.metrics},
+        matrix=_mean_matrix([report.matrix for report in kept]),
+        cost=_mean_cost([report.cost for report in kept]),
+        config=first.config,
+        versions=first.versions,
+    )
+
+
+def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
+    given = [metric for metric in metrics if metric is not None]
+    lacking = [metric for metric in given if metric.value is None]
+    if lacking or len(given) < len(metrics):
+        return lacking[0] if lacking else undefined("not measured with every seed")
+    if len(given) == 1:
+        return given[0]
+    values = [_value(metric) for metric in given]
+    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name.endswith("_gain") else SHARE
+    interval = seeds_interval(values, bounds=bounds)
+    low: float | None = interval.low
+    high: float | None = interval.high
+    if interval.high - interval.low < 1e-12:  # seeds that agree exactly still rest on a finite number of items
+        lows, highs = [metric.low for metric in given], [metric.high for metric in given]
+        low = None if None in lows else min(edge for edge in lows if edge is not None)
+        high = None if None in highs else max(edge for edge in highs if edge is not None)
+    return Metric(fmean(values), low, high, sum(metric.n for metric in given))
+
+
+def _mean_matrix(matrices: Sequence[list[list[float | None]]]) -> list[list[float | None]]:
+    if len({tuple(map(len, matrix)) for matrix in matrices}) != 1:
+        return matrices[0]
+
+    def mean(cells: Iterable[float | None]) -> float | None:
+        there = [cell for cell in cells if cell is not None]
+        return fmean(there) if there else None
+
+    return [[mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        name: _mean_cost([cost[name] for cost in costs])
+        if isinstance(value, Mapping)
+        else fmean(cost[name] for cost in costs)
+        for name, value in costs[0].items()
+    }
+
+
+def _variants(reports: Sequence[Report]) -> list[str]:
+    """For each report the settings in which it differs from the others, seeds and places left out."""
+    settings = [
+        {
+            name: value
+            for name, value in flattened(report.config).items()
+            if not any("seed" in part or part in _PLACES for part in name.split("."))
+        }
+        for report in reports
+    ]
+    names = sorted({name for each in settings for name in each})
+    differing = [name for name in names if len({json.dumps(each.get(name), default=str) for each in settings}) > 1]
+    return [
+        " ".join(f"{name.removeprefix('path.')}={each[name]}" for name in differing if name in each) for each in settings
+    ]
+
+
+def _run_folders(root: Path) -> set[Path]:
+    marks = (REPORT, FAILED, RECORDS, ".hydra")
+    found = {file.parent for mark in marks for file in root.rglob(mark)}
+    # The folder of a sweep may carry a .hydra of its own.
+    return {run for run in found if (run / REPORT).exists() or not any(run in other.parents for other in found)}
+
+
+def _why(run: Path) -> str:
+    try:
+        return str(json.loads((run / FAILED).read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it left no report: interrupted, or still running"
+
+
+def _groups(lines: Sequence[Line]) -> list[tuple[tuple[str, int], list[Line]]]:
+    ordered = sorted(lines, key=_place)
+    return [(key, list(group)) for key, group in groupby(ordered, key=lambda line: (line.family, line.load))]
+
+
+def _place(line: Line) -> tuple[Any, ...]:
+    rank = PATH_ORDER.index(line.path) if line.path in PATH_ORDER else len(PATH_ORDER)
+    return (line.family, line.load, rank, line.path, line.variant)
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in path.parts]
+
+
+def _flat(line: Line) -> dict[str, Any]:
+    flat: dict[str, Any] = {name: getattr(line, name) for name in ("path", "variant", "load", "lm", "stream")}
+    flat["seeds"] = len(line.seeds)
+    for name, metric in line.metrics.items():
+        flat |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high, f"{name}_n": metric.n}
+        flat[f"{name}_reason"] = metric.reason
+    for action in ("write", "read"):
+        spent = unit(line.cost, "write" if action == "write" else "read")
+        flat |= {f"{measure}_per_{action}": getattr(spent, measure) for measure in MEASURES}
+    return flat | {"stored_bytes": line.cost["stored_bytes"]}
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _short(value: float, signed: bool = False) -> str:
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    if float(text) == 0.0:
+        return ".00"
+    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value == 0 or abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"

@@ -1,0 +1,117 @@
+"""The summary as one aligned table of plain text. Knows nothing of files and terminals beyond a width in characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memory_paths.evaluation.costs import unit
+from memory_paths.evaluation.summary import Line, Summary, amount, score
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Args:
+        head: Its title, in one line or two.
+        name: Name of the metric; empty for a quantity.
+        quantity: Gives the text where it is no metric.
+        signed: Whether the figure is a difference.
+    """
+
+    head: tuple[str, str]
+    name: str = ""
+    quantity: Callable[[Line], str] = lambda line: ""
+    signed: bool = False
+
+
+SCORES = (
+    Column(("", "acquisition"), "acquisition"),
+    Column(("", "retention"), "retention"),
+    Column(("", "paraphrase"), "paraphrase"),
+    Column(("", "composition"), "composition"),
+    Column(("", "reversal"), "reversal"),
+    Column(("forward", "transfer"), "forward_transfer", signed=True),
+    Column(("prior", "before"), "prior_before"),
+    Column(("prior", "after"), "prior_after"),
+    Column(("skill", "after"), "skill_after"),
+)
+UNREAD_SCORES = (
+    Column(("log-lik.", "gain"), "loglikelihood_gain", signed=True),
+    Column(("choice", "of 4"), "choice"),
+)
+COSTS = (
+    Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
+    Column(("time", "/write"), quantity=lambda line: amount(unit(line.cost, "write").seconds, "seconds")),
+    Column(("tokens", "/read"), quantity=lambda line: amount(unit(line.cost, "read").tokens)),
+    Column(("time", "/read"), quantity=lambda line: amount(unit(line.cost, "read").seconds, "seconds")),
+    Column(("", "stored"), quantity=lambda line: amount(line.cost["stored_bytes"], "bytes")),
+)
+
+
+def columns(summary: Summary) -> tuple[Column, ...]:
+    """The columns that this summary fills; likelihoods stand in only where free answers are missing."""
+    unread = any(
+        line.metric("retention").value is None and line.metric("loglikelihood_gain").value is not None
+        for line in summary.lines
+    )
+    return (*SCORES, *(UNREAD_SCORES if unread else ()), *COSTS)
+
+
+def render_table(summary: Summary, width: int = 200) -> str:
+    """One row for each path and load; where `width` does not hold it, each interval goes below its score.
+
+    Cells without a value bear a letter, and the reason stands below the table.
+    """
+    shown = columns(summary)
+    reasons: dict[str, str] = {}
+    families = list(dict.fromkeys(line.family for line in summary.lines))
+    rows: list[list[tuple[str, str]]] = []
+    for line in summary.lines:
+        name = line.label if len(families) == 1 else f"{line.label} · {line.family}"
+        cells = [(name, ""), (str(line.load), "")]
+        for column in shown:
+            if not column.name:
+                cells.append((column.quantity(line), ""))
+                continue
+            metric = line.metric(column.name)
+            value, interval = score(metric, column.signed)
+            if metric.value is None:
+                letter = reasons.setdefault(metric.reason, _letter(len(reasons)))
+                value = f"– {letter}"
+            cells.append((value, interval))
+        rows.append(cells)
+    heads = [("", "path"), ("", "items"), *(column.head for column in shown)]
+    wide = _aligned(heads, [[(" ".join(filter(None, cell)), "") for cell in row] for row in rows])
+    text = wide if len(wide[0]) <= width else _aligned(heads, rows)
+    notes = [f"{letter}: {reason}" for reason, letter in reasons.items()]
+    if {len(line.seeds) for line in summary.lines} == {1}:
+        notes.append("One seed: intervals are over items only.")
+    return "\n".join([*(line.rstrip() for line in text), *notes])
+
+
+def _aligned(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    sizes = [max(len(part) for row in (heads, *rows) for part in row[at]) for at in range(len(heads))]
+
+    def laid(cells: Sequence[str]) -> str:
+        first, *others = (
+            cell.ljust(size) if at == 0 else cell.rjust(size) for at, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+        )
+        return "  ".join([first, *others])
+
+    lines = [laid([head[0] for head in heads]), laid([head[1] for head in heads])]
+    lines.append("-" * len(lines[0]))
+    load = rows[0][1][0] if rows else ""
+    for row in rows:
+        if row[1][0] != load:
+            load = row[1][0]
+            lines.append(" " * len(lines[0]))
+        lines.append(laid([cell[0] for cell in row]))
+        if any(cell[1] for cell in row):
+            lines.append(laid([cell[1] for cell in row]))
+    return lines
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else f"a{index - 25}"

@@ -1,0 +1,711 @@
+"""The one truth: every item, version, namespace, validity and place, in one SQLite file that only ever grows.
+
+Two tables. `version` holds what was said (a row for each version of an item at a place, with how it stands now);
+`change` is the log of what happened, in order, each row chained to the one before it. Rows carry checksums, which are
+compared whenever a row is read. A transaction is acknowledged once SQLite has synced it (WAL, synchronous=FULL).
+
+This file knows nothing of models, indexes, prompts or weights: whatever those keep is a projection that replays
+`Ledger.changes` and can be thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from memory_paths.failpoints import failpoint
+from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
+
+Action = Literal["add", "remove"]
+Removal = Literal["forgotten", "evicted"]
+Reason = Literal["recorded", "superseded", "expired", "forgotten", "evicted", "moved"]
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
+BUSY_SECONDS = 60.0
+
+# Versions whose text may still be recalled: what is held, and, for questions about the past, what was replaced.
+# Forgotten, evicted and moved versions are not among them, whatever time is asked about.
+RECALLABLE = "reason IN ('', 'superseded', 'expired')"
+
+_SCHEMA = """
+CREATE TABLE version (
+    version     INTEGER PRIMARY KEY,  -- monotonic, never reused: rows are never deleted
+    namespace   TEXT NOT NULL,
+    place       TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    content     TEXT NOT NULL,        -- Knowledge.to_json
+    recorded_at REAL NOT NULL,
+    valid_from  REAL,
+    valid_until REAL,
+    ended_at    REAL,
+    reason      TEXT NOT NULL,        -- why it ended; empty while it is held
+    successor   INTEGER,              -- the version that superseded it
+    checksum    TEXT NOT NULL
+);
+CREATE UNIQUE INDEX version_held ON version (namespace, place, id) WHERE reason = '';
+CREATE INDEX version_id ON version (namespace, id);
+CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <> '';
+CREATE TABLE change (
+    position    INTEGER PRIMARY KEY,
+    place       TEXT NOT NULL,
+    version     INTEGER NOT NULL,
+    action      TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    recorded_at REAL NOT NULL,
+    checksum    TEXT NOT NULL,
+    chain       TEXT NOT NULL         -- hash over the checksums up to here: the identity of this history
+);
+CREATE INDEX change_place ON change (place, position);
+CREATE INDEX change_version ON change (version, position);
+"""
+_VERSION = (
+    "version, namespace, place, id, key, content, recorded_at, valid_from, valid_until, ended_at, reason, successor"
+)
+_CHANGE = "position, place, version, action, reason, recorded_at"
+
+
+class LedgerError(RuntimeError):
+    """The ledger's file cannot be used as it is: damaged, full, locked, newer than this program, or closed."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `Ledger.record` did: the items that became new versions, and the ids that they superseded."""
+
+    written: tuple[Knowledge, ...]
+    superseded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step of the log: `version` of `item` came to a place or left it, and why."""
+
+    position: int
+    action: Action
+    namespace: str
+    version: int
+    item: Knowledge
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an item at one place. `ended_at` and `reason` are None while it is held."""
+
+    version: int
+    item: Knowledge
+    namespace: str
+    place: str
+    recorded_at: float
+    ended_at: float | None
+    reason: Reason | None
+    superseded_by: str | None
+
+    @property
+    def text(self) -> str:
+        """The text of this version."""
+        return self.item.text
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Which versions stand at a time, in the order of writing, and until when that is so if nothing is written."""
+
+    versions: tuple[int, ...]
+    until: float
+
+
+class Ledger:
+    """An append-only store of items; threads may share it, and so may processes that open the same file.
+
+    Args:
+        file: The SQLite file, made with its folder where it is missing, or ":memory:" for one that is gone on closing.
+        clock: Gives the present in seconds since the epoch.
+
+    Raises:
+        LedgerError: The file is not a ledger, is damaged, was written by a newer version, or cannot be opened.
+    """
+
+    def __init__(self, file: str | Path = ":memory:", *, clock: Callable[[], float] = time.time) -> None:
+        self.file = str(file)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._between_processes: Any = nullcontext()
+        if self.file != ":memory:":
+            from filelock import FileLock
+
+            path = Path(self.file)
+            if path.is_dir():
+                raise LedgerError(f"the ledger needs a file, but {path} is a folder; name a file inside it")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite before 3.51.3 can damage a WAL that two connections reset and write at the same moment.
+            self._between_processes = FileLock(
+                f"{self.file}.lock",
+                timeout=BUSY_SECONDS,
+                thread_local=False,
+                poll_interval=0.002,
+                fallback_to_soft=False,
+            )
+        with self._locked(), self._explained():
+            self._connection = sqlite3.connect(
+                self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def record(self, items: Sequence[Knowledge], *, place: str, namespace: str = DEFAULT_NAMESPACE) -> Recorded:
+        """Store items at a place, all or none, in one transaction that is on disk when this returns.
+
+        An id that is active here with the same content is left alone. One that was superseded, forgotten or evicted,
+        or has expired, starts a new version. An item whose key equals that of another active item of the namespace, at
+        any place, supersedes it at once, also when its own validity starts later.
+
+        Raises:
+            ValueError: An id that is active in this namespace with other content; an empty place or namespace; a text
+                that is not Unicode.
+            TypeError: Something that is not Knowledge.
+            LedgerError: The disk is full or the file cannot be written; nothing of this call is stored then.
+        """
+        _check_names(place=place, namespace=namespace)
+        for item in items:
+            if not isinstance(item, Knowledge):
+                raise TypeError(f"a ledger records Knowledge, got {type(item).__name__}: {item!r:.80}")
+            try:
+                item.to_json().encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"item {item.id!r} is not valid Unicode ({error.reason}); clean the text") from error
+            if any(edge is not None and math.isnan(edge) for edge in (item.valid_from, item.valid_until)):
+                raise ValueError(f"item {item.id!r} has a validity that is not a number; give seconds or None")
+        written: list[Knowledge] = []
+        superseded: list[str] = []
+        with self._transaction():
+            now = self.now()
+            for item in items:
+                if self._is_recorded(item, place, namespace, now):
+                    continue
+                version = self._add(item, place, namespace, recorded_at=now, reason="recorded", now=now)
+                written.append(item)
+                for row in self._rivals(item, namespace, now):
+                    start = row["recorded_at"] if row["valid_from"] is None else row["valid_from"]
+                    end = item.valid_from if item.valid_from is not None and item.valid_from > start else now
+                    self._end(row, "superseded", ended_at=end, now=now, successor=version)
+                    superseded.append(row["id"])
+        return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
+
+    def remove(
+        self, ids: Sequence[str], *, place: str, namespace: str = DEFAULT_NAMESPACE, reason: Removal
+    ) -> tuple[str, ...]:
+        """Stop holding ids at a place, in one transaction. Ids that are not held are ignored.
+
+        Forgetting also covers the versions of these ids at this place that were replaced earlier, so that questions
+        about the past do not bring them back.
+
+        Returns:
+            The ids that were held.
+
+        Raises:
+            ValueError: An unknown reason, an empty place or namespace.
+            TypeError: One string in place of a sequence of ids.
+            LedgerError: The file cannot be written; nothing has changed then.
+        """
+        _check_names(place=place, namespace=namespace)
+        ids = _check_ids(ids)
+        if reason not in get_args(Removal):
+            raise ValueError(f"reason must be one of {get_args(Removal)}, got {reason!r}")
+        covered = RECALLABLE if reason == "forgotten" else "reason = ''"
+        held = []
+        with self._transaction():
+            now = self.now()
+            for id in ids:
+                rows = self._rows(
+                    f"namespace = ? AND id = ? AND place = ? AND {covered} ORDER BY version", namespace, id, place
+                )
+                for row in rows:
+                    self._end(row, reason, ended_at=now, now=now, successor=row["successor"])
+                if any(not row["reason"] for row in rows):
+                    held.append(id)
+        return tuple(held)
+
+    def move(
+        self, ids: Sequence[str], *, source: str, target: str, namespace: str = DEFAULT_NAMESPACE
+    ) -> tuple[str, ...]:
+        """Take held items from one place to another, all or none, in one transaction; ids and dates stay.
+
+        An id that is at the target and no longer at the source has been moved already and is left alone.
+
+        Returns:
+            The ids that this call moved.
+
+        Raises:
+            ValueError: An id that is held at neither place, or a target that is the source.
+            LedgerError: The file cannot be written; nothing has changed then.
+        """
+        _check_names(source=source, target=target, namespace=namespace)
+        if source == target:
+            raise ValueError(f"items are moved between two places, got {source!r} twice")
+        moved = []
+        with self._transaction():
+            now = self.now()
+            for id in _check_ids(ids):
+                here, there = (self._held(id, place, namespace) for place in (source, target))
+                if here is None and there is None:
+                    raise ValueError(f"item {id!r} is held neither at {source!r} nor at {target!r}")
+                if here is None:
+                    continue
+                self._end(here, "moved", ended_at=now, now=now)
+                if there is None:
+                    item = Knowledge.from_json(here["content"])
+                    self._add(item, target, namespace, recorded_at=here["recorded_at"], reason="moved", now=now)
+                moved.append(id)
+        return tuple(moved)
+
+    def active(
+        self, *, place: str | None = None, namespace: str | None = None, as_of: float | None = None
+    ) -> list[Knowledge]:
+        """The items that hold, in the order of writing; see `standing` for what that means.
+
+        Args:
+            place: Only what lives here; None: everywhere, an item that lives at two places being listed once.
+            namespace: Only what belongs to it; None: all.
+            as_of: Seconds since the epoch; None: now.
+        """
+        found = self.get(self.standing(place=place, namespace=namespace, as_of=as_of).versions)
+        return list({(entry.namespace, entry.item.id): entry.item for entry in found.values()}.values())
+
+    def standing(
+        self, *, place: str | None = None, namespace: str | None = None, as_of: float | None = None
+    ) -> Standing:
+        """The versions that hold: `active` without the texts, for projections that filter by version.
+
+        Now: what is held and valid by the clock. As of a time: what held in the world then by all that is known today,
+        from `valid_from` (where there is none, from when it was recorded) until `valid_until` or until it was replaced.
+        What was forgotten, evicted or moved away does not come back for any time.
+        """
+        where, values = _where(place=place, namespace=namespace)
+        if as_of is not None:
+            where += (
+                f" AND {RECALLABLE} AND coalesce(valid_from, recorded_at) <= ?"
+                " AND coalesce(ended_at, 9e999) > ? AND coalesce(valid_until, 9e999) > ?"
+            )
+            values += [float(as_of)] * 3
+            return Standing(self._numbers(where, values), math.inf)
+        now = self.now()
+        held = f"{where} AND reason = ''"
+        valid = f"{held} AND coalesce(valid_from, -9e999) <= ? AND coalesce(valid_until, 9e999) > ?"
+        edges = (
+            f"SELECT min(valid_from) AS edge FROM version WHERE {held} AND valid_from > ?"
+            f" UNION ALL SELECT min(valid_until) FROM version WHERE {held} AND valid_until > ?"
+        )
+        with self._lock:
+            versions = self._numbers(valid, [*values, now, now])
+            until = [row["edge"] for row in self._query(edges, *values, now, *values, now) if row["edge"] is not None]
+        return Standing(versions, min(until, default=math.inf))
+
+    def recallable(self, *, place: str) -> tuple[int, ...]:
+        """All versions at a place that some question may still recall: held, superseded or expired, in order."""
+        return self._numbers(f"place = ? AND {RECALLABLE}", [place])
+
+    def get(self, versions: Iterable[int]) -> dict[int, Version]:
+        """The versions with these numbers, in the order asked for; unknown numbers are left out."""
+        numbers = [int(version) for version in versions]
+        found = {}
+        for start in range(0, len(numbers), 500):
+            part = numbers[start : start + 500]
+            for row in self._rows(f"version IN ({', '.join('?' * len(part))})", *part):
+                found[row["version"]] = self._version(row)
+        return {number: found[number] for number in numbers if number in found}
+
+    def changes(self, *, place: str, after: int = 0) -> list[Change]:
+        """What happened at a place since a position, in order: what a projection replays."""
+        with self._lock:
+            log = self._query(
+                f"SELECT {_CHANGE}, checksum FROM change WHERE place = ? AND position > ? ORDER BY position",
+                place,
+                after,
+            )
+            versions = self.get(dict.fromkeys(row["version"] for row in log))
+        changes = []
+        for row in log:
+            self._check(row, "change", row["position"])
+            if row["version"] not in versions:
+                missing = f"change {row['position']} speaks of a version that is missing"
+                raise LedgerError(_damage(self.file, missing))
+            entry = versions[row["version"]]
+            changes.append(
+                Change(row["position"], row["action"], entry.namespace, entry.version, entry.item, row["reason"])
+            )
+        return changes
+
+    def history(self, id: str, *, namespace: str = DEFAULT_NAMESPACE) -> list[Version]:
+        """Every version of an item at every place, in the order of writing."""
+        rows = self._rows("namespace = ? AND id = ? ORDER BY version", namespace, id)
+        return [self._version(row) for row in rows]
+
+    def now(self) -> float:
+        """The present by the ledger's clock, in seconds since the epoch."""
+        return float(self._clock())
+
+    def position(self) -> int:
+        """Number of the last change, 0 at first; it grows with everything that happens at any place."""
+        return int(self._query("SELECT coalesce(max(position), 0) AS position FROM change")[0]["position"])
+
+    def fingerprint(self, position: int) -> str | None:
+        """A hash over the whole log up to a position, or None where the log is shorter.
+
+        A projection that keeps it can tell whether it was made from this ledger or from another one.
+        """
+        if position == 0:
+            return ""
+        rows = self._query("SELECT chain FROM change WHERE position = ?", position)
+        return rows[0]["chain"] if rows else None
+
+    def stored_bytes(self, *, place: str) -> int:
+        """Bytes of the recallable items of a place, as stored, without SQLite's own overhead."""
+        size = f"SELECT sum(length(CAST(content AS BLOB))) AS size FROM version WHERE place = ? AND {RECALLABLE}"
+        return int(self._query(size, place)[0]["size"] or 0)
+
+    def verify(self) -> list[str]:
+        """Check every page, checksum and step of the log; one line for each problem, none if all is well."""
+        with self._lock:
+            try:
+                problems = [row[0] for row in self._query("PRAGMA integrity_check") if row[0] != "ok"]
+                versions = self._query(f"SELECT {_VERSION}, checksum FROM version ORDER BY version")
+                log = self._query(f"SELECT {_CHANGE}, checksum, chain FROM change ORDER BY position")
+            except LedgerError as error:
+                return [str(error)]
+        stands: dict[int, str] = {}
+        chain = ""
+        for expected, row in enumerate(log, start=1):
+            chain = _chained(chain, row["checksum"])
+            if row["position"] != expected:
+                problems.append(f"change {expected} is missing")
+                break
+            if row["checksum"] != _checksum(row, _CHANGE) or row["chain"] != chain:
+                problems.append(f"change {expected} does not match its checksum")
+                chain = row["chain"]
+            stands[row["version"]] = "" if row["action"] == "add" else row["reason"]
+        for expected, row in enumerate(versions, start=1):
+            if row["version"] != expected:
+                problems.append(f"version {expected} is missing")
+                break
+            if row["checksum"] != _checksum(row, _VERSION):
+                problems.append(f"version {expected} does not match its checksum")
+            if stands.pop(expected, None) != row["reason"]:
+                problems.append(f"version {expected} does not stand as the log says")
+        problems.extend(f"version {version} is missing, but the log speaks of it" for version in stands)
+        return problems
+
+    def save(self, file: str | Path) -> None:
+        """Write a compact copy of the whole ledger, synced, under a new name.
+
+        Raises:
+            FileExistsError: The file is there already.
+            LedgerError: It cannot be written; no half copy is left then.
+        """
+        path = Path(file)
+        if path.exists():
+            raise FileExistsError(f"{path} exists; save the ledger under a new name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".temporary")
+        temporary.unlink(missing_ok=True)
+        try:
+            with self._locked(), self._explained():
+                self._connection.execute("VACUUM INTO ?", (str(temporary),))
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def restore(self, file: str | Path) -> None:
+        """Take over everything from a file that `save` wrote, all or nothing, into this ledger, which must be empty.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: This ledger holds something already, which is not overwritten.
+            LedgerError: The file is not a ledger, is damaged or newer than this program; this ledger stays empty then.
+        """
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no saved ledger {path}")
+        with self._transaction():
+            if self.position():
+                raise ValueError(f"the ledger {self.file} is not empty; restore {path} into a new one")
+            with (
+                self._explained(str(path)),
+                closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as saved,
+            ):
+                if not _check_kind(saved, str(path)):
+                    raise LedgerError(f"{path} is an empty file; name one that `save` wrote")
+                for table, names in (("version", f"{_VERSION}, checksum"), ("change", f"{_CHANGE}, checksum, chain")):
+                    values = ", ".join("?" * len(names.split(", ")))
+                    self._connection.executemany(
+                        f"INSERT INTO {table} ({names}) VALUES ({values})",
+                        saved.execute(f"SELECT {names} FROM {table}"),
+                    )
+            if problems := self.verify():
+                raise LedgerError(_damage(str(path), problems[0]))
+
+    def close(self) -> None:
+        """Release the file. Closing twice is harmless; any other call afterwards is a LedgerError."""
+        with self._locked():
+            self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        connection = self._connection
+        connection.row_factory = sqlite3.Row
+        is_ledger = _check_kind(connection, self.file)
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if self.file != ":memory:" and mode != "wal":
+            raise LedgerError(f"the file system of {self.file} cannot hold a write-ahead log; use a local disk")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # only macOS has it: there a plain fsync does not reach the disk
+        if not is_ledger:
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+            if self.file != ":memory:":
+                _sync(Path(self.file).parent)
+        elif (damage := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise LedgerError(_damage(self.file, damage))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                self._between_processes.__enter__()
+            except TimeoutError as error:
+                raise LedgerError(f"{self.file} is being written by another process; try again") from error
+            except OSError as error:
+                raise LedgerError(f"{self.file} cannot be locked for writing: {error}") from error
+            try:
+                yield
+            finally:
+                self._between_processes.__exit__(None, None, None)
+
+    @contextmanager
+    def _explained(self, file: str = "") -> Iterator[None]:
+        file = file or self.file
+        try:
+            yield
+        except sqlite3.ProgrammingError as error:
+            if "closed" not in str(error):
+                raise
+            raise LedgerError(f"the ledger {file} is closed; open it again") from error
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{file}: {error}. Nothing of this call was stored and all that was acknowledged is kept;"
+                " make room on the disk, or check that the file may be written, and try again"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(_damage(file, str(error))) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._locked(), self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                failpoint("ledger.before_commit")
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            failpoint("ledger.after_commit")
+
+    def _query(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock, self._explained():
+            return self._connection.execute(statement, values).fetchall()
+
+    def _numbers(self, where: str, values: list[Any]) -> tuple[int, ...]:
+        rows = self._query(f"SELECT version FROM version WHERE {where} ORDER BY version", *values)
+        return tuple(row["version"] for row in rows)
+
+    def _rows(self, where: str, *values: Any) -> list[sqlite3.Row]:
+        rows = self._query(f"SELECT {_VERSION}, checksum FROM version WHERE {where}", *values)
+        for row in rows:
+            self._check(row, "version", row["version"])
+        return rows
+
+    def _check(self, row: sqlite3.Row, table: Literal["version", "change"], number: int) -> None:
+        if row["checksum"] != _checksum(row, _VERSION if table == "version" else _CHANGE):
+            raise LedgerError(_damage(self.file, f"{table} {number} does not match its checksum"))
+
+    def _version(self, row: sqlite3.Row) -> Version:
+        successor = None
+        if row["successor"] is not None:
+            successor = self._query("SELECT id FROM version WHERE version = ?", row["successor"])[0]["id"]
+        return Version(
+            version=row["version"],
+            item=Knowledge.from_json(row["content"]),
+            namespace=row["namespace"],
+            place=row["place"],
+            recorded_at=row["recorded_at"],
+            ended_at=row["ended_at"],
+            reason=row["reason"] or None,
+            superseded_by=successor,
+        )
+
+    def _held(self, id: str, place: str, namespace: str) -> sqlite3.Row | None:
+        rows = self._rows("namespace = ? AND place = ? AND id = ? AND reason = ''", namespace, place, id)
+        return rows[0] if rows else None
+
+    def _is_recorded(self, item: Knowledge, place: str, namespace: str, now: float) -> bool:
+        """Whether the item is active at the place; an expired version of its id is ended on the way."""
+        here = False
+        for row in self._rows("namespace = ? AND id = ? AND reason = ''", namespace, item.id):
+            if _expired(row, now):
+                if row["place"] == place:
+                    self._end(row, "expired", ended_at=row["valid_until"], now=now)
+            elif row["content"] != item.to_json():
+                raise ValueError(
+                    f"item {item.id!r} is active in namespace {namespace!r} (at {row['place']!r}) with other content;"
+                    " forget it first, or give the update an id of its own and the same key."
+                    f" Stored: {row['content']:.200} Given: {item.to_json():.200}"
+                )
+            else:
+                here = here or row["place"] == place
+        return here
+
+    def _rivals(self, item: Knowledge, namespace: str, now: float) -> list[sqlite3.Row]:
+        if not item.key:
+            return []
+        rows = self._rows("namespace = ? AND key = ? AND key <> '' AND reason = ''", namespace, item.key)
+        return [row for row in rows if row["id"] != item.id and not _expired(row, now)]
+
+    def _add(
+        self, item: Knowledge, place: str, namespace: str, *, recorded_at: float, reason: Reason, now: float
+    ) -> int:
+        number = int(self._query("SELECT coalesce(max(version), 0) + 1 AS number FROM version")[0]["number"])
+        row = {
+            "version": number,
+            "namespace": namespace,
+            "place": place,
+            "id": item.id,
+            "key": item.key,
+            "content": item.to_json(),
+            "recorded_at": recorded_at,
+            "valid_from": None if item.valid_from is None else float(item.valid_from),
+            "valid_until": None if item.valid_until is None else float(item.valid_until),
+            "ended_at": None,
+            "reason": "",
+            "successor": None,
+        }
+        self._insert("version", row)
+        self._log(place, number, "add", reason, now)
+        return number
+
+    def _end(
+        self, row: sqlite3.Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None
+    ) -> None:
+        fields = {name: row[name] for name in _VERSION.split(", ")}
+        fields |= {"ended_at": float(ended_at), "reason": reason, "successor": successor}
+        self._query(
+            "UPDATE version SET ended_at = ?, reason = ?, successor = ?, checksum = ? WHERE version = ?",
+            fields["ended_at"],
+            reason,
+            successor,
+            _checksum(fields, _VERSION),
+            row["version"],
+        )
+        self._log(row["place"], row["version"], "remove", reason, now)
+
+    def _log(self, place: str, version: int, action: Action, reason: Reason, now: float) -> None:
+        last = self._query("SELECT position, chain FROM change ORDER BY position DESC LIMIT 1")
+        position, chain = (last[0]["position"], last[0]["chain"]) if last else (0, "")
+        row = {
+            "position": position + 1,
+            "place": place,
+            "version": version,
+            "action": action,
+            "reason": reason,
+            "recorded_at": now,
+        }
+        self._insert("change", row, chain=_chained(chain, _checksum(row, _CHANGE)))
+
+    def _insert(self, table: Literal["version", "change"], row: dict[str, Any], **more: Any) -> None:
+        row = row | {"checksum": _checksum(row, _VERSION if table == "version" else _CHANGE)} | more
+        self._query(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", *row.values())
+
+
+def _check_kind(connection: sqlite3.Connection, file: str) -> bool:
+    """Whether a database is a ledger (True) or empty (False); anything else is refused."""
+    known, application, tables = (
+        connection.execute(question).fetchone()[0]
+        for question in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+    )
+    if tables and application != APPLICATION_ID:
+        raise LedgerError(f"{file} is a database of another program; give the ledger a file of its own")
+    if known > SCHEMA_VERSION:
+        raise LedgerError(
+            f"{file} has schema version {known}, and this program reads up to {SCHEMA_VERSION}; upgrade it"
+        )
+    return bool(tables)
+
+
+def _damage(file: str, what: str) -> str:
+    return f"the ledger {file} is damaged ({what}); restore it from a copy"
+
+
+def _checksum(row: sqlite3.Row | dict[str, Any], names: str) -> str:
+    values = [row[name] for name in names.split(", ")]
+    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
+
+
+def _chained(chain: str, checksum: str) -> str:
+    return hashlib.sha256(f"{chain}{checksum}".encode()).hexdigest()
+
+
+def _expired(row: sqlite3.Row, now: float) -> bool:
+    return row["valid_until"] is not None and row["valid_until"] <= now
+
+
+def _where(**wanted: str | None) -> tuple[str, list[Any]]:
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return " AND ".join(["1", *(f"{name} = ?" for name in given)]), list(given.values())
+
+
+def _check_names(**names: str) -> None:
+    for name, value in names.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{name} must be a non-empty string, got {value!r}")
+
+
+def _check_ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise TypeError(f"ids must be a sequence of ids, got one string {ids!r}; write [{ids!r}]")
+    return list(dict.fromkeys(ids))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,650 @@
+"""The language model: any transformers causal LM, asked in batches, scored, counted and hashed.
+
+How a `Prompt` becomes tokens is decided here and nowhere else. This file knows nothing of memory paths, of storage, or
+of how weights are changed; it only notices that they did, so that no cached state outlives the weights it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memory_paths.types import Generation, Phrasing, Prompt, Usage
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+# A frozen prefix is computed in blocks of this many tokens, each in a forward pass of its own. A block's keys and
+# values then come from the same operations on the same shapes whether earlier calls left it behind or not, so that
+# results do not depend on what was asked before: an interrupted run that is resumed gives the same bytes.
+PREFIX_BLOCK = 64
+# A prefix pays when many prompts of a call share it; small groups would only break up the batches.
+PREFIX_SHARE = 0.25
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space, and none at its ends."""
+    return " ".join(text.split())
+
+
+def layout(prompt: Prompt) -> str:
+    """The prompt as the text that a model without a chat template continues with `" " + answer`."""
+    return f"{_notes(prompt)}Question: {one_line(prompt.question)}\nAnswer:"
+
+
+def _notes(prompt: Prompt) -> str:
+    return "Notes:\n" + "".join(f"- {one_line(note)}\n" for note in prompt.notes) + "\n" if prompt.notes else ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A sequence to be read: what stands before `start` is given, what follows is scored."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """Keys and values of a token prefix, a pair for each layer, each tensor [1, heads, tokens, width]."""
+
+    ids: tuple[int, ...]
+    layers: tuple[tuple[Any, Any], ...]
+    weights: int
+
+
+class CausalLM:
+    """A transformers causal language model with its tokenizer. Threads may share it; calls take turns.
+
+    Args:
+        name: A folder that `save_pretrained` wrote, or a name on the hub.
+        device: Where it runs, such as "cpu" or "cuda:1".
+        dtype: One of "float32", "bfloat16", "float16", or "auto" for what the checkpoint has.
+        device_map: Passed on to transformers, to spread a large model; `device` is not used then.
+        batch_size: Most sequences in one forward pass.
+        prefix_cache: Whether the keys and values of a token prefix that the prompts of a call share are computed once
+            and kept for the next call. Models with sliding-window or recurrent layers go without.
+        chat_template: Whether to use the tokenizer's chat template where it has one.
+        window: Most tokens of prompt and answer together; None: `trained_window` of the model's config, or else its
+            `max_position_embeddings`.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        loader: Gives module and tokenizer for `name` in place of transformers' automatic classes.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name, or a folder without config or tokenizer.
+        ValueError: An option out of range; a model that does not tell its window, keeps no keys and values, or has no
+            end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        device_map: str | dict[str, Any] | None = None,
+        batch_size: int = 32,
+        prefix_cache: bool = True,
+        chat_template: bool = True,
+        window: int | None = None,
+        trust_remote_code: bool = False,
+        loader: Callable[[str], tuple[Any, Any]] | None = None,
+    ) -> None:
+        import torch
+
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.name = str(name)
+        self.batch_size = batch_size
+        self.prefix_cache = prefix_cache
+        if loader is None:
+            self.module, self.tokenizer = _load(self.name, dtype, device_map, trust_remote_code)
+        else:
+            self.module, self.tokenizer = loader(self.name)
+            if dtype != "auto":
+                self.module.to(getattr(torch, dtype))
+        if device_map is None:
+            self.module.to(device)
+        self.module.eval()
+        self.window = _window(self.name, self.module.config) if window is None else window
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1 token, got {self.window}")
+        # Asked of the bare model once: a wrapper around it (an adapter's) hides the signature and passes arguments on.
+        self._accepted = frozenset(inspect.signature(self.module.forward).parameters)
+        if "past_key_values" not in self._accepted:
+            raise ValueError(
+                f"{type(self.module).__name__} ({self.name!r}) keeps no keys and values; use another model"
+            )
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {self.name!r} has no eos token; set eos_token in tokenizer_config.json")
+        self._stop_ids = self._read_stop_ids()
+        self._ends: dict[int, bool] = {}
+        self._lead = self._read_lead()
+        self._control_ids = self._read_control_ids()
+        self._chats = bool(chat_template and getattr(self.tokenizer, "chat_template", None))
+        self._chat_controls: tuple[int, ...] | None = None
+        self._kept: _Prefix | None = None
+        self._lock = threading.RLock()
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """The exact tokens of the laid-out prompt. Notes and question are data: no control token can come from them.
+
+        Raises:
+            ValueError: The tokenizer or its chat template makes a control token of plain text all the same.
+        """
+        with self._lock:
+            return self._chat_ids(prompt) if self._chats else [*self._lead, *self._text_ids(layout(prompt))]
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Exact number of tokens of the laid-out prompt."""
+        return len(self.token_ids(prompt))
+
+    def count_answer_tokens(self, pairs: Sequence[tuple[Prompt, str]]) -> list[int]:
+        """Number of tokens over which `loglikelihood` sums, for each pair."""
+        rows = [self._pair(prompt, answer) for prompt, answer in pairs]
+        return [len(row.ids) - row.start for row in rows]
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+    ) -> list[Generation]:
+        """Answers with a natural stop (an end-of-sequence token or a new line), one for each prompt, in order.
+
+        Prompt and answer share the window: an answer is cut where it is full. `Generation.token_ids` ends with
+        the stop. `Usage.tokens` are those of prompt and answer; `flops` see `forward_flops`, a shared prefix being
+        charged once to the call, in equal parts, whether or not an earlier call left it behind; `seconds` are an equal
+        part of the call's.
+
+        Args:
+            prompts: What is asked; may be empty.
+            max_new_tokens: Most tokens of an answer, the stop included.
+            temperature: 0 for the most likely token each time; above 0: sampled from softmax(logits / temperature).
+            seed: Of the sampling; the n-th prompt of a call draws the same numbers in whatever batch it is.
+
+        Raises:
+            ValueError: A prompt longer than the window, or an option out of range.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
+        started = time.perf_counter()
+        found: dict[int, Generation] = {}
+        with self._lock, self._evaluating():
+            rows = [_Row(tuple(ids), len(ids)) for ids in map(self.token_ids, prompts)]
+            self._check_window(rows)
+            draws = [random.Random(f"{seed}:{index}") for index in range(len(rows))]
+            for group, prefix in self._groups(rows):
+                shared = len(prefix.ids) if prefix else 0
+                for batch in _batches(group, rows, self.batch_size):
+                    answers = self._answer(
+                        [rows[index] for index in batch], prefix, max_new_tokens, temperature, [draws[i] for i in batch]
+                    )
+                    for index, (new, loglikelihood, stopped) in zip(batch, answers, strict=True):
+                        ids = rows[index].ids
+                        flops = self.forward_flops(len(ids) - shared + len(new), after=shared)
+                        flops += self.forward_flops(shared) / len(group)
+                        found[index] = Generation(
+                            self._text(new),
+                            tuple(new),
+                            loglikelihood,
+                            _hash_ids(ids),
+                            Usage(tokens=len(ids) + len(new), flops=flops),
+                            stopped,
+                        )
+        seconds = (time.perf_counter() - started) / max(1, len(rows))
+        return [replace(found[i], usage=replace(found[i].usage, seconds=seconds)) for i in range(len(rows))]
+
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """Log-likelihood of each answer after its prompt, in nats, the stop excluded.
+
+        Raises:
+            ValueError: An answer without text, or a prompt and answer that are longer than the window.
+        """
+        import torch
+
+        found: dict[int, float] = {}
+        with self._lock, self._evaluating():
+            rows = [self._pair(prompt, answer) for prompt, answer in pairs]
+            self._check_window(rows)
+            for group, prefix in self._groups(rows):
+                shared = len(prefix.ids) if prefix else 0
+                for batch in _batches(group, rows, self.batch_size):
+                    tails = [rows[index].ids[shared:] for index in batch]
+                    first = min(rows[index].start for index in batch) - 1 - shared
+                    tokens, attention, positions = self._pad(tails, shared, left=False)
+                    cache = self._cache(prefix, len(batch)) if prefix else None
+                    logits = self._forward(tokens, attention, positions, cache, keep=tokens.shape[1] - first)
+                    for place, index in enumerate(batch):
+                        row = rows[index]
+                        begin, end = row.start - 1 - shared - first, len(row.ids) - 1 - shared - first
+                        scores = torch.log_softmax(logits[place, begin:end].float(), dim=-1)
+                        targets = torch.tensor(row.ids[row.start :], device=scores.device)
+                        found[index] = float(scores.gather(1, targets[:, None]).double().sum())
+        return [found[index] for index in range(len(rows))]
+
+    def encode_phrasing(self, phrasing: Phrasing) -> tuple[list[int], list[bool]]:
+        """Tokens of prompt + completion + stop as the model would be shown them, and which of them are targets.
+
+        Targets are the completion and the stop; a token that holds characters of both prompt and completion is one. The
+        first token of all is never a target, since nothing stands before it. Nothing is put between prompt and
+        completion, except for a phrasing that asks: it is laid out as `generate` would.
+
+        Raises:
+            ValueError: There is nothing to learn in the phrasing.
+        """
+        if not phrasing.completion.strip():
+            raise ValueError(f"a phrasing needs a completion to be learnt, got {phrasing!r}")
+        with self._lock:
+            if phrasing.asks:
+                row = self._pair(Prompt(phrasing.prompt), phrasing.completion)
+            else:
+                row = self._continued(phrasing.prompt, phrasing.completion)
+        ids = [*row.ids, self.tokenizer.eos_token_id]
+        return ids, [index >= max(1, row.start) for index in range(len(ids))]
+
+    def forward_flops(self, tokens: int, *, after: int = 0) -> float:
+        """Work of reading `tokens` tokens that follow `after` others, in floating point operations, 2 per multiply-add.
+
+        2 * N * tokens + 4 * A * context, where N are the parameters outside embedding tables and the output head, A is
+        layers * heads * width of a head, and context is the sum over the tokens of how many tokens each one attends to
+        (Kaplan et al. 2020, arXiv 2001.08361, table 1). A module with a method `flops_per_token()` speaks for itself
+        and all within it: a sparse memory counts the rows it reads, not those it has.
+        """
+        config = self.module.config.get_text_config()
+        heads = config.num_attention_heads
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        context = tokens * after + tokens * (tokens + 1) / 2
+        attention = 4.0 * config.num_hidden_layers * heads * head_width
+        per_token = _flops_per_token(self.module, {id(self.module.get_output_embeddings())})
+        return float(per_token * tokens + attention * context)
+
+    def weights_hash(self) -> str:
+        """SHA-256 over name, type, shape and bytes of every parameter and buffer, in hex."""
+        import torch
+
+        digest = hashlib.sha256()
+        for name, tensor in sorted([*self.module.named_parameters(), *self.module.named_buffers()]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def weights_changed(self) -> None:
+        """Drop all that was computed with the weights as they were. Call it after every change to `module`.
+
+        Changes through parameters, buffers, submodules, forward hooks and plain settings of modules are noticed anyway;
+        writes through `.data`, which torch does not count, are not.
+        """
+        with self._lock:
+            self._kept = None
+
+    def _read_stop_ids(self) -> frozenset[int]:
+        stops: set[int] = {self.tokenizer.eos_token_id}
+        for config in (self.module.config, getattr(self.module, "generation_config", None)):
+            ids = getattr(config, "eos_token_id", None)
+            stops.update([ids] if isinstance(ids, int) else ids or [])
+        return frozenset(stops)
+
+    def _read_lead(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text by itself (a BOS token, or nothing)."""
+        lead = list(self.tokenizer("")["input_ids"])
+        ends_like_begins = self.tokenizer.eos_token_id == self.tokenizer.bos_token_id
+        if lead and lead[-1] == self.tokenizer.eos_token_id and not (ends_like_begins and len(lead) == 1):
+            lead.pop()
+        return tuple(lead)
+
+    def _read_control_ids(self) -> frozenset[int]:
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(special | set(self.tokenizer.all_special_ids)) - self._unknown_ids()
+
+    def _unknown_ids(self) -> set[int | None]:
+        """The token for what the tokenizer cannot spell, which text may hold, unless it doubles as a control token."""
+        return {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id, self.tokenizer.bos_token_id}
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Tokens of plain text, in which the names of control tokens are ordinary characters."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        self._refuse_controls(ids, (), text)
+        return list(ids)
+
+    def _chat_ids(self, prompt: Prompt) -> list[int]:
+        text = f"{_notes(prompt)}Question: {one_line(prompt.question)}" if prompt.notes else one_line(prompt.question)
+        if self._chat_controls is None:
+            added = set(self.tokenizer.added_tokens_decoder) - self._unknown_ids()
+            self._chat_controls = tuple(id for id in self._apply_template("x") if id in added)
+        ids = self._apply_template(text)
+        self._refuse_controls(ids, self._chat_controls, text)
+        return ids
+
+    def _apply_template(self, content: str) -> list[int]:
+        return list(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                sanitize_control_tokens=True,
+                enable_thinking=False,
+                return_dict=False,
+            )
+        )
+
+    def _refuse_controls(self, ids: Sequence[int], expected: tuple[int, ...], text: str) -> None:
+        watched = self._control_ids.union(expected)
+        found = tuple(id for id in ids if id in watched)
+        if found != expected:
+            strange = [self.tokenizer.convert_ids_to_tokens(id) for id in found if id not in expected] or list(found)
+            raise ValueError(
+                f"the tokenizer of {self.name!r} makes control tokens ({strange}) of plain text, which would let notes"
+                f" pose as instructions; take them out of the text: {text[:120]!r}"
+            )
+
+    def _pair(self, prompt: Prompt, answer: str) -> _Row:
+        answer = one_line(answer)
+        if not answer:
+            raise ValueError(f"an answer needs text, got none for the question {prompt.question[:80]!r}")
+        if not self._chats:
+            return self._continued(layout(prompt), f" {answer}")
+        given = self.token_ids(prompt)
+        with self._lock:
+            return _Row((*given, *self._text_ids(answer)), len(given))
+
+    def _continued(self, given: str, text: str) -> _Row:
+        """Tokenised as one string, so that tokens are those that the model knows, and split by characters."""
+        with self._lock:
+            ids = self._text_ids(given + text)
+            if not given:
+                start = 0
+            elif self.tokenizer.is_fast:
+                offsets = self.tokenizer(
+                    given + text,
+                    add_special_tokens=False,
+                    split_special_tokens=True,
+                    return_offsets_mapping=True,
+                    verbose=False,
+                )["offset_mapping"]
+                start = next((index for index, (_, end) in enumerate(offsets) if end > len(given)), len(ids))
+            else:
+                start = _common(ids, self._text_ids(given))
+        return _Row((*self._lead, *ids), len(self._lead) + start)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = str(self.tokenizer.decode([id for id in ids if id not in self._stop_ids], skip_special_tokens=True))
+        return text.split("\n", 1)[0].strip()
+
+    def _is_stop(self, id: int) -> bool:
+        if id not in self._ends:
+            self._ends[id] = id in self._stop_ids or "\n" in self.tokenizer.decode([id])
+        return self._ends[id]
+
+    def _check_window(self, rows: Sequence[_Row]) -> None:
+        longest = max((len(row.ids) for row in rows), default=0)
+        if longest > self.window:
+            raise ValueError(
+                f"a prompt has {longest} tokens, the window of {self.name!r} holds {self.window};"
+                " give it fewer or shorter notes, or set a token budget"
+            )
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        import torch
+
+        training = [module for module in self.module.modules() if module.training]
+        self.module.eval()
+        try:
+            # Not inference_mode: what a module keeps from such a pass (rotary tables) could not take part in training.
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _groups(self, rows: Sequence[_Row]) -> Iterator[tuple[list[int], _Prefix | None]]:
+        """Rows that share a frozen prefix together, one group at a time, then all others without one."""
+        groups = shared_prefixes([row.ids[: row.start - 1] for row in rows]) if self._keeps_prefixes() else {}
+        for prefix, members in groups.items():
+            yield members, self._prefix(prefix)
+        taken = {index for members in groups.values() for index in members}
+        rest = [index for index in range(len(rows)) if index not in taken]
+        if rest:
+            yield rest, None
+
+    def _keeps_prefixes(self) -> bool:
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        if not self.prefix_cache or "position_ids" not in self._accepted:
+            return False
+        return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.module.config).layers)
+
+    def _prefix(self, ids: tuple[int, ...]) -> _Prefix:
+        import torch
+
+        weights = self._weights_version()
+        kept = self._kept
+        if kept is None or kept.weights != weights:
+            kept = self._kept = _Prefix((), (), weights)
+        common = _common(kept.ids, ids) // PREFIX_BLOCK * PREFIX_BLOCK
+        found = _Prefix(ids[:common], tuple((k[:, :, :common], v[:, :, :common]) for k, v in kept.layers), weights)
+        if common == len(ids):
+            return found
+        cache = self._cache(found if common else None, 1)
+        for start in range(common, len(ids), PREFIX_BLOCK):
+            end = min(start + PREFIX_BLOCK, len(ids))
+            block = torch.tensor([ids[start:end]])
+            self._forward(block, torch.ones(1, end, dtype=torch.int64), torch.arange(start, end)[None], cache, keep=1)
+        self._kept = _Prefix(ids, tuple((layer.keys, layer.values) for layer in cache.layers), weights)
+        return self._kept
+
+    def _cache(self, prefix: _Prefix | None, rows: int) -> Any:
+        """A cache of its own for a batch: what the batch adds never reaches the kept prefix."""
+        from transformers.cache_utils import DynamicCache
+
+        cache = DynamicCache(config=self.module.config)
+        for index, (keys, values) in enumerate(prefix.layers if prefix else ()):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return cache
+
+    def _weights_version(self) -> int:
+        """Changes whenever torch, or a look at the modules, can tell that the model is not what it was."""
+        seen: list[Any] = []
+        for name, module in self.module.named_modules():
+            settings = tuple((key, repr(value)) for key, value in vars(module).items() if _is_plain(value))
+            seen.append((name, id(module), settings, tuple(module._forward_hooks), tuple(module._forward_pre_hooks)))
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            seen.append((id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+        return hash(tuple(seen))
+
+    def _pad(self, tails: Sequence[Sequence[int]], shared: int, *, left: bool) -> tuple[Any, Any, Any]:
+        """Tokens [rows, width], attention [rows, shared + width], positions [rows, width].
+
+        The mask covers the shared prefix as well: one that is shorter than the cache gives wrong output, silently.
+        """
+        import torch
+
+        width = max(map(len, tails))
+        pad = self.tokenizer.pad_token_id
+        tokens = torch.full((len(tails), width), self.tokenizer.eos_token_id if pad is None else pad)
+        attention = torch.zeros(len(tails), shared + width, dtype=torch.int64)
+        attention[:, :shared] = 1
+        for row, tail in enumerate(tails):
+            begin = width - len(tail) if left else 0
+            tokens[row, begin : begin + len(tail)] = torch.tensor(tail)
+            attention[row, shared + begin : shared + begin + len(tail)] = 1
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+        return tokens, attention, positions
+
+    def _forward(self, tokens: Any, attention: Any, positions: Any, cache: Any, *, keep: int) -> Any:
+        """Logits of the last `keep` positions, [rows, keep, vocabulary]."""
+        device = self.module.get_input_embeddings().weight.device
+        extra: dict[str, Any] = {}
+        if "position_ids" in self._accepted:
+            extra["position_ids"] = positions.to(device)
+        if "logits_to_keep" in self._accepted:
+            extra["logits_to_keep"] = keep
+        output = self.module(
+            input_ids=tokens.to(device),
+            attention_mask=attention.to(device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **extra,
+        )
+        return output.logits[:, -keep:]
+
+    def _answer(
+        self,
+        rows: Sequence[_Row],
+        prefix: _Prefix | None,
+        max_new_tokens: int,
+        temperature: float,
+        draws: Sequence[random.Random],
+    ) -> list[tuple[list[int], float, bool]]:
+        """New tokens, their log-likelihood, and whether the model ended by itself, for each row of one batch."""
+        import torch
+
+        shared = len(prefix.ids) if prefix else 0
+        tokens, attention, positions = self._pad([row.ids[shared:] for row in rows], shared, left=True)
+        cache = self._cache(prefix, len(rows))
+        limits = [min(max_new_tokens, self.window - len(row.ids)) for row in rows]
+        new: list[list[int]] = [[] for _ in rows]
+        total, stopped = [0.0] * len(rows), [False] * len(rows)
+        running = {index for index, limit in enumerate(limits) if limit > 0}
+        while running:
+            logits = self._forward(tokens, attention, positions, cache, keep=1)[:, -1].float()
+            scores = torch.log_softmax(logits, dim=-1)
+            chosen = scores.argmax(dim=-1) if temperature == 0 else _sample(logits / temperature, draws)
+            gains = scores.gather(1, chosen[:, None])[:, 0].tolist()
+            for index, id in enumerate(chosen.tolist()):
+                if index not in running:
+                    continue
+                new[index].append(id)
+                total[index] += gains[index]
+                stopped[index] = self._is_stop(id)
+                if stopped[index] or len(new[index]) == limits[index]:
+                    running.discard(index)
+            tokens = chosen[:, None].cpu()
+            attention = torch.cat([attention, torch.ones(len(rows), 1, dtype=torch.int64)], dim=1)
+            # Rows that have ended go on being fed beside the others; a learnt position table has no row past its end.
+            positions = (positions[:, -1:] + 1).clamp(max=self.window - 1)
+        return list(zip(new, total, stopped, strict=True))
+
+
+def shared_prefixes(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
+    """Prefixes, in whole blocks, that are worth freezing, and the indices of the rows that begin with them.
+
+    Rows that begin with the same block form a group if there are at least two of them and they make up `PREFIX_SHARE`
+    of all rows; a row that is alone in its call forms one as well, for the sake of the next call.
+    """
+    by_block: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if len(row) >= PREFIX_BLOCK:
+            by_block.setdefault(row[:PREFIX_BLOCK], []).append(index)
+    groups = {}
+    for members in by_block.values():
+        if len(members) < PREFIX_SHARE * len(rows) or len(members) == 1 < len(rows):
+            continue
+        # The longest prefix common to all is the one common to the first and the last in sorted order.
+        first, last = min(rows[i] for i in members), max(rows[i] for i in members)
+        length = _common(first, last) // PREFIX_BLOCK * PREFIX_BLOCK
+        groups[first[:length]] = members
+    return groups
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def _batches(group: Sequence[int], rows: Sequence[_Row], size: int) -> Iterator[list[int]]:
+    """Indices by length, so that little is padded."""
+    ordered = sorted(group, key=lambda index: len(rows[index].ids))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _sample(logits: Any, draws: Sequence[random.Random]) -> Any:
+    """One token for each row by inverting the distribution function at the row's own random number."""
+    import torch
+
+    reached = torch.softmax(logits.cpu().double(), dim=-1).cumsum(dim=-1)
+    points = torch.tensor([[draw.random()] for draw in draws], dtype=torch.float64)
+    chosen = torch.searchsorted(reached, points * reached[:, -1:], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
+
+
+def _flops_per_token(module: Any, outside: set[int]) -> float:
+    """Work of the modules for one token without attention; `outside`: ids of modules that do not count."""
+    from torch import nn
+
+    own = getattr(module, "flops_per_token", None)
+    if callable(own):
+        return float(own())
+    if id(module) in outside or isinstance(module, nn.Embedding):
+        return 0.0
+    parameters = float(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
+    return 2 * parameters + sum(_flops_per_token(child, outside) for child in module.children())
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a setting: a number, a switch, a name, or several of them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, bool | int | float | str) for part in value)
+    return isinstance(value, bool | int | float | str)
+
+
+def _hash_ids(ids: Sequence[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+
+
+def _window(name: str, config: Any) -> int:
+    config = config.get_text_config()
+    for entry in ("trained_window", "max_position_embeddings", "max_seq_len"):
+        found = getattr(config, entry, None)
+        if isinstance(found, int):
+            return found
+    raise ValueError(f"the config of {name!r} does not tell how many tokens the model reads; give the window yourself")
+
+
+def _load(name: str, dtype: str, device_map: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Module and tokenizer from a folder or from the hub."""
+    folder = Path(name).expanduser()
+    is_path = folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if is_path:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"there is no model folder {name!r}; give an existing folder or a model's name on the hub"
+            )
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name!r} is not a model folder: config.json is missing")
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise FileNotFoundError(
+                f"model folder {name!r} has no tokenizer; put one of {', '.join(TOKENIZER_FILES)} beside config.json"
+            )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = str(folder) if is_path else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        module = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+        )
+    except OSError as error:
+        if is_path:
+            raise
+        raise FileNotFoundError(
+            f"there is no folder {name!r} here, and the hub did not give a model of that name (no network?);"
+            f" give an existing folder, or download it first: {error}"
+        ) from error
+    return module, tokenizer

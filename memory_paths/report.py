@@ -1,0 +1,79 @@
+"""`python -m memory_paths.report FOLDER`: any number of runs as one table, summary.json, summary.csv and report.html.
+
+A thin entry: collecting, comparing and drawing are in `memory_paths.evaluation`. Also what a sweep calls when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from memory_paths.evaluation.report import Report
+from memory_paths.evaluation.summary import Failure, Line, Summary, collect
+from memory_paths.evaluation.table import render_table
+
+LOGGER = logging.getLogger(__name__)
+_failed_folders: list[str] = []
+
+
+def show(folder: str | Path) -> Summary:
+    """Collect the runs of a folder, print table and verdict, write the three files, and remember the failures.
+
+    Raises:
+        FileNotFoundError: There is no run in it.
+    """
+    summary = collect(folder)
+    page = summary.write(folder)
+    print(render_table(summary, shutil.get_terminal_size((200, 24)).columns))
+    print()
+    print(summary.verdict)
+    for failure in summary.failures:
+        print(f"failed: {failure.folder}: {failure.reason}")
+    print(f"The page: {page}")
+    _failed_folders.extend(failure.folder for failure in summary.failures)
+    return summary
+
+
+def exit_status() -> int:
+    """1 if a run that was shown in this process had failed, else 0."""
+    return 1 if _failed_folders else 0
+
+
+class SweepTable(Callback):
+    """Hydra calls it when a run or a sweep has ended; it shows what that left."""
+
+    def on_run_end(self, config: Any, **kwargs: Any) -> None:
+        """Show a single run, if it left a report."""
+        folder = Path(str(config.hydra.runtime.output_dir))
+        if (folder / "report.json").exists():
+            show(folder)
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Show every run of a sweep."""
+        show(str(config.hydra.sweep.dir))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit status 1 where a run failed, 2 where there is none."""
+    parser = argparse.ArgumentParser(prog="python -m memory_paths.report", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", help="folder of a run, or of a sweep; searched however deep")
+    given = parser.parse_args(arguments)
+    try:
+        summary = show(given.folder)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 1 if summary.failures else 0
+
+
+__all__ = ["Failure", "Line", "Report", "Summary", "SweepTable", "collect", "exit_status", "main", "show"]
+
+if __name__ == "__main__":
+    sys.exit(main())

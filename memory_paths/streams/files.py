@@ -1,0 +1,214 @@
+"""Anybody's facts, passages and questions from JSON lines, by a small mapping; knows nothing of what they are about.
+
+A mapping says with format strings how a record becomes an item and questions: "{title}", "{answers[0]}",
+"{portability[New Question]}"; `{line}` is the number of the record, from 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question, QuestionKind, Stream
+
+DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
+ITEM_FIELDS = ("id", "text", "kind", "key", "source")
+QUESTION_FIELDS = ("kind", "question", "answer", "choices", "each", "file", "group")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How records become items and questions.
+
+    Args:
+        item: Format strings for id, text, kind, key and source.
+        phrasings: Other ways to say the item: format strings for prompt and completion, and whether the prompt asks.
+        questions: Format strings for question and answer, with the kind; `each` names a list field whose entries are asked one by
+            one; `choices` a list field of wrong answers; `file` and `group` another file whose n-th group of lines asks about the n-th item.
+        group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
+    """
+
+    item: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_ITEM))
+    phrasings: Sequence[Mapping[str, Any]] = ()
+    questions: Sequence[Mapping[str, Any]] = ({"kind": "direct", "question": "{question}", "answer": "{answer}"},)
+    group: int = 1
+
+
+def jsonl(
+    file: str | Path,
+    *,
+    mapping: Mapping[str, Any] | None = None,
+    experiences: int = 10,
+    limit: int | None = None,
+    texts: str | Path | None = None,
+    texts_limit: int = 50,
+) -> Stream:
+    """A stream from a JSON-lines file (plain or .gz).
+
+    Args:
+        file: One JSON object on each line.
+        mapping: See `Plan`; by default fields id, text, and optionally question and answer.
+        experiences: In how many steps the items arrive, in the file's order.
+        limit: Only the first so many items.
+        texts: A JSON-lines file of ordinary text ("text" field) or a plain text file; its perplexity is measured before and after.
+        texts_limit: Only the first so many of them.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An empty file, a line that is no JSON object, a field that a record lacks (file, line and field are named), the same
+            id twice with different texts, or a mapping with unknown entries.
+    """
+    source = Path(file)
+    plan = _plan(mapping or {})
+    groups = _groups(source, plan.group)[:limit]
+    items = [_item(plan, group, source) for group in groups]
+    seen: dict[str, Knowledge] = {}
+    for item in items:
+        if seen.setdefault(item.id, item).text != item.text:
+            raise ValueError(f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique")
+    asked: list[list[Question]] = [[] for _ in items]
+    for spec in plan.questions:
+        records = groups
+        where = source
+        if "file" in spec:
+            where = source.parent / spec["file"]
+            records = _groups(where, int(spec.get("group", 1)))
+        optional = not mapping
+        for index, (item, group) in enumerate(zip(items, records, strict=False)):
+            taken = group if "file" in spec else group[:1]
+            asked[index] += [q for record in taken for q in _questions(spec, record, item, where, optional)]
+    if experiences < 1:
+        raise ValueError(f"experiences must be at least 1, got {experiences}")
+    count = min(experiences, len(items))
+    steps = []
+    for step in range(count):
+        chosen = range(step * len(items) // count, (step + 1) * len(items) // count)
+        steps.append(
+            Experience(
+                f"step {step + 1}",
+                tuple(items[index] for index in chosen),
+                tuple(question for index in chosen for question in asked[index]),
+            )
+        )
+    ordinary = tuple(_texts(Path(texts))[:texts_limit]) if texts is not None else ()
+    return Stream(name=source.name.split(".")[0], experiences=tuple(steps), texts=ordinary)
+
+
+def texts(file: str | Path, *, limit: int = 500) -> list[Phrasing]:
+    """Ordinary texts as background for the weights path: see `jsonl` for the formats."""
+    return [Phrasing(text) for text in _texts(Path(file))[:limit]]
+
+
+def _plan(mapping: Mapping[str, Any]) -> Plan:
+    unknown = set(mapping) - {"item", "phrasings", "questions", "group"}
+    if unknown:
+        raise ValueError(f"a mapping has item, phrasings, questions and group; got {sorted(unknown)}")
+    item = {**DEFAULT_ITEM, **mapping.get("item", {})}
+    if set(item) - set(ITEM_FIELDS):
+        raise ValueError(f"item of a mapping has {ITEM_FIELDS}, got {sorted(set(item) - set(ITEM_FIELDS))}")
+    questions = list(mapping.get("questions", Plan().questions))
+    for spec in questions:
+        if set(spec) - set(QUESTION_FIELDS):
+            raise ValueError(f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}")
+        if spec.get("kind", "direct") not in get_args(QuestionKind):
+            raise ValueError(f"kind of a question must be one of {get_args(QuestionKind)}, got {spec['kind']!r}")
+    return Plan(item, list(mapping.get("phrasings", ())), questions, int(mapping.get("group", 1)))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}; give stream.file=<a JSON-lines file>")
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as opened:
+        yield from opened
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}, line {number}: expected a JSON object, got {type(record).__name__}")
+        records.append({**record, "line": number})
+    if not records:
+        raise ValueError(f"{file} is empty; it needs one JSON object on each line")
+    return records
+
+
+def _groups(file: Path, size: int) -> list[list[dict[str, Any]]]:
+    if size < 1:
+        raise ValueError(f"group must be at least 1, got {size}")
+    records = _records(file)
+    return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def _fill(template: str, record: Mapping[str, Any], file: Path) -> str:
+    try:
+        return template.format(**record)
+    except (KeyError, IndexError, TypeError) as error:
+        fields = sorted(set(record) - {"line"})
+        raise ValueError(
+            f"{file}, line {record.get('line', '?')}: field {error} of {template!r} is missing; the record has {fields}"
+        ) from error
+
+
+def _item(plan: Plan, group: Sequence[Mapping[str, Any]], file: Path) -> Knowledge:
+    filled = {name: _fill(template, group[0], file) for name, template in plan.item.items()}
+    try:
+        return Knowledge(
+            **{"source": f"{file.name}:{group[0]['line']}", **filled},  # type: ignore[arg-type]
+            phrasings=tuple(
+                Phrasing(_fill(spec["completion"], record, file), _fill(spec.get("prompt", ""), record, file), bool(spec.get("asks")))
+                for record in group
+                for spec in plan.phrasings
+            ),
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}, line {group[0]['line']}: {error}") from error
+
+
+def _questions(
+    spec: Mapping[str, Any], record: Mapping[str, Any], item: Knowledge, file: Path, optional: bool
+) -> list[Question]:
+    entries = [record]
+    if "each" in spec:
+        listed = record.get(spec["each"])
+        if not isinstance(listed, list):
+            raise ValueError(f"{file}, line {record['line']}: field {spec['each']!r} is missing or no list")
+        entries = [{**record, **entry} for entry in listed]
+    elif optional and "question" not in record:
+        return []
+    found = []
+    for entry in entries:
+        answer = _fill(spec["answer"], entry, file).strip()
+        choices: tuple[str, ...] = ()
+        if "choices" in spec:
+            choices = (answer, *(str(choice) for choice in entry.get(spec["choices"], ())))
+            choices = tuple(random.Random(f"{item.id}/{answer}").sample(choices, len(choices)))
+        found.append(
+            Question(
+                Query(_fill(spec["question"], entry, file).strip()),
+                (answer,),
+                spec.get("kind", "direct"),
+                ids=(item.id,),
+                choices=choices,
+                cluster=item.id,
+            )
+        )
+    return found
+
+
+def _texts(file: Path) -> list[str]:
+    if ".jsonl" in file.name:
+        return [_fill("{text}", record, file) for record in _records(file)]
+    return ["".join(_lines(file))]

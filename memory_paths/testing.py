@@ -1,0 +1,334 @@
+"""For tests, ours and yours: a small honest language model, and the contract that every memory path passes.
+
+`check_path(make)` runs a path through everything that an agent relies on. This file knows no path and no real model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memory_paths.ledger import Ledger
+from memory_paths.lm import layout, one_line
+from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Question, Reading, Usage
+
+UNKNOWN = "unknown"
+
+
+class EchoLM:
+    """A model that can read and knows nothing: it answers with the note that shares most words with the question.
+
+    Deterministic; the first note wins a tie; without a shared word the answer is "unknown". A token is a word.
+
+    Args:
+        name: For tables.
+        window: Most words of prompt and answer together.
+    """
+
+    def __init__(self, *, name: str = "echo", window: int = 512) -> None:
+        self.name = name
+        self.window = window
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Number of words of the laid-out prompt."""
+        return len(layout(prompt).split())
+
+    def count_answer_tokens(self, pairs: Sequence[tuple[Prompt, str]]) -> list[int]:
+        """Number of words of each answer."""
+        return [len(answer.split()) for _, answer in pairs]
+
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> list[Generation]:
+        """The best note, cut after `max_new_tokens` words.
+
+        Raises:
+            ValueError: A prompt longer than the window.
+        """
+        return [self._generate(prompt, max_new_tokens) for prompt in prompts]
+
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """In nats: 1/2 for each word of the answer that the best note has, 1/100 for each that it lacks."""
+        scores = []
+        for prompt, answer in pairs:
+            known = _words(self._best(prompt))
+            scores.append(sum(math.log(0.5 if _words(word) <= known else 0.01) for word in answer.split()))
+        return scores
+
+    def _best(self, prompt: Prompt) -> str:
+        asked = _words(prompt.question)
+        best = max(prompt.notes, key=lambda note: len(asked & _words(note)), default="")
+        return one_line(best) if asked & _words(best) else UNKNOWN
+
+    def _generate(self, prompt: Prompt, max_new_tokens: int) -> Generation:
+        read = self.count_tokens(prompt)
+        if read > self.window:
+            raise ValueError(f"a prompt has {read} tokens, the window of {self.name!r} holds {self.window}")
+        words = self._best(prompt).split()
+        said = words[: min(max_new_tokens, self.window - read)]
+        return Generation(
+            text=" ".join(said),
+            token_ids=tuple(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4]) for word in said),
+            loglikelihood=len(said) * math.log(0.5),
+            prompt_hash=hashlib.sha256(layout(prompt).encode()).hexdigest(),
+            usage=Usage(tokens=read + len(said)),
+            stopped=len(said) == len(words),
+        )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+ADA = Knowledge("ada", "Ada works as a pilot.", key="ada/work")
+BEN = Knowledge("ben", "Ben plays the cello.")
+OSLO = Knowledge("cora-oslo", "Cora lives in Oslo.", key="cora/home")
+BERGEN = Knowledge("cora-bergen", "Cora lives in Bergen.", key="cora/home")
+QUERIES = tuple(Query(text) for text in ("What does Ada work as?", "What does Ben play?", "Where does Cora live?"))
+
+
+def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> None:
+    """The contract of a memory path. It is written to, read, reopened and closed a few times, with four short facts.
+
+    Args:
+        make: Gives a new path for a model and a ledger, as `lambda lm, ledger: MyPath(lm, ledger)`. It is called
+            several times; each path is closed before the next is made, and what a path keeps in files of its own should
+            be in a new place each time.
+        lm: The model that the paths are given; None: an `EchoLM`. A path that changes weights needs a real one.
+
+    Raises:
+        AssertionError: A broken promise, in words.
+    """
+    lm = EchoLM() if lm is None else lm
+    promises: tuple[Callable[[_Trial], None], ...] = (
+        _has_the_shape_of_a_path,
+        _writing_nothing_changes_nothing,
+        _what_was_written_is_held_in_order,
+        _writing_again_changes_nothing,
+        _another_text_under_an_active_id_is_refused,
+        _a_later_item_with_the_same_key_supersedes,
+        _what_was_forgotten_is_gone,
+        _reading_depends_on_the_query_alone,
+        _namespaces_are_kept_apart_or_refused,
+        _the_lent_model_comes_back_as_it_was,
+        _a_new_path_catches_up_with_the_ledger,
+        _loading_brings_back_what_was_saved,
+        _a_closed_path_refuses,
+    )
+    for promise in promises:
+        with tempfile.TemporaryDirectory(prefix="check_path-") as folder:
+            trial = _Trial(make, lm, Path(folder))
+            with trial.ledger:
+                promise(trial)
+
+
+class _Trial:
+    """A ledger of its own for one promise, and paths on it."""
+
+    def __init__(self, make: Callable[[Any, Ledger], MemoryPath], lm: Any, folder: Path) -> None:
+        self.make, self.lm, self.folder = make, lm, folder
+        self.ledger = Ledger(folder / "ledger.sqlite")
+
+    @contextmanager
+    def path(self, *items: Knowledge, ledger: Ledger | None = None) -> Iterator[MemoryPath]:
+        """A path that has been taught these items, one write each."""
+        path = self.make(self.lm, self.ledger if ledger is None else ledger)
+        try:
+            for item in items:
+                path.write([item])
+            path.flush()
+            yield path
+        finally:
+            path.close()
+
+
+def _has_the_shape_of_a_path(trial: _Trial) -> None:
+    with trial.path() as path:
+        missing = sorted(name for name in _members() if not hasattr(path, name))
+        assert not missing, f"a path has all members of types.MemoryPath; {type(path).__name__} lacks {missing}"
+        assert isinstance(path.name, str), "a path has a name"
+        assert path.name, "the name of a path is not empty: it is its place in the ledger"
+
+
+def _writing_nothing_changes_nothing(trial: _Trial) -> None:
+    with trial.path(ADA) as path:
+        before = path.state_hash()
+        assert path.write([]).ids == (), "an empty write acknowledges no id"
+        path.flush()
+        assert path.state_hash() == before, "an empty write changes nothing"
+        assert path.read([]) == [], "no query, no reading"
+
+
+def _what_was_written_is_held_in_order(trial: _Trial) -> None:
+    with trial.path() as path:
+        empty = path.state_hash()
+        assert path.items() == [], "a new path on a new ledger holds nothing"
+        assert path.write([BEN, ADA]).ids == (BEN.id, ADA.id), "a receipt names the ids in the order given"
+        path.flush()
+        path.write([OSLO])
+        path.flush()
+        assert path.items() == [BEN, ADA, OSLO], (
+            "items() is what was written, in the order of writing, every field kept"
+        )
+        assert path.state_hash() != empty, "a write changes state_hash"
+        assert path.stored_bytes() > 0, "a path that holds something needs bytes for it"
+
+
+def _writing_again_changes_nothing(trial: _Trial) -> None:
+    with trial.path(ADA, BEN) as path:
+        before, readings = path.state_hash(), _recalled(path.read(QUERIES))
+        assert path.write([ADA]).ids == (ADA.id,), "writing what is there already is acknowledged all the same"
+        path.flush()
+        assert path.items() == [ADA, BEN], "writing an active id with the same content changes nothing"
+        assert path.state_hash() == before, "writing an active id with the same content leaves state_hash as it was"
+        assert _recalled(path.read(QUERIES)) == readings, "writing twice does not change what is recalled"
+
+
+def _another_text_under_an_active_id_is_refused(trial: _Trial) -> None:
+    with trial.path(ADA) as path:
+        before = path.state_hash()
+        refused = _raises(ValueError, lambda: path.write([BEN, Knowledge(ADA.id, "Ada works as a baker.")]))
+        assert refused, "another text under an active id is refused with ValueError"
+        path.flush()
+        assert path.items() == [ADA], "a refused write stores nothing, not even its good items, and harms nothing"
+        assert path.state_hash() == before, "a refused write leaves state_hash as it was"
+
+
+def _a_later_item_with_the_same_key_supersedes(trial: _Trial) -> None:
+    with trial.path(OSLO, BERGEN) as path:
+        assert path.items() == [BERGEN], "a later item with the same key supersedes the earlier one"
+        assert OSLO.id not in _ids(path.read(QUERIES)), "what was superseded is not recalled"
+        path.write([OSLO])
+        path.flush()
+        assert path.items() == [OSLO], "Oslo, then Bergen, then Oslo again ends in Oslo"
+        assert BERGEN.id not in _ids(path.read(QUERIES)), "what was superseded is not recalled"
+
+
+def _what_was_forgotten_is_gone(trial: _Trial) -> None:
+    with trial.path(ADA, BEN) as path:
+        if not path.capabilities.forgets:
+            return
+        before = path.state_hash()
+        path.forget([ADA.id, "never-written"])
+        path.flush()
+        assert path.items() == [BEN], "forget() drops the ids it is given and no others, and ignores unknown ones"
+        assert path.state_hash() != before, "forgetting changes state_hash"
+        assert ADA.id not in _ids(path.read(QUERIES)), "what was forgotten is not recalled"
+        path.write([ADA])
+        path.flush()
+        assert path.items() == [BEN, ADA], "what was forgotten can be learnt again, as a new version"
+
+
+def _reading_depends_on_the_query_alone(trial: _Trial) -> None:
+    with trial.path(ADA, BEN, OSLO) as path:
+        before = path.state_hash()
+        plain = path.read(QUERIES)
+        assert len(plain) == len(QUERIES), "read() gives one reading for each query"
+        for reading in plain:
+            scores = [recall.score for recall in reading.recalls]
+            assert scores == sorted(scores, reverse=True), "recalls come best first, a higher score being better"
+        assert _ids(plain) <= {item.id for item in path.items()}, "only what is held is recalled"
+        poisoned = [Question(query, ("poison",), "direct", ids=(BEN.id,), stale=("poison",)) for query in QUERIES]
+        again = path.read([question.query for question in poisoned])
+        assert _recalled(again) == _recalled(plain), "the same queries give the same recalls, whatever the targets"
+        alone = [reading for query in QUERIES for reading in path.read([query])]
+        # Scores may differ in their last bits, since products of matrices depend on the size of a batch.
+        neighbourless = [[recall.item for recall in reading.recalls] for reading in alone]
+        together = [[recall.item for recall in reading.recalls] for reading in plain]
+        assert neighbourless == together, "what is recalled for a query does not depend on its neighbours"
+        assert path.state_hash() == before, "reading changes nothing"
+
+
+def _namespaces_are_kept_apart_or_refused(trial: _Trial) -> None:
+    other = "somebody-else"
+    theirs = Knowledge(ADA.id, "Ada works as a baker.", key=ADA.key)
+    with trial.path(ADA) as path:
+        if not path.capabilities.namespaces:
+            refused = _raises(ValueError, lambda: path.write([theirs], other))
+            assert refused, "a path that holds one namespace refuses another with ValueError"
+            assert path.items() == [ADA], "refusing a namespace leaves what is stored as it was"
+            return
+        path.write([theirs], other)
+        path.flush()
+        assert (path.items(), path.items(other)) == ([ADA], [theirs]), (
+            "namespaces are kept apart, ids and keys included"
+        )
+        mine, foreign = path.read([QUERIES[0], Query(QUERIES[0].text, namespace=other)])
+        assert {recall.item.text for recall in mine.recalls} <= {ADA.text}, "a query sees its own namespace only"
+        assert {recall.item.text for recall in foreign.recalls} <= {theirs.text}, "a query sees its own namespace only"
+        if path.capabilities.forgets:
+            path.forget([ADA.id])
+            assert path.items(other) == [theirs], "forgetting in one namespace leaves the others alone"
+
+
+def _the_lent_model_comes_back_as_it_was(trial: _Trial) -> None:
+    def weights() -> str:
+        return str(trial.lm.weights_hash()) if hasattr(trial.lm, "weights_hash") else ""
+
+    before = weights()
+    with trial.path(ADA, BEN) as path:
+        assert weights() == before, "learning leaves the lent model's weights as they were"
+        with path.model(trial.lm) as model:
+            generated = model.generate([Prompt("What does Ada work as?")], max_new_tokens=4)
+        assert len(generated) == 1, "model(lm) gives a model that generates"
+        assert weights() == before, "on leaving model(lm) the lent model is byte-identical"
+
+        def fail() -> None:
+            with path.model(trial.lm):
+                raise KeyError("an error in the body")
+
+        assert _raises(KeyError, fail), "model(lm) lets errors of the body through"
+        assert weights() == before, "the lent model is byte-identical after an error in the body of model(lm) as well"
+
+
+def _a_new_path_catches_up_with_the_ledger(trial: _Trial) -> None:
+    with trial.path(ADA, OSLO, BERGEN):
+        pass
+    with trial.path() as path:
+        assert path.items() == [ADA, BERGEN], "a path that is made anew holds what the ledger has at its place"
+
+
+def _loading_brings_back_what_was_saved(trial: _Trial) -> None:
+    with trial.path(ADA, BEN) as path:
+        trial.ledger.save(trial.folder / "saved" / "ledger.sqlite")
+        path.save(trial.folder / "saved" / "path")
+        saved, items, recalled = path.state_hash(), path.items(), _recalled(path.read(QUERIES))
+    with Ledger(trial.folder / "restored.sqlite") as ledger, trial.path(ledger=ledger) as path:
+        ledger.restore(trial.folder / "saved" / "ledger.sqlite")
+        path.load(trial.folder / "saved" / "path")
+        assert path.items() == items, "load() brings back the items that were saved"
+        assert path.state_hash() == saved, "load() brings back the state_hash that was saved"
+        assert _recalled(path.read(QUERIES)) == recalled, "what was loaded recalls as what was saved did"
+
+
+def _a_closed_path_refuses(trial: _Trial) -> None:
+    path = trial.make(trial.lm, trial.ledger)
+    path.close()
+    assert _raises(Exception, lambda: path.write([ADA])), "a closed path refuses to write"
+    assert _raises(Exception, lambda: path.read(QUERIES)), "a closed path refuses to read"
+
+
+def _members() -> set[str]:
+    return {name for name in {*vars(MemoryPath), *MemoryPath.__annotations__} if not name.startswith("_")}
+
+
+def _recalled(readings: Sequence[Reading]) -> list[list[tuple[Knowledge, float]]]:
+    return [[(recall.item, recall.score) for recall in reading.recalls] for reading in readings]
+
+
+def _ids(readings: Sequence[Reading]) -> set[str]:
+    return {recall.item.id for reading in readings for recall in reading.recalls}
+
+
+def _raises(kind: type[Exception], action: Callable[[], Any]) -> bool:
+    try:
+        action()
+    except kind:
+        return True
+    return False
+
+
+__all__ = ["EchoLM", "check_path"]

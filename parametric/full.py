@@ -1,0 +1,80 @@
+"""Full finetuning: every parameter trains. The baseline that learns anything and forgets most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memory_paths.types import Phrasing
+
+from .batches import TrainingBatch
+from .weights import LossFunction, Step, finite
+
+CLIP_NORM = 1.0
+
+
+class Full:
+    """The weights axis `full`.
+
+    Args:
+        rate: Peak learning rate of AdamW.
+        weight_decay: Of AdamW.
+    """
+
+    def __init__(self, *, rate: float = 1e-4, weight_decay: float = 0.0) -> None:
+        if rate <= 0:
+            raise ValueError(f"rate must be above 0, got {rate}")
+        self.rate = rate
+        self.weight_decay = weight_decay
+        self._learnt: dict[str, Tensor] = {}
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> None:
+        """See `Weights`; nothing to do."""
+
+    @contextmanager
+    def applied(self, module: Any) -> Iterator[None]:
+        """See `Weights`. Parameters point to the learnt tensors for as long as the block lasts."""
+        lent = {name: parameter.data for name, parameter in module.named_parameters()}
+        try:
+            for name, parameter in module.named_parameters():
+                parameter.data = self._learnt.get(name, lent[name]).clone()
+            yield
+        finally:
+            for name, parameter in module.named_parameters():
+                parameter.data = lent[name]
+                parameter.grad = None
+
+    @contextmanager
+    def training(self, module: Any) -> Iterator[Step]:
+        """See `Weights`."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        yield adam_step(parameters, self.rate, self.weight_decay)
+        self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """See `Weights`: every parameter by name."""
+        return dict(self._learnt)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Weights`."""
+        self._learnt = {name: tensor.clone() for name, tensor in state.items()}
+
+
+def adam_step(parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float) -> Step:
+    """A step of AdamW over these parameters, gradients clipped to norm 1."""
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+
+    def step(loss_function: LossFunction, batch: TrainingBatch) -> float:
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_function()
+        value = finite(loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimiser.step()
+        return value
+
+    return step

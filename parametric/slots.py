@@ -1,0 +1,91 @@
+"""Which slots of a memory layer a write may change: background statistics and selectors.
+
+TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch reads often and that
+ordinary text reads seldom. Pure functions of counts; this file knows nothing of models beyond their memory layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .memory_layer import ProductKeyMemory
+
+
+@dataclass(frozen=True)
+class Background:
+    """In how many background batches each slot was read.
+
+    Args:
+        batches: Number of background batches.
+        document_frequency: [slots] int64; how many of them read the slot at least once.
+        address: What the statistics depend on, see `address_hash`.
+    """
+
+    batches: int
+    document_frequency: Tensor
+    address: str
+
+
+class Selector(Protocol):
+    """Scores slots by their accesses; the rows with the highest scores may change."""
+
+    def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
+        """[slots] accesses of this batch to [slots] scores, float64. Slots that were not accessed are never chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """Share of the batch's accesses times log((B + 1) / (background batches with the slot + 1))."""
+
+    def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
+        """See `Selector`."""
+        inverse = torch.log((background.batches + 1) / (background.document_frequency.to(torch.float64) + 1))
+        return counts / counts.sum().clamp(min=1) * inverse
+
+
+@dataclass(frozen=True)
+class TermFrequency:
+    """The batch's accesses alone: the paper's ablation."""
+
+    def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
+        """See `Selector`."""
+        return counts / counts.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RandomSlots:
+    """Any accessed slots: the floor that a selector must beat."""
+
+    def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
+        """See `Selector`."""
+        return torch.rand(counts.shape, generator=generator, dtype=torch.float64)
+
+
+def top_rows(scores: Tensor, counts: Tensor, rows: int) -> Tensor:
+    """The best `rows` accessed slots, ties to the lower slot, sorted by slot; int64, at most `rows` of them."""
+    accessed = counts.nonzero().flatten()
+    order = torch.argsort(scores[accessed], descending=True, stable=True)
+    return accessed[order[:rows]].sort().values
+
+
+def address_hash(layer: ProductKeyMemory) -> str:
+    """SHA-256 over keys, query weights and shape: while it stays the same, so do a layer's addresses for given input."""
+    digest = hashlib.sha256(repr(layer.config).encode())
+    for tensor in (layer.keys, layer.query.weight, layer.query_norm.weight):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def gather_background(accesses: Sequence[Tensor], slots: int, address: str) -> Background:
+    """Statistics from the accesses of each background batch (int64 tensors of slots, of any shape)."""
+    frequency = torch.zeros(slots, dtype=torch.int64)
+    for read in accesses:
+        frequency[read.unique()] += 1
+    return Background(len(accesses), frequency, address)

@@ -1,0 +1,53 @@
+"""Writes to a ledger and a bank until it is killed, telling each intent before and each acknowledgement after.
+
+`python _kill_writer.py FOLDER ROUND SEED [OPERATIONS]`. A line is a JSON list: ["try" or "done", operation, id, key].
+Ids name the round that made them, so that no round meets the ids of another by accident.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+from memory_paths.ledger import Ledger
+from memory_paths.retrieval.bank import Bank
+from memory_paths.retrieval.encoder import HashEncoder
+from memory_paths.types import Knowledge
+
+KEYS = 12
+
+
+def say(*words: str) -> None:
+    # One write call for each line: whoever reads the pipe sees it whole or not at all, whenever we are killed.
+    os.write(1, (json.dumps(words) + "\n").encode())
+
+
+def main(folder: Path, round_name: str, seed: int, operations: int) -> None:
+    chance = random.Random(seed)
+    ledger = Ledger(folder / "ledger.sqlite")
+    bank = Bank(None, ledger, HashEncoder(64), folder=folder / "bank")
+    say("ready")
+    for number in range(operations):
+        operation = chance.choices(["write", "update", "forget", "flush"], [5, 4, 3, 2])[0]
+        held = [item.id for item in bank.items()]
+        if operation == "forget" and not held:
+            operation = "write"
+        id = chance.choice(held) if operation == "forget" else f"{round_name}-{number}"
+        key = f"key-{chance.randrange(KEYS)}" if operation == "update" else ""
+        say("try", operation, id, key)
+        if operation == "forget":
+            bank.forget([id])
+        elif operation == "flush":
+            bank.flush()
+        else:
+            bank.write([Knowledge(id, f"Item {id} says something about {key or 'itself'}.", key=key)])
+        say("done", operation, id, key)
+    bank.close()
+    ledger.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 1_000_000)

@@ -1,0 +1,395 @@
+"""The ledger loses nothing, brings nothing back, and says clearly what is wrong with its input or its file."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memory_paths.ledger import Ledger, LedgerError
+from memory_paths.types import Knowledge, Phrasing
+
+OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
+BERGEN = Knowledge("ada-2", "Ada lives in Bergen.", key="ada/city")
+TEA = Knowledge("ada-3", "Ada likes tea.")
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock):
+    with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger:
+        yield ledger
+        assert ledger.verify() == []
+
+
+def texts(items: list[Knowledge]) -> list[str]:
+    return [item.text for item in items]
+
+
+def test_items_come_back_whole_and_in_order_after_reopening(tmp_path: Path) -> None:
+    full = Knowledge(
+        "x", "Snowman ☃, 'quotes' and\nlines", "lesson", "k", (Phrasing("a", "b"),), "book", 0.5, 1.0, 4e12
+    )
+    with Ledger(tmp_path / "deep" / "er" / "ledger.sqlite") as ledger:
+        ledger.record([TEA, full], place="rag")
+    with Ledger(tmp_path / "deep" / "er" / "ledger.sqlite") as ledger:
+        assert ledger.active(place="rag") == [TEA, full]
+
+
+def test_writing_an_active_id_again_changes_nothing(ledger: Ledger) -> None:
+    assert ledger.record([OSLO, OSLO], place="rag").written == (OSLO,)
+    position = ledger.position()
+    assert ledger.record([OSLO], place="rag").written == ()
+    assert ledger.position() == position
+
+
+def test_another_text_under_an_active_id_is_refused_and_nothing_of_the_batch_is_stored(ledger: Ledger) -> None:
+    ledger.record([OSLO], place="rag")
+    with pytest.raises(ValueError, match=r"'ada-1' is active .* with other content"):
+        ledger.record([TEA, replace(OSLO, text="Ada lives in Rome.")], place="rag")
+    with pytest.raises(ValueError, match="with other content"):
+        ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="icl")
+    assert ledger.active() == [OSLO]
+
+
+def test_a_later_item_with_the_same_key_supersedes_at_any_place(ledger: Ledger) -> None:
+    ledger.record([OSLO], place="rag")
+    assert ledger.record([BERGEN], place="icl").superseded == ("ada-1",)
+    assert ledger.active() == [BERGEN]
+    (old,) = ledger.history("ada-1")
+    assert (old.text, old.reason, old.superseded_by, old.place) == (OSLO.text, "superseded", "ada-2", "rag")
+
+
+def test_oslo_then_bergen_then_oslo_again_ends_in_oslo(ledger: Ledger) -> None:
+    for item in (OSLO, BERGEN, OSLO):
+        ledger.record([item], place="rag")
+    assert ledger.active() == [OSLO]
+    assert [version.version for version in ledger.history("ada-1")] == [1, 3]
+
+
+def test_within_one_batch_the_last_item_of_a_key_holds(ledger: Ledger) -> None:
+    assert ledger.record([OSLO, TEA, BERGEN], place="rag").superseded == ("ada-1",)
+    assert ledger.active() == [TEA, BERGEN]
+
+
+def test_keys_and_ids_of_another_namespace_are_untouched(ledger: Ledger) -> None:
+    ledger.record([OSLO], place="rag", namespace="a")
+    ledger.record([BERGEN, replace(OSLO, key="", text="Other text.")], place="rag", namespace="b")
+    assert ledger.active(namespace="a") == [OSLO]
+
+
+def test_as_of_gives_what_held_then(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO], place="rag")
+    clock.now = 200.0
+    ledger.record([BERGEN], place="rag")
+    found = {when: ledger.active(as_of=when) for when in (99.0, 100.0, 199.0, 200.0, 1e9)}
+    assert found == {99.0: [], 100.0: [OSLO], 199.0: [OSLO], 200.0: [BERGEN], 1e9: [BERGEN]}
+
+
+def test_validity_bounds_what_is_active_and_says_until_when(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([Knowledge("v", "Valid for a while.", valid_from=150.0, valid_until=250.0)], place="rag")
+    seen = []
+    for clock.now in (149.0, 150.0, 250.0):
+        standing = ledger.standing(place="rag")
+        seen.append((len(standing.versions), standing.until))
+    assert seen == [(0, 150.0), (1, 250.0), (0, math.inf)]
+    assert len(ledger.active(as_of=200.0)) == 1
+
+
+def test_a_successor_valid_from_an_earlier_date_ends_the_old_item_at_that_date(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([replace(OSLO, valid_from=10.0)], place="rag")
+    ledger.record([replace(BERGEN, valid_from=50.0)], place="rag")
+    assert texts(ledger.active(as_of=40.0)) == [OSLO.text]
+    assert texts(ledger.active(as_of=60.0)) == [BERGEN.text]
+
+
+def test_an_expired_id_may_be_written_anew(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([Knowledge("v", "First.", valid_until=110.0)], place="rag")
+    clock.now = 120.0
+    ledger.record([Knowledge("v", "Second.")], place="rag")
+    assert texts(ledger.active()) == ["Second."]
+    assert texts(ledger.active(as_of=105.0)) == ["First."]
+    assert [version.reason for version in ledger.history("v")] == ["expired", None]
+
+
+def test_a_clock_that_goes_back_neither_hides_the_new_nor_brings_back_the_old(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO], place="rag")
+    ledger.record([BERGEN], place="rag")
+    clock.now = 50.0
+    assert ledger.active() == [BERGEN]
+
+
+def test_forgotten_items_do_not_come_back_for_any_time(ledger: Ledger, clock: Clock) -> None:
+    for clock.now, item in ((100.0, OSLO), (200.0, BERGEN), (300.0, OSLO)):
+        ledger.record([item], place="rag")
+    assert ledger.remove(["ada-1", "never-seen"], place="rag", reason="forgotten") == ("ada-1",)
+    assert ledger.active() == ledger.active(as_of=150.0) == ledger.active(as_of=350.0) == []
+    assert ledger.active(as_of=250.0) == [BERGEN]
+    assert len(ledger.recallable(place="rag")) == 1
+
+
+def test_a_forgotten_id_may_be_written_with_another_text(ledger: Ledger) -> None:
+    ledger.record([OSLO], place="rag")
+    ledger.remove(["ada-1"], place="rag", reason="forgotten")
+    ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="rag")
+    assert texts(ledger.active()) == ["Ada lives in Rome."]
+
+
+def test_removing_at_one_place_leaves_the_other_place_alone(ledger: Ledger) -> None:
+    ledger.record([TEA], place="rag")
+    ledger.record([TEA], place="icl")
+    assert ledger.active() == [TEA]
+    assert ledger.remove(["ada-3"], place="rag", reason="evicted") == ("ada-3",)
+    assert (ledger.active(place="rag"), ledger.active(place="icl")) == ([], [TEA])
+
+
+def test_moving_keeps_id_and_date_and_both_places_see_it(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO, TEA], place="rag")
+    clock.now = 200.0
+    assert ledger.move(["ada-1"], source="rag", target="weights") == ("ada-1",)
+    assert (ledger.active(place="rag"), ledger.active(place="weights")) == ([TEA], [OSLO])
+    assert ledger.active(place="weights", as_of=150.0) == [OSLO]
+    assert ledger.changes(place="rag")[-1].action == "remove"
+    assert [change.reason for change in ledger.changes(place="weights")] == ["moved"]
+    assert ledger.move(["ada-1"], source="rag", target="weights") == ()
+
+
+def test_moving_what_is_nowhere_moves_nothing(ledger: Ledger) -> None:
+    ledger.record([TEA], place="rag")
+    with pytest.raises(ValueError, match="held neither at 'rag' nor at 'icl'"):
+        ledger.move(["ada-3", "ghost"], source="rag", target="icl")
+    assert ledger.active(place="rag") == [TEA]
+
+
+def test_replaying_changes_from_any_position_gives_what_is_active(ledger: Ledger) -> None:
+    ledger.record([OSLO, TEA], place="rag")
+    ledger.record([BERGEN], place="rag")
+    ledger.remove(["ada-3"], place="rag", reason="forgotten")
+    ledger.record([TEA], place="rag")
+    for cut in range(ledger.position() + 1):
+        held: dict[int, Knowledge] = {}
+        log = ledger.changes(place="rag")
+        for change in [one for one in log if one.position <= cut] + ledger.changes(place="rag", after=cut):
+            if change.action == "add":
+                held[change.version] = change.item
+            else:
+                del held[change.version]
+        assert list(held.values()) == ledger.active(place="rag")
+
+
+def test_version_numbers_are_never_used_again(ledger: Ledger) -> None:
+    for _ in range(5):
+        ledger.record([TEA], place="rag")
+        ledger.remove(["ada-3"], place="rag", reason="forgotten")
+    assert [version.version for version in ledger.history("ada-3")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("arguments", [{"place": ""}, {"place": "rag", "namespace": " "}])
+def test_an_empty_name_is_refused(ledger: Ledger, arguments: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="must be a non-empty string"):
+        ledger.record([TEA], **arguments)
+
+
+def test_bad_items_are_refused_at_the_door(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="needs an id"):
+        Knowledge("", "No id.")
+    with pytest.raises(TypeError, match="records Knowledge, got str"):
+        ledger.record(["plain text"], place="rag")  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        ledger.record([TEA, Knowledge("half", "half a pair \ud83d")], place="rag")
+    with pytest.raises(ValueError, match="not a number"):
+        ledger.record([Knowledge("nan", "When?", valid_from=math.nan)], place="rag")
+    with pytest.raises(TypeError, match="one string"):
+        ledger.remove("ada-3", place="rag", reason="forgotten")
+    with pytest.raises(ValueError, match="reason must be one of"):
+        ledger.remove(["ada-3"], place="rag", reason="bored")  # type: ignore[arg-type]
+    assert ledger.position() == 0
+
+
+def test_a_full_disk_stores_nothing_and_harms_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.record([TEA], place="rag")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    many = [Knowledge(f"big-{number}", "word " * 2000) for number in range(100)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(LedgerError, match="all that was acknowledged is kept"):
+            ledger.record(many, place="rag")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.active() == [TEA]
+    ledger.record(many, place="rag")
+    assert len(ledger.active()) == 101
+
+
+def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(b"This is no database at all. " * 100)
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(tmp_path / "noise")
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(LedgerError, match="another program"):
+        Ledger(tmp_path / "other")
+    with pytest.raises(LedgerError, match="is a folder"):
+        Ledger(tmp_path)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.sqlite").close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
+        raw.execute("PRAGMA user_version = 99")
+    with pytest.raises(LedgerError, match="schema version 99"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_damaged_pages_are_noticed_on_opening(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        ledger.record([Knowledge(f"{number}", "word " * 200) for number in range(50)], place="rag")
+    data = bytearray(file.read_bytes())
+    for page in range(4096, len(data), 4096):
+        data[page : page + 64] = b"\xff" * 64
+    file.write_bytes(data)
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE version SET content = replace(content, 'Oslo', 'Rome') WHERE version = 1",
+        "UPDATE version SET reason = 'forgotten' WHERE version = 2",
+        "UPDATE version SET namespace = 'other' WHERE version = 2",
+    ],
+)
+def test_a_changed_row_is_never_silently_used(tmp_path: Path, damage: str) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record([OSLO, TEA], place="rag")
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
+        raw.execute(damage)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert any("does not match its checksum" in problem for problem in ledger.verify())
+        with pytest.raises(LedgerError, match="does not match its checksum"):
+            ledger.changes(place="rag")
+
+
+@pytest.mark.parametrize(("table", "number"), [("version", "version"), ("change", "position")])
+@pytest.mark.parametrize("row", [1, 3])
+def test_a_missing_row_is_found_by_verify(tmp_path: Path, table: str, number: str, row: int) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record([replace(TEA, id=str(n)) for n in range(3)], place="rag")
+        assert ledger.verify() == []
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
+        raw.execute(f"DELETE FROM {table} WHERE {number} = {row}")
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.verify() != []
+
+
+def test_a_saved_copy_is_the_same_ledger_and_is_not_overwritten(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.record([OSLO, BERGEN, TEA], place="rag")
+    ledger.save(tmp_path / "copy" / "ledger.sqlite")
+    with Ledger(tmp_path / "copy" / "ledger.sqlite") as copy:
+        assert copy.active() == ledger.active()
+        assert copy.verify() == []
+        assert copy.fingerprint(copy.position()) == ledger.fingerprint(ledger.position())
+    with pytest.raises(FileExistsError):
+        ledger.save(tmp_path / "copy" / "ledger.sqlite")
+
+
+def test_an_empty_ledger_takes_over_a_saved_one_whole(ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    ledger.record([OSLO, BERGEN, TEA], place="rag")
+    ledger.remove(["ada-3"], place="rag", reason="forgotten")
+    ledger.save(tmp_path / "saved.sqlite")
+    for file in (":memory:", str(tmp_path / "new.sqlite")):
+        with Ledger(file, clock=clock) as other:
+            other.restore(tmp_path / "saved.sqlite")
+            assert other.changes(place="rag") == ledger.changes(place="rag")
+            assert other.verify() == []
+            assert other.record([TEA], place="rag").written == (TEA,)
+            with pytest.raises(ValueError, match="is not empty"):
+                other.restore(tmp_path / "saved.sqlite")
+    assert Ledger(tmp_path / "new.sqlite").active() == [BERGEN, TEA]
+
+
+def test_a_damaged_or_foreign_file_is_not_restored(ledger: Ledger, tmp_path: Path) -> None:
+    with Ledger() as other:
+        other.record([OSLO, TEA], place="rag")
+        other.save(tmp_path / "saved.sqlite")
+    with sqlite3.connect(tmp_path / "saved.sqlite") as raw:
+        raw.execute("DELETE FROM version WHERE version = 2")
+    with pytest.raises(LedgerError, match=r"saved\.sqlite is damaged"):
+        ledger.restore(tmp_path / "saved.sqlite")
+    (tmp_path / "noise").write_bytes(b"This is no database at all. " * 100)
+    with pytest.raises(LedgerError, match="noise is damaged"):
+        ledger.restore(tmp_path / "noise")
+    with pytest.raises(FileNotFoundError):
+        ledger.restore(tmp_path / "nothing")
+    assert ledger.position() == 0
+    ledger.record([TEA], place="rag")
+
+
+def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.close()
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.record([TEA], place="rag")
+
+
+def test_threads_share_a_ledger(ledger: Ledger) -> None:
+    def write(writer: int) -> None:
+        for number in range(20):
+            ledger.record([Knowledge(f"{writer}-{number}", "Some text.")], place="rag")
+            ledger.active(place="rag")
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ledger.active()) == 80
+
+
+def test_processes_that_write_the_same_items_leave_each_once(tmp_path: Path) -> None:
+    program = (
+        "import sys; from memory_paths.ledger import Ledger; from memory_paths.types import Knowledge\n"
+        "with Ledger(sys.argv[1]) as ledger:\n"
+        "    for number in range(100):\n"
+        "        ledger.record([Knowledge(f'{number}', f'Text {number}.')], place='rag')\n"
+    )
+    file = tmp_path / "ledger.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-P", "-c", program, str(file)]) for _ in range(4)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0, 0]
+    with Ledger(file) as ledger:
+        assert ledger.position() == 100
+        assert len(ledger.active()) == 100
+        assert ledger.verify() == []
+
+
+def test_importing_the_ledger_loads_no_heavy_library() -> None:
+    program = (
+        "import sys, memory_paths.ledger\n"
+        "heavy = {'torch', 'faiss', 'transformers', 'sentence_transformers', 'numpy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
