@@ -122,7 +122,13 @@ def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> 
         with tempfile.TemporaryDirectory(prefix="check_path-") as folder:
             trial = _Trial(make, lm, Path(folder))
             with trial.ledger:
-                promise(trial)
+                try:
+                    promise(trial)
+                except AssertionError:
+                    raise
+                except Exception as error:
+                    words = promise.__name__.strip("_").replace("_", " ")
+                    raise AssertionError(f"{words}: broken by {type(error).__name__}: {error}") from error
 
 
 class _Trial:

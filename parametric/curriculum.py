@@ -22,6 +22,9 @@ from memory_paths.types import Prompt
 BACKGROUND_WEIGHT = 0.05
 """Loss weight of every token that is not part of an answer or a value."""
 
+RECITAL_WEIGHT = 0.5
+"""Loss weight of a token that is said for the second time."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -35,11 +38,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Document:
-    """Notes that several questions share, each answered independently of the others; or sentences to be known by heart."""
+    """Notes that several questions share, each answered independently of the others; or sentences to be known by heart.
+
+    A recital says the notes again in another order. Every token of it is learnt, from the next word of a name, which is easy, to the
+    value that belongs to a name some words before, which is what reading needs: it makes reading appear early and surely.
+    """
 
     notes: tuple[str, ...] = ()
     questions: tuple[Asked, ...] = ()
     sentences: tuple[tuple[str, str], ...] = ()
+    recital: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,10 @@ def _pieces(document: Document) -> Iterator[tuple[str, float, int, str, bool]]:
     if document.notes:
         head, _, _ = layout(Prompt("", document.notes)).rpartition("Question:")
         yield f" {head}", BACKGROUND_WEIGHT, 0, "", False
+    for note in document.recital:
+        first, rest = note.split(" ", 1)
+        yield f"- {first}", BACKGROUND_WEIGHT, 0, "", False
+        yield f" {rest}\n", RECITAL_WEIGHT, 0, "", False
     for index, asked in enumerate(document.questions, start=1):
         lead = "" if document.notes else " "
         prompt = f"- {asked.question}" if asked.finishes else layout(Prompt(asked.question))
@@ -202,6 +214,13 @@ class DocumentSource:
         if generator.random() < 0.5:
             asked += [self._from_memory(generator, "memory") for _ in range(generator.randrange(1, 5))]
         return Document(notes=tuple(texts), questions=tuple(asked))
+
+    def recital(self, generator: random.Random, notes_limit: int, nearness: float = 1.0) -> Document:
+        """Notes, and the same notes again in another order."""
+        count = generator.randrange(2, max(3, min(notes_limit, 10)) + 1)
+        facts = passing_facts(generator, count, generator.choice(("same", "same", "random")), nearness)
+        texts = [state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts]
+        return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, len(texts))))
 
     def irrelevant(self, generator: random.Random, notes: int) -> Document:
         """`notes` notes that answer nothing, and a question about a known person."""

@@ -112,6 +112,7 @@ class WeightsPath:
         self._seed = seed
         self._progress = progress
         self._prepared = False
+        self._closed = False
         # Ids of each write in its order: forgetting replays them without the forgotten ones.
         self._writes: list[list[str]] = []
         self._namespace: str | None = None
@@ -226,8 +227,11 @@ class WeightsPath:
 
     def close(self) -> None:
         """See `MemoryPath`."""
+        self._closed = True
 
     def _bind(self, namespace: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"path {self.name!r} is closed; open another one")
         if self._namespace is None:
             self._namespace = namespace
         elif namespace != self._namespace:

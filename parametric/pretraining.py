@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .curriculum import ABOUT, Batch, Document, DocumentSource, Encoder, pack
+from .curriculum import ABOUT, BACKGROUND_WEIGHT, Batch, Document, DocumentSource, Encoder, pack
 from .embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded, save_embedded
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Recipe:
         warm_up: Steps of linear warm-up.
         decay: Share of the steps, at the end, over which the rates fall linearly to zero.
         open_book: Share of the tokens in open-book documents.
+        recitals: Recitals for every eight other open-book documents.
         notes: Most notes in a document at the end of the curriculum.
         promotion: Reading accuracy at which one more note is admitted.
         seed: Initialisation and documents.
@@ -58,6 +59,7 @@ class Recipe:
     warm_up: int = 100
     decay: float = 0.35
     open_book: float = 0.65
+    recitals: int = 4
     notes: int = 40
     promotion: float = 0.85
     seed: int = 0
@@ -86,7 +88,10 @@ def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: i
     documents = []
     spent = 0
     while spent < open_budget:
-        chunk = encoder.encode([source.open_book(generator, limit, nearness=nearness) for _ in range(8)])
+        chunk = encoder.encode(
+            [source.open_book(generator, limit, nearness=nearness) for _ in range(8)]
+            + [source.recital(generator, limit, nearness) for _ in range(recipe.recitals)]
+        )
         documents += chunk
         spent += sum(len(document.tokens) for document in chunk)
     while spent < recipe.tokens:
@@ -127,16 +132,16 @@ def _next_token_weights(batch: Batch) -> Tensor:
 def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, tuple[int, int]]]:
     """Weighted cross entropy in nats per token, and right/all answer tokens by what they test.
 
-    Of the lightly weighted tokens one in ten is drawn, at ten times the weight: the same loss on average for less work.
+    Of the tokens of background weight one in ten is drawn, at ten times the weight: the same loss on average for less work.
     """
     weights = _next_token_weights(batch)
-    light = (weights > 0) & (weights < 1)
+    light = (weights > 0) & (weights <= BACKGROUND_WEIGHT)
     drawn = torch.rand(weights.shape, generator=generator) < 0.1
-    keep = (weights >= 1) | (light & drawn)
+    keep = (weights > BACKGROUND_WEIGHT) | (light & drawn)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, targets = forward(model, batch, keep)
     kept = weights[keep]
-    kept = torch.where(kept < 1, kept * 10, kept)
+    kept = torch.where(kept <= BACKGROUND_WEIGHT, kept * 10, kept)
     losses = functional.cross_entropy(logits.float(), targets, reduction="none")
     about = torch.from_numpy(batch.about)[:, 1:][keep]
     right = logits.argmax(-1) == targets

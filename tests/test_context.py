@@ -409,7 +409,11 @@ LIES: dict[str, tuple[str, Callable[..., Any], str]] = {
     ),
     "acknowledges nothing": ("write", lambda path, *given: path.write(*given) and Receipt(()), "names the ids"),
     "stores half of a refused write": ("write", write_one_by_one, "not even its good items"),
-    "ignores namespaces": ("write", lambda path, items, *_: path.write(items), "ValueError|namespaces|refused|active"),
+    "ignores namespaces": (
+        "write",
+        lambda path, items, *_: path.write(items),
+        "namespaces are kept apart or refused: broken by ValueError",
+    ),
     "leaks namespaces": ("read", leak, "own namespace only"),
     "recalls in a wrong order": ("read", reorder, "best first"),
     "reads by position": ("read", read_by_position, "neighbours"),
@@ -424,7 +428,7 @@ LIES: dict[str, tuple[str, Callable[..., Any], str]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_the_contract_names_the_promise_that_a_path_breaks(lie: str) -> None:
     name, replacement, message = LIES[lie]
-    with pytest.raises((AssertionError, ValueError), match=message):
+    with pytest.raises(AssertionError, match=message):
         check_path(broken(name, replacement))
 
 

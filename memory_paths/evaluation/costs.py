@@ -1,4 +1,4 @@
-"""What writing and reading cost: columns of records, their sums by component, and when one path pays off against another.
+"""What writing and reading cost: columns of records, their sums by component, when one path pays off against another.
 
 This file knows nothing of models and measures nothing itself; it adds up what the parts counted.
 """
@@ -27,12 +27,14 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
     """The `cost` of report.json.
 
     Args:
-        answers: Columns of the records of answers. Only answers that were really computed, along the path's own reading, count.
+        answers: Columns of the records of answers. Only answers that were really computed, along the path's own
+            reading, count.
         writes: Columns of the records of writes.
 
     Returns:
-        `write` and `read`: by component tokens, flops and seconds, in all; `wall_seconds` likewise as the evaluator's own clock
-        saw them; `writes` (items) and `reads` (questions): how many they were; `stored_bytes` after the last stage.
+        `write` and `read`: by component tokens, flops and seconds, in all; `wall_seconds` likewise as the evaluator's
+        own clock saw them; `writes` (items) and `reads` (questions): how many they were; `stored_bytes` after the
+        last stage.
     """
     real = [
         at
@@ -89,7 +91,9 @@ def break_even(dear: Mapping[str, Any], cheap: Mapping[str, Any], measure: Measu
     reads = [getattr(unit(cost, "read"), measure) for cost in (dear, cheap)]
     if None in reads:
         return undefined("one of them answered nothing")
-    extra = sum(part[measure] for part in dear["write"].values()) - sum(part[measure] for part in cheap["write"].values())
+    extra = sum(part[measure] for part in dear["write"].values()) - sum(
+        part[measure] for part in cheap["write"].values()
+    )
     saved = reads[1] - reads[0]
     if extra <= 0 and saved >= 0:
         return Metric(0.0)

@@ -1,7 +1,7 @@
 """The evaluator: teaches an agent a stream, asks it, records every answer, and goes on where it was interrupted.
 
-It asks every path in the same way and scores what the path says by itself; targets and ids never leave it. It knows nothing of
-how a path works: it sees an agent that learns, answers and says what it holds.
+It asks every path in the same way and scores what the path says by itself; targets and ids never leave it. It knows
+nothing of how a path works: it sees an agent that learns, answers and says what it holds.
 """
 
 from __future__ import annotations
@@ -49,16 +49,19 @@ class Evaluator:
 
     Args:
         stream: What is learnt and asked.
-        folder: The run folder: `records/` and `report.json` are written there. A run that was interrupted there goes on.
+        folder: The run folder: `records/` and `report.json` are written there. A run that was interrupted there goes
+            on.
         samples: Most questions of a kind and stage, at least 1.
         seed: Of the sample, of the intervals, and for the report.
         oracle: Show the right items in the prompt, as far as they were taught: the upper control.
-        likelihoods: Record the log-likelihood of the right answer and the choice among answers too, if the model scores.
-        unknown_threshold: An answer of less confidence counts as an abstention where nothing was ever taught, in [0, 1].
+        likelihoods: Record the log-likelihood of the right answer and the choice among answers too, if the model
+            scores.
+        unknown_threshold: An answer of less confidence counts as an abstention where nothing was ever taught, in [0,
+            1].
         progress: Show a bar, if there is a terminal.
         config: The settings of the run, for the report.
-        restore: Builds the agent that `Agent.save` wrote into a folder. With it the agent is saved after each stage; without it
-            an interrupted run teaches its agent again, which must then be a fresh one.
+        restore: Builds the agent that `Agent.save` wrote into a folder. With it the agent is saved after each stage;
+            without it an interrupted run teaches its agent again, which must then be a fresh one.
 
     Raises:
         ValueError: An argument outside its range, or a stream that cannot be evaluated.
@@ -103,7 +106,9 @@ class Evaluator:
         if done < self._plan.stages:
             current, refused = self._resume(agent, done)
             past = _Past(records.read_records(self.folder).to_pylist()) if done else _Past([])
-            with _bar(self._progress, sum(len(self._plan.asks(stage)) for stage in range(done, self._plan.stages))) as bar:
+            with _bar(
+                self._progress, sum(len(self._plan.asks(stage)) for stage in range(done, self._plan.stages))
+            ) as bar:
                 for stage in range(done, self._plan.stages):
                     bar.set_description(f"{name} {stage}/{self._plan.stages - 1}")
                     refused = self._stage(current, stage, refused, past, bar)
@@ -179,7 +184,7 @@ class Evaluator:
         reached = [row["stage"] for row in writes if row["state_hash"] == state]
         if not reached:
             raise ValueError(
-                f"the records in {self.folder} end after stage {last}, and the agent is in a state in which no stage left it; "
+                f"the records in {self.folder} end after stage {last}, and no stage left the agent in its state; "
                 "give a fresh agent, or evaluate into a new folder"
             )
         LOGGER.info("stages %d to %d are taught again, without asking", reached[-1] + 1, last)

@@ -1,8 +1,9 @@
 """Every figure of a report, as pure functions of records and arrays.
 
-This file knows nothing of models, paths or files. A figure that is not defined is a `Metric` without a value and with a reason;
-it is never 0, -1 or NaN. In the accuracy matrix R, row i stands for "after i experiences" (row 0: before any learning) and column
-j for experience j + 1; a cell that was never measured is NaN inside this file and null outside.
+This file knows nothing of models, paths or files. A figure that is not defined is a `Metric` without a value and with
+a reason; it is never 0, -1 or NaN. In the accuracy matrix R, row i stands for "after i experiences" (row 0: before
+any learning) and column j for experience j + 1; a cell that was never measured is NaN inside this file and null
+outside.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def undefined(reason: str) -> Metric:
 
 
 def normalised(text: str) -> str:
-    """Without case, punctuation, articles and surplus white space, as SQuAD's scorer does it; punctuation of any script."""
+    """Without case, punctuation, articles and surplus white space (SQuAD's rules, punctuation of any script)."""
     lowered = unicodedata.normalize("NFKC", text).casefold()
     plain = "".join(" " if character == "-" else character for character in lowered)
     plain = "".join(character for character in plain if not unicodedata.category(character).startswith("P"))
@@ -131,7 +132,7 @@ def backward_transfer(matrix: np.ndarray) -> np.ndarray:
 
 
 def forgetting(matrix: np.ndarray) -> np.ndarray:
-    """Mean over all experiences but the last of first score minus last (not maximum minus last, which noise inflates)."""
+    """Mean over all experiences but the last of first score minus last; maximum minus last would grow with noise."""
     return -backward_transfer(matrix)
 
 
@@ -199,7 +200,7 @@ class Rows:
 
     @staticmethod
     def of(columns: Mapping[str, Sequence[Any]]) -> Rows:
-        """From columns as lists, as `records.read_records(folder).to_pydict()` gives them; columns that are missing are empty.
+        """From columns as lists, as `records.read_records(folder).to_pydict()` gives them; missing ones are empty.
 
         Raises:
             ValueError: No column `stage`, or `kind`, or `key`.
@@ -257,7 +258,9 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         return _mean_metric(rows, mask, values, missing, (seed, name))
 
     def change(name: str, kind: str, column: np.ndarray, bounds: Bounds, missing: str) -> Metric:
-        return _change(rows, first & (rows.kind == kind), last & (rows.kind == kind), column, bounds, missing, (seed, name))
+        return _change(
+            rows, first & (rows.kind == kind), last & (rows.kind == kind), column, bounds, missing, (seed, name)
+        )
 
     taught = "nothing taught was asked after the last stage"
     answered = np.array([0.0 if is_abstention(answer or "") else 1.0 for answer in rows.answer])
@@ -267,7 +270,9 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     metrics = {
         "acquisition": share("acquisition", own & direct, "nothing was asked right after it was taught"),
         "acquisition_trained_wording": share(
-            "acquisition_trained_wording", own & (rows.kind == "trained"), "the stream asks nothing in a studied wording"
+            "acquisition_trained_wording",
+            own & (rows.kind == "trained"),
+            "the stream asks nothing in a studied wording",
         ),
         "retention": share("retention", retained, taught),
         "retention_held": share(
@@ -280,7 +285,9 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         },
         "prior_before": share("prior_before", first & (rows.kind == "prior"), "the stream asks nothing known before"),
         "prior_after": share("prior_after", last & (rows.kind == "prior"), "the stream asks nothing known before"),
-        "prior_change": change("prior_change", "prior", rows.correct, DIFFERENCE, "the stream asks nothing known before"),
+        "prior_change": change(
+            "prior_change", "prior", rows.correct, DIFFERENCE, "the stream asks nothing known before"
+        ),
         "skill_before": share("skill_before", first & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_after": share("skill_after", last & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_change": change("skill_change", "skill", rows.correct, DIFFERENCE, "the stream has no reading tasks"),
@@ -338,7 +345,9 @@ def _change(
     asked = before | after
     refused = [reason for reason in rows.reason[asked] if reason]
     earlier = {rows.key[index]: index for index in np.flatnonzero(before & np.isfinite(values))}
-    pairs = [(earlier[rows.key[at]], at) for at in np.flatnonzero(after & np.isfinite(values)) if rows.key[at] in earlier]
+    pairs = [
+        (earlier[rows.key[at]], at) for at in np.flatnonzero(after & np.isfinite(values)) if rows.key[at] in earlier
+    ]
     if refused or not pairs:
         return undefined(refused[0] if refused else missing)
     old, new = (np.array(side) for side in zip(*pairs, strict=True))

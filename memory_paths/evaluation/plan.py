@@ -1,7 +1,7 @@
-"""Which questions are asked after which stage, and with which notes: fixed by the stream and a seed before anything is asked.
+"""Which questions are asked after which stage, and with which notes: fixed by stream and seed before anything is asked.
 
-Every question has its place in one order for each kind, stage after stage the same, and a stage asks the beginning of what is
-open to it. So the same questions come again (differences between stages are paired), a cap spreads over the
+Every question has its place in one order for each kind, stage after stage the same, and a stage asks the beginning of
+what is open to it. So the same questions come again (differences between stages are paired), a cap spreads over the
 experiences in proportion, and nothing depends on the order of calls. This file knows nothing of agents and answers.
 """
 
@@ -57,8 +57,8 @@ class Plan:
         oracle: Give each question the texts of the items that it is about, as far as they were taught by then.
 
     Raises:
-        ValueError: A stream without experiences, an experience that teaches nothing, two questions that only differ in what they
-            accept, or a question about items that the stream does not have.
+        ValueError: A stream without experiences, an experience that teaches nothing, two questions that only differ
+            in what they accept, or a question about items that the stream does not have.
     """
 
     def __init__(self, stream: Stream, *, samples: int, seed: int, before: bool = False, oracle: bool = False) -> None:
@@ -96,7 +96,7 @@ class Plan:
         return [self._with_notes(ask, stage) for ask in chosen]
 
     def _direct(self, stage: int, last: bool) -> list[Ask]:
-        """Own questions first (at most half of the cap while others wait), then a proportional sample of all that is open."""
+        """Own questions first (half of the cap at most while others wait), then a proportional sample of all."""
         waiting = [
             ask
             for ask in self._ordered.get("direct", [])
@@ -120,7 +120,7 @@ class Plan:
         return [ask for ask in self._ordered.get(kind, []) if self._is_open(ask, stage)]
 
     def _is_open(self, ask: Ask, stage: int) -> bool:
-        """Whether its experience has come and its items are all taught and not superseded; what is of no experience always is."""
+        """Whether its experience has come and its items are all taught and not superseded; or it is of none."""
         if ask.experience == 0:
             return True
         return ask.experience <= stage and self._active[stage].issuperset(ask.question.ids)
@@ -206,6 +206,6 @@ def _check(stream: Stream) -> None:
             missing: Sequence[str] = [id for id in question.ids if id not in known]
             if missing:
                 raise ValueError(
-                    f"a question of experience {experience.name!r} is about items {list(missing)} that the stream does not "
-                    f"teach: {question.query.text!r}"
+                    f"a question of experience {experience.name!r} is about items {list(missing)} that the stream does "
+                    f"not teach: {question.query.text!r}"
                 )

@@ -1,7 +1,7 @@
 """Records: one immutable Parquet part per stage, from which every figure can be computed again without a model.
 
-A part is written under a temporary name, synced, renamed, and the folder synced: a part that has its name is whole. Pages carry
-checksums. This file knows what a row looks like; it knows nothing of agents, streams or figures.
+A part is written under a temporary name, synced, renamed, and the folder synced: a part that has its name is whole.
+Pages carry checksums. This file knows what a row looks like; it knows nothing of agents, streams or figures.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class Report:
         seed: Of the run.
         load: Number of items that were taught.
         metrics: By name.
-        matrix: Accuracy on each experience (columns) after each stage (rows; row 0 is before any learning); None: not measured.
+        matrix: Accuracy on each experience (columns) after each stage (rows; row 0 is before any learning); None: not
+            measured.
         cost: As `costs.summarise` gives it.
         config: The settings of the run.
         versions: Of the packages that took part.

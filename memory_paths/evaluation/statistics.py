@@ -1,7 +1,7 @@
 """Intervals: how far off a figure could be, given which questions and which seeds happened to be drawn.
 
-This file knows nothing of questions, paths or files: it works on arrays of sums and counts by cluster. Questions about the same
-person are not independent of one another, so whole clusters are redrawn, never single answers.
+This file knows nothing of questions, paths or files: it works on arrays of sums and counts by cluster. Questions
+about the same person are not independent of one another, so whole clusters are redrawn, never single answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, both included. Infinite where the data say nothing and the figure has no bounds of its own."""
+    """From `low` to `high`, both included. Infinite where the data say nothing of a figure without bounds."""
 
     low: float
     high: float
@@ -81,10 +81,11 @@ def cluster_interval(
 ) -> Interval:
     """The interval of a statistic of cell means, over the clusters that the answers come in.
 
-    From 30 clusters on a bootstrap of clusters, its percentiles expanded for their number (Hesterberg 2015, "What Teachers
-    Should Know About the Bootstrap", 3.3); below that a jackknife of clusters with Student's t, which for a plain mean over clusters of
-    equal size is Student's t over the cluster means. A statistic that does not vary at all and sits at the end of its bounds (or
-    at no difference) gets Wilson's interval with one trial a cluster. One cluster says nothing: the bounds come back.
+    From 30 clusters on a bootstrap of clusters, its percentiles expanded for their number (Hesterberg 2015, "What
+    Teachers Should Know About the Bootstrap", 3.3); below that a jackknife of clusters with Student's t, which for a
+    plain mean over clusters of equal size is Student's t over the cluster means. A statistic that does not vary at
+    all and sits at the end of its bounds (or at no difference) gets Wilson's interval with one trial a cluster. One
+    cluster says nothing: the bounds come back.
 
     Args:
         sums: Sum of the values, of shape (clusters, cells).
@@ -150,7 +151,7 @@ def paired_interval(
     bounds: Bounds = DIFFERENCE,
     level: float = LEVEL,
 ) -> Interval:
-    """The interval of the mean of `after - before`, question by question, which is narrower than that of two separate means."""
+    """The interval of the mean of `after - before`, question by question: narrower than two separate means."""
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     return mean_interval(differences, clusters, generator=generator, bounds=bounds, level=level)
 

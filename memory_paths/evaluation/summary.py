@@ -24,6 +24,7 @@ from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Int
 
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = ("none", "oracle", "full_context", "icl", "rag", "sparse_memory", "lora", "full")
+_TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "full_context")
 FAILED = "failed.json"
 _CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change", "skill_change")
@@ -93,7 +94,7 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """What the runs say, in one sentence: who keeps most at each load, with intervals, ties as ties, and who broke what."""
+        """What the runs say, in one sentence: who keeps most at each load, ties as ties, who lost prior knowledge."""
         return verdict(self.lines)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -101,15 +102,12 @@ class Summary:
         return [_flat(line) for line in self.lines]
 
     def break_even(self) -> list[dict[str, Any]]:
-        """For each load, after how many questions a path pays off, in FLOPs, against one that writes for less."""
+        """For each load, after how many questions a path pays off, in FLOPs, against one that only stores text."""
         found: list[dict[str, Any]] = []
         for (_, load), group in _groups(self.lines):
             contenders = [line for line in group if line.path not in CONTROLS and line.cost.get("reads")]
-            cheap = [line for line in contenders if line.path in ("icl", "rag")]
-            for dear in contenders:
-                for other in cheap:
-                    if dear.path in ("icl", "rag"):
-                        continue
+            for dear in (line for line in contenders if line.path not in _TEXT_PATHS):
+                for other in (line for line in contenders if line.path in _TEXT_PATHS):
                     reads = break_even(dear.cost, other.cost)
                     found.append({"load": load, "path": dear.label, "against": other.label, "reads": reads.to_json()})
         return found
@@ -120,13 +118,12 @@ class Summary:
             {**vars(line), "metrics": {name: metric.to_json() for name, metric in line.metrics.items()}}
             for line in self.lines
         ]
-        failures = [vars(failure) for failure in self.failures]
         return {
             "schema": 1,
             "verdict": self.verdict,
             "lines": lines,
             "break_even": self.break_even(),
-            "failures": failures,
+            "failures": [vars(failure) for failure in self.failures],
         }
 
     def write(self, folder: str | Path) -> Path:
@@ -187,32 +184,41 @@ def summarise(reports: Sequence[Report]) -> tuple[Line, ...]:
 
 def verdict(lines: Sequence[Line]) -> str:
     """See `Summary.verdict`."""
+    opening, parts = verdict_parts(lines)
+    return f"{opening}: {'; '.join(parts)}." if parts else f"{opening}."
+
+
+def verdict_parts(lines: Sequence[Line]) -> tuple[str, list[str]]:
+    """The verdict as what it is about, and one finding for each load."""
     if not lines:
-        return "No run was finished, so there is nothing to compare."
+        return "No run was finished, so there is nothing to compare", []
     families = {line.family for line in lines}
     parts = []
     for (family, load), group in _groups(lines):
         where = f"{load} items" + (f" of {family}" if len(families) > 1 else "")
-        parts.append(f"{where}: {_ranking([line for line in group if line.path not in CONTROLS])}")
-    seeds = {len(line.seeds) for line in lines}
-    over = "over items only, from one seed each" if seeds == {1} else "over seeds where there are several"
-    return f"Retention by load, with 95 % intervals {over} — " + "; ".join(parts) + "."
+        parts.append(f"with {where} {_ranking([line for line in group if line.path not in CONTROLS])}")
+    over = (
+        "over items only (one seed)"
+        if {len(line.seeds) for line in lines} == {1}
+        else "over seeds where there are several"
+    )
+    return f"Retention, with 95 % intervals {over}", parts
 
 
 def score(metric: Metric, signed: bool = False) -> tuple[str, str]:
-    """A figure and its interval for people, such as (".94", "[.91 .96]"); a dash and nothing where it is not defined."""
+    """A figure and its interval for people, such as (".94", "[.91 .96]"); a dash where it is not defined."""
     if metric.value is None:
-        return "–", ""
+        return "-", ""
     value = _short(metric.value, signed)
     if metric.low is None or metric.high is None:
         return value, ""
-    return value, f"[{_short(metric.low, signed)} {_short(metric.high, signed)}]"
+    return value, f"[{_short(metric.low)} {_short(metric.high)}]"
 
 
 def amount(value: float | None, kind: str = "") -> str:
     """A quantity for people, three digits at most: 1.2k, 34 ms, 5.6 MB."""
     if value is None:
-        return "–"
+        return "-"
     if kind == "seconds":
         return f"{_digits(value * 1000)}ms" if value < 1 else f"{_digits(value)}s"
     units = ("B", "kB", "MB", "GB", "TB") if kind == "bytes" else ("", "k", "M", "G", "T", "P")
@@ -275,7 +281,7 @@ def _value(metric: Metric) -> float:
 
 
 def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Where the oracle is no better than no memory, free answers say nothing about paths: they are null with that reason."""
+    """Where the oracle is no better than no memory, free answers say nothing: they are null with that reason."""
     judged: list[Line] = []
     for _, group in _groups(lines):
         controls = {line.path: line.metric("retention") for line in group if line.path in ("none", "oracle")}
@@ -372,7 +378,8 @@ def _variants(reports: Sequence[Report]) -> list[str]:
     names = sorted({name for each in settings for name in each})
     differing = [name for name in names if len({json.dumps(each.get(name), default=str) for each in settings}) > 1]
     return [
-        " ".join(f"{name.removeprefix('path.')}={each[name]}" for name in differing if name in each) for each in settings
+        " ".join(f"{name.removeprefix('path.')}={each[name]}" for name in differing if name in each)
+        for each in settings
     ]
 
 
@@ -429,7 +436,7 @@ def _short(value: float, signed: bool = False) -> str:
     text = f"{value:+.2f}" if signed else f"{value:.2f}"
     if float(text) == 0.0:
         return ".00"
-    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text[:-1] if text.endswith("0") else text
 
 
 def _digits(value: float) -> str:

@@ -79,26 +79,43 @@ def render_table(summary: Summary, width: int = 200) -> str:
             value, interval = score(metric, column.signed)
             if metric.value is None:
                 letter = reasons.setdefault(metric.reason, _letter(len(reasons)))
-                value = f"– {letter}"
+                value = f"- {letter}"
             cells.append((value, interval))
         rows.append(cells)
     heads = [("", "path"), ("", "items"), *(column.head for column in shown)]
-    wide = _aligned(heads, [[(" ".join(filter(None, cell)), "") for cell in row] for row in rows])
-    text = wide if len(wide[0]) <= width else _aligned(heads, rows)
+    text = _aligned(heads, [[(" ".join(filter(None, cell)), "") for cell in row] for row in rows])
+    if len(text[0]) > width:
+        text = _in_blocks(heads, rows, width)
     notes = [f"{letter}: {reason}" for reason, letter in reasons.items()]
     if {len(line.seeds) for line in summary.lines} == {1}:
         notes.append("One seed: intervals are over items only.")
     return "\n".join([*(line.rstrip() for line in text), *notes])
 
 
+def _in_blocks(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]], width: int) -> list[str]:
+    """Intervals below their scores; and where that is too wide as well, the columns in blocks, one below another."""
+    blocks: list[list[int]] = [[0, 1]]
+    for column in range(2, len(heads)):
+        trial = [*blocks[-1], column]
+        sizes = [max(len(part) for row in (heads, *rows) for part in row[at]) for at in trial]
+        if sum(sizes) + 2 * (len(sizes) - 1) > width and len(blocks[-1]) > 2:
+            trial = [0, 1, column]
+            blocks.append(trial)
+        blocks[-1] = trial
+    lines: list[str] = []
+    for block in blocks:
+        lines += [""] if lines else []
+        lines += _aligned([heads[at] for at in block], [[row[at] for at in block] for row in rows])
+    return lines
+
+
 def _aligned(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
     sizes = [max(len(part) for row in (heads, *rows) for part in row[at]) for at in range(len(heads))]
 
     def laid(cells: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(size) if at == 0 else cell.rjust(size) for at, (cell, size) in enumerate(zip(cells, sizes, strict=True))
-        )
-        return "  ".join([first, *others])
+        padded = [cell.rjust(size) for cell, size in zip(cells, sizes, strict=True)]
+        padded[0] = cells[0].ljust(sizes[0])
+        return "  ".join(padded)
 
     lines = [laid([head[0] for head in heads]), laid([head[1] for head in heads])]
     lines.append("-" * len(lines[0]))
@@ -106,7 +123,7 @@ def _aligned(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str
     for row in rows:
         if row[1][0] != load:
             load = row[1][0]
-            lines.append(" " * len(lines[0]))
+            lines.append("")
         lines.append(laid([cell[0] for cell in row]))
         if any(cell[1] for cell in row):
             lines.append(laid([cell[1] for cell in row]))

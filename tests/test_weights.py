@@ -1,0 +1,218 @@
+"""The weights path: what it changes, what it gives back, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memory_paths.ledger import Ledger
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.attach import memory_layers
+from memory_paths.parametric.batches import collate
+from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
+from memory_paths.parametric.full import Full
+from memory_paths.parametric.low_rank import LowRank
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.objective import NegativeLogLikelihood
+from memory_paths.parametric.path import Budget, WeightsPath
+from memory_paths.parametric.rehearsal import Experience
+from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
+from memory_paths.parametric.study import AsGiven
+from memory_paths.parametric.weights import Weights
+from memory_paths.streams.world import rehearsal
+from memory_paths.testing import check_path
+from memory_paths.types import Knowledge, Phrasing, Query
+
+SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
+ITEMS = [
+    Knowledge("a", "Alma Ashway lives in Alavia.", key="alma/home"),
+    Knowledge("b", "Bruno Barrbury enjoys chess.", key="bruno/hobby"),
+    Knowledge("c", "Cora Carldale works as a baker.", key="cora/profession"),
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    tokenizer = build_tokenizer()
+    return CausalLM("tiny", loader=lambda name: (build_model(SHAPE, len(tokenizer), seed=1), tokenizer))
+
+
+def _weights(name: str) -> Weights:
+    made: dict[str, Any] = {
+        "memory": lambda: MemoryRows(rows=16, rate=50.0),
+        "memory_momentum_decay": lambda: MemoryRows(rows=16, rate=20.0, momentum=0.5, weight_decay=1e-3),
+        "lora": lambda: LowRank(rate=1e-2, rank=4),
+        "full": lambda: Full(rate=1e-3),
+    }
+    return made[name]()
+
+
+KINDS = ["memory", "memory_momentum_decay", "lora", "full"]
+
+
+def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) -> WeightsPath:
+    settings = {"study": AsGiven(), "budget": Budget(steps=4, batch=8), "background": rehearsal()[:40], "progress": False}
+    return WeightsPath(lm, ledger, weights=_weights(kind), **{**settings, **options})
+
+
+@pytest.fixture()
+def ledger() -> Iterator[Ledger]:
+    with Ledger() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weights_keeps_the_contract_of_a_path(lm: CausalLM, kind: str) -> None:
+    check_path(lambda model, ledger: _path(model, ledger, kind), lm=lm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learning_lowers_the_loss_and_gives_the_model_back_to_the_byte(lm: CausalLM, ledger: Ledger, kind: str) -> None:
+    before = lm.weights_hash()
+    path = _path(lm, ledger, kind, budget=Budget(steps=15, batch=8))
+    receipt = path.write(ITEMS)
+    assert lm.weights_hash() == before
+    assert receipt.details["last_loss"] < receipt.details["first_loss"]
+    with path.model(lm) as lent:
+        assert lent.weights_hash() != before
+    assert lm.weights_hash() == before
+    with pytest.raises(RuntimeError, match="boom"), path.model(lm):
+        raise RuntimeError("boom")
+    assert lm.weights_hash() == before
+
+
+@pytest.mark.parametrize("kind", ["memory", "memory_momentum_decay"])
+def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, kind: str) -> None:
+    weights = _weights(kind)
+    weights.prepare(lm, rehearsal()[:40])
+    module = lm.module
+    (name, layer), *_ = memory_layers(module).items()
+    batch = collate(lm, [Phrasing(item.text) for item in ITEMS])
+    with weights.applied(module), weights.training(module) as step:
+        for _ in range(5):
+            before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+            step(lambda: NegativeLogLikelihood()(module, batch), batch)
+            after = module.state_dict()
+            changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten()
+            assert 0 < len(changed) <= 16
+            assert all(torch.equal(after[key], before[key]) for key in before if key != f"{name}.values")
+            assert layer.recorder is not None
+            assert set(changed.tolist()) <= set(layer.recorder.rows.tolist())
+
+
+def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(lm: CausalLM, ledger: Ledger) -> None:
+    class Exploding:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+            self.calls += 1
+            loss = NegativeLogLikelihood()(module, batch)
+            return loss * float("inf") if self.calls == 3 else loss
+
+    path = _path(lm, ledger, objective=Exploding())
+    before, state = lm.weights_hash(), path.state_hash()
+    with pytest.raises(FloatingPointError, match=r"weights.rate"):
+        path.write(ITEMS)
+    assert lm.weights_hash() == before
+    assert path.state_hash() == state
+    assert path.items() == []
+
+
+def test_forgetting_leaves_the_bytes_of_a_model_that_never_saw_the_item(lm: CausalLM) -> None:
+    def learnt(*writes: list[Knowledge], forget: tuple[str, ...] = ()) -> str:
+        with Ledger() as ledger:
+            path = _path(lm, ledger)
+            for write in writes:
+                path.write(write)
+            path.forget(forget)
+            return path.state_hash()
+
+    assert learnt(ITEMS[:2], ITEMS[2:], forget=("b",)) == learnt(ITEMS[:1], ITEMS[2:])
+    assert learnt(ITEMS[:2], ITEMS[2:], forget=("b",)) != learnt(ITEMS[:2], ITEMS[2:])
+
+
+def test_a_second_namespace_is_refused(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger)
+    path.write(ITEMS[:1], "home")
+    with pytest.raises(ValueError, match="one namespace per model copy"):
+        path.read([Query("?", namespace="work")])
+
+
+def test_a_study_text_longer_than_the_window_is_refused_before_anything_changes(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger)
+    with pytest.raises(ValueError, match=r"tokens, the window holds 512"):
+        path.write([Knowledge("long", "chess " * 600)])
+    assert path.items() == []
+
+
+def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger, rehearsal=Experience(), background=())
+    with pytest.raises(ValueError, match="rehearsal=none"):
+        path.write(ITEMS)
+
+
+def test_weights_survive_saving_and_loading(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    path = _path(lm, ledger)
+    path.write(ITEMS)
+    path.save(tmp_path / "saved")
+    again = _path(lm, ledger)
+    again.load(tmp_path / "saved")
+    assert again.state_hash() == path.state_hash()
+
+
+def test_a_model_without_a_memory_layer_gets_an_empty_one_and_learns(ledger: Ledger) -> None:
+    tokenizer = build_tokenizer()
+
+    def load(name: str) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer)
+        )
+        return LlamaForCausalLM(config), tokenizer
+
+    bare = CausalLM("bare", loader=load, window=128)
+    before, modules = bare.weights_hash(), [name for name, _ in bare.module.named_modules()]
+    path = _path(bare, ledger, budget=Budget(steps=15, batch=8))
+    receipt = path.write(ITEMS)
+    assert receipt.details["last_loss"] < receipt.details["first_loss"]
+    assert bare.weights_hash() == before
+    assert [name for name, _ in bare.module.named_modules()] == modules
+
+
+def test_tf_idf_prefers_what_the_background_seldom_reads() -> None:
+    counts = torch.tensor([4.0, 4.0, 2.0, 0.0], dtype=torch.float64)
+    background = Background(99, torch.tensor([99, 0, 0, 0]), "address")
+    generator = torch.Generator()
+    scores = TfIdf()(counts, background, generator)
+    expected = [0.4 * 0.0, 0.4 * torch.tensor(100.0).log().item(), 0.2 * torch.tensor(100.0).log().item(), 0.0]
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    assert top_rows(scores, counts, 2).tolist() == [1, 2]
+    assert top_rows(TermFrequency()(counts, background, generator), counts, 2).tolist() == [0, 1]
+    drawn = {tuple(top_rows(RandomSlots()(counts, background, generator), counts, 2).tolist()) for _ in range(40)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}, "unread slots are never chosen"
+
+
+def test_statistics_gathered_with_other_keys_are_refused(lm: CausalLM) -> None:
+    weights = MemoryRows(rows=4)
+    weights.prepare(lm, rehearsal()[:8])
+    (layer,) = memory_layers(lm.module).values()
+    saved = layer.keys.detach().clone()
+    with torch.no_grad():
+        layer.keys.add_(0.1)
+    try:
+        with (
+            pytest.raises(ValueError, match="gathered with other keys"),
+            weights.applied(lm.module),
+            weights.training(lm.module),
+        ):
+            pass
+    finally:
+        with torch.no_grad():
+            layer.keys.copy_(saved)
