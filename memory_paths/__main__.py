@@ -22,6 +22,7 @@ def run(cfg: Any, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from memory_paths import build
+    from memory_paths.agent import Agent
     from memory_paths.evaluation.evaluator import Evaluator
 
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -42,6 +43,7 @@ def run(cfg: Any, folder: Path) -> None:
             unknown_threshold=cfg.evaluation.unknown_threshold,
             progress=cfg.progress,
             config=config,
+            restore=Agent.load,
         )
         evaluator.run(agent)
 

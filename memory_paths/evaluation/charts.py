@@ -45,7 +45,7 @@ def colours(labels: Sequence[str]) -> dict[str, int]:
 
 
 def heat_map(matrix: Sequence[Sequence[float | None]], title: str) -> str:
-    """Accuracy by stage (rows; row 0 is before any) and experience (columns); the cell just after learning is outlined."""
+    """Accuracy by stage (rows, 0 before any) and experience (columns); the cell just after learning is outlined."""
     shown = _reduced(matrix)
     columns = max((len(row) for row in shown), default=0)
     size, left, top = 24, 30, 18

@@ -150,9 +150,9 @@ def _mean(terms: np.ndarray) -> np.ndarray:
     """Mean of the last axis over the terms that are there; NaN where none is."""
     present = np.isfinite(terms)
     count = present.sum(-1)
-    return np.divide(
-        np.where(present, terms, 0.0).sum(-1), count, out=np.full(np.shape(count), np.nan), where=count > 0
-    )
+    total = np.where(present, terms, 0.0).sum(-1)
+    mean: np.ndarray = np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    return mean
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,8 @@ class _Cells:
 
     def matrix(self) -> np.ndarray:
         sums, counts = self.sums.sum(0), self.counts.sum(0)
-        return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0).reshape(self.shape)
+        means: np.ndarray = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+        return means.reshape(self.shape)
 
     def table(self) -> list[list[float | None]]:
         return [[_finite(cell) for cell in row] for row in self.matrix().tolist()]

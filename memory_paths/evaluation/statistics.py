@@ -170,12 +170,13 @@ def seeds_interval(values: Sequence[float], *, bounds: Bounds = UNBOUNDED, level
 
 def cluster_index(clusters: Sequence[object] | np.ndarray) -> np.ndarray:
     """For each entry the number of its cluster, from 0."""
-    _, index = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
-    return index
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(str(cluster), len(numbers)) for cluster in clusters], dtype=int)
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+    ratio: np.ndarray = np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+    return ratio
 
 
 def _of_no_variation(value: float, clusters: int, bounds: Bounds, level: float) -> Interval:

@@ -1,0 +1,238 @@
+"""Streams: the biographies world and anybody's JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_paths.streams.files import jsonl, texts
+from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, VALUES, WORDINGS
+from memory_paths.streams.world import biographies, known_world, passing_facts, rehearsal, split_wordings
+from memory_paths.types import Phrasing
+
+
+@pytest.mark.parametrize("facts", [12, 48, 480])
+def test_a_world_teaches_as_many_facts_as_it_says(facts: int) -> None:
+    stream = biographies(facts)
+    items = [item for experience in stream.experiences for item in experience.items]
+    assert len(items) == facts
+    assert len({item.id for item in items}) == facts
+
+
+def test_the_same_seeds_give_the_same_world_and_others_another() -> None:
+    assert biographies(48) == biographies(48)
+    assert biographies(48, world_seed=1) != biographies(48)
+    taught = {item.text for experience in biographies(48).experiences for item in experience.items}
+    reordered = {item.text for experience in biographies(48, order_seed=1).experiences for item in experience.items}
+    assert taught == reordered
+
+
+def test_no_evaluated_question_occurs_in_study_text_except_the_trained_wording() -> None:
+    stream = biographies(480)
+    studied = {
+        phrasing.prompt
+        for experience in stream.experiences
+        for item in experience.items
+        for phrasing in item.phrasings
+        if phrasing.asks
+    }
+    asked = Counter(
+        (question.kind, question.query.text in studied)
+        for experience in stream.experiences
+        for question in experience.questions
+    )
+    assert asked["trained", True] == 480
+    assert asked["trained", False] == 0
+    assert all(not seen for (kind, seen) in asked if kind != "trained")
+
+
+def test_second_tier_wordings_occur_in_no_study_text_and_no_other_tier() -> None:
+    for wordings in WORDINGS.values():
+        assert not set(wordings.new_questions) & set(wordings.questions)
+        assert not set(wordings.new_statements) & set(wordings.statements)
+
+
+def test_scored_people_serve_no_method() -> None:
+    known = known_world()
+    scored = {fact.subject for fact in known.part_b}
+    assert not scored & {fact.subject for fact in known.part_a}
+    text = "\n".join(phrasing.prompt + phrasing.completion for phrasing in rehearsal())
+    assert not any(name in text for name in scored)
+
+
+def test_new_people_are_not_known_and_the_untaught_are_neither() -> None:
+    stream = biographies(480)
+    known = known_world().people
+    taught = {item.id.split("/")[0] for experience in stream.experiences for item in experience.items}
+    assert not taught & {name.lower().replace(" ", "-") for name in known}
+    strangers = {question.cluster for question in stream.unknown}
+    assert not strangers & known
+    assert not {name.lower().replace(" ", "-") for name in strangers} & taught
+
+
+def test_a_job_change_supersedes_by_key_and_knows_the_stale_answer() -> None:
+    stream = biographies(480)
+    by_key = Counter(item.key for experience in stream.experiences for item in experience.items)
+    changed = {key for key, count in by_key.items() if count == 2}
+    assert len(changed) == 10
+    stale = [q for experience in stream.experiences for q in experience.questions if q.stale and q.kind == "direct"]
+    assert len(stale) == 10
+    for question in stale:
+        assert question.targets[0] not in question.stale
+        assert question.ids[0].endswith("/employer/2")
+
+
+def test_two_items_of_a_composition_come_from_different_experiences() -> None:
+    stream = biographies(480)
+    arrived = {item.id: index for index, step in enumerate(stream.experiences) for item in step.items}
+    pairs = [q.ids for step in stream.experiences for q in step.questions if q.kind == "composition" and len(q.ids) == 2]
+    assert len(pairs) > 10
+    assert all(arrived[first] != arrived[second] for first, second in pairs)
+
+
+def test_reversals_are_asked_only_where_one_person_fits() -> None:
+    stream = biographies(480)
+    born = Counter(fact.value for fact in (*known_world().part_a, *known_world().part_b) if fact.attribute == "birthplace")
+    texts_of = {item.id: item.text for step in stream.experiences for item in step.items}
+    reversals = [q for step in stream.experiences for q in step.questions if q.kind == "reversal"]
+    assert reversals
+    for question in reversals:
+        (place,) = [town for town in VALUES["birthplace"] if f" {town}" in question.query.text]
+        assert born[place] == 0
+        assert sum(f" {place}" in text for id, text in texts_of.items() if id.endswith("/birthplace")) == 1
+
+
+def test_every_name_and_value_is_one_word_and_means_one_thing() -> None:
+    lists = [FIRST_NAMES, LAST_NAMES, *(VALUES[name] for name in PERSON_ATTRIBUTES if name not in ("home",))]
+    for names in lists:
+        assert len(set(names)) == len(names)
+        assert all(" " not in name for name in names)
+    everything = [name for names in lists for name in names]
+    assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("style", ["random", "same", "bank"])
+def test_distractors_never_contradict_each_other(style: str) -> None:
+    import random
+
+    for seed in range(50):
+        facts = passing_facts(random.Random(seed), 12, style)
+        assert len(facts) == 12
+        assert len({(fact.subject, fact.attribute) for fact in facts}) == 12
+
+
+def test_wordings_are_split_the_same_way_every_time() -> None:
+    fact = known_world().part_a[0]
+    split = split_wordings(fact)
+    assert split == split_wordings(fact)
+    assert len(split.questions) == 3
+    assert len(split.held_out) == 2
+    assert not set(split.questions) & set(split.held_out)
+
+
+def test_impossible_worlds_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 6, got 5"):
+        biographies(5)
+    with pytest.raises(ValueError, match="between 1 and the number of facts"):
+        biographies(12, experiences=13)
+
+
+def _write(file: Path, *records: Any) -> Path:
+    file.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
+    return file
+
+
+def test_plain_records_need_no_mapping(tmp_path: Path) -> None:
+    file = _write(
+        tmp_path / "facts.jsonl",
+        {"id": "a", "text": "Ada lives in Rome.", "question": "Where does Ada live?", "answer": "Rome"},
+        {"id": "b", "text": "Bo lives in Oslo."},
+    )
+    stream = jsonl(file, experiences=2)
+    assert [item.id for step in stream.experiences for item in step.items] == ["a", "b"]
+    (question,) = stream.experiences[0].questions
+    assert (question.query.text, question.targets, question.ids) == ("Where does Ada live?", ("Rome",), ("a",))
+
+
+def test_a_mapping_reaches_into_lists_and_nested_fields(tmp_path: Path) -> None:
+    file = tmp_path / "passages.jsonl.gz"
+    record = {
+        "title": "T",
+        "context": "Some text.",
+        "port": {"New Question": "N?", "New Answer": "n"},
+        "qs": [{"q": "A?", "a": "1", "wrong": ["2", "3"]}, {"q": "B?", "a": "2", "wrong": []}],
+    }
+    with gzip.open(file, "wt") as opened:
+        opened.write(json.dumps(record) + "\n")
+    mapping = {
+        "item": {"id": "{title}-{line}", "text": "{context}", "kind": "passage"},
+        "phrasings": [{"prompt": "{title}:", "completion": " {context}"}],
+        "questions": [
+            {"each": "qs", "question": "{q}", "answer": "{a}", "choices": "wrong"},
+            {"kind": "composition", "question": "{port[New Question]}", "answer": "{port[New Answer]}"},
+        ],
+    }
+    (step,) = jsonl(file, mapping=mapping).experiences
+    assert step.items[0].id == "T-1"
+    assert step.items[0].phrasings == (Phrasing(" Some text.", "T:"),)
+    assert [(q.kind, q.targets[0]) for q in step.questions] == [("direct", "1"), ("direct", "2"), ("composition", "n")]
+    assert sorted(step.questions[0].choices) == ["1", "2", "3"]
+
+
+def test_groups_of_lines_make_one_item_and_another_file_may_ask(tmp_path: Path) -> None:
+    file = _write(tmp_path / "train.jsonl", *({"p": f"say {i}", "c": f" {i // 2}"} for i in range(4)))
+    _write(tmp_path / "test.jsonl", {"p": "first", "c": "0"}, {"p": "second", "c": "1"})
+    mapping = {
+        "group": 2,
+        "item": {"id": "{line}", "text": "{p}{c}"},
+        "phrasings": [{"prompt": "{p}", "completion": "{c}"}],
+        "questions": [{"file": "test.jsonl", "group": 1, "kind": "reversal", "question": "{p}", "answer": "{c}"}],
+    }
+    stream = jsonl(file, mapping=mapping, experiences=1)
+    (step,) = stream.experiences
+    assert [item.text for item in step.items] == ["say 0 0", "say 2 1"]
+    assert [len(item.phrasings) for item in step.items] == [2, 2]
+    assert [(q.query.text, q.targets[0], q.ids[0]) for q in step.questions] == [("first", "0", "1"), ("second", "1", "3")]
+
+
+def test_ordinary_texts_come_from_lines_or_from_a_whole_file(tmp_path: Path) -> None:
+    lines = _write(tmp_path / "stories.jsonl", {"text": "one"}, {"text": "two"})
+    assert [phrasing.completion for phrasing in texts(lines)] == ["one", "two"]
+    facts = _write(tmp_path / "facts.jsonl", {"id": "a", "text": "x"})
+    assert jsonl(facts, texts=lines, texts_limit=1).texts == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ('{"id": "a", "text": "x"}\n{"id": "b"\n', "line 2: not JSON"),
+        ('{"id": "a", "text": "x"}\n{"id": "b"}\n', r"line 2: field 'text'"),
+        ("[1]\n", "line 1: expected a JSON object, got list"),
+        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', "two records have the id 'a'"),
+        ('{"id": "a", "text": " "}\n', "line 1: an item needs an id and a text"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_line_and_field(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        jsonl(file)
+
+
+def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"stream.file="):
+        jsonl(tmp_path / "nothing.jsonl")
+
+
+def test_a_mapping_with_unknown_entries_is_refused(tmp_path: Path) -> None:
+    file = _write(tmp_path / "facts.jsonl", {"id": "a", "text": "x"})
+    with pytest.raises(ValueError, match=r"got \['itm'\]"):
+        jsonl(file, mapping={"itm": {}})
+    with pytest.raises(ValueError, match="kind of a question must be one of"):
+        jsonl(file, mapping={"questions": [{"kind": "odd", "question": "q", "answer": "a"}]})
