@@ -57,7 +57,12 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Show every run of a sweep."""
-        show(str(config.hydra.sweep.dir))
+        folder = str(config.hydra.sweep.dir)
+        try:
+            show(folder)
+        except Exception:
+            _failed_folders.append(folder)  # Hydra only warns when a callback fails; the exit status must still say so.
+            raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ class Batch:
     about: NDArray[numpy.int64]
 
 
-ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing")
+ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital")
 
 
 class Encoder:
@@ -129,7 +129,7 @@ def _pieces(document: Document) -> Iterator[tuple[str, float, int, str, bool]]:
     for note in document.recital:
         first, rest = note.split(" ", 1)
         yield f"- {first}", BACKGROUND_WEIGHT, 0, "", False
-        yield f" {rest}\n", RECITAL_WEIGHT, 0, "", False
+        yield f" {rest}\n", RECITAL_WEIGHT, 0, "recital", False
     for index, asked in enumerate(document.questions, start=1):
         lead = "" if document.notes else " "
         prompt = f"- {asked.question}" if asked.finishes else layout(Prompt(asked.question))
@@ -257,35 +257,40 @@ class DocumentSource:
         return facts, Asked(generator.choice(COMPOSITIONS).format(name=name), seat, about)
 
 
-def pack(documents: Sequence[EncodedDocument], length: int) -> Batch:
-    """First-fit packing into rows of `length` tokens; documents longer than a row are left out."""
-    rows: list[list[EncodedDocument]] = []
-    space: list[int] = []
-    for document in sorted(documents, key=lambda one: -len(one.tokens)):
+def pack(documents: Sequence[EncodedDocument], length: int, row_count: int | None = None) -> Batch:
+    """First-fit packing into rows of `length` tokens, in the order given.
+
+    Args:
+        documents: What to pack; a document longer than a row is left out.
+        length: Tokens in a row.
+        row_count: Exactly so many rows: what does not fit any more is left out, so that every step has one shape.
+    """
+    rows: list[list[EncodedDocument]] = [[] for _ in range(row_count or 0)]
+    space = [length] * len(rows)
+    for document in documents:
         size = len(document.tokens)
-        if size > length:
-            continue
         row = next((index for index, free in enumerate(space) if free >= size), None)
-        if row is None:
+        if row is None and row_count is None and size <= length:
             rows.append([])
             space.append(length)
             row = len(rows) - 1
-        rows[row].append(document)
-        space[row] -= size
+        if row is not None:
+            rows[row].append(document)
+            space[row] -= size
 
     def lay(field: str, fill: int) -> NDArray[numpy.int64]:
         block = numpy.full((len(rows), length), fill)
         for index, row in enumerate(rows):
-            joined = numpy.concatenate([getattr(document, field) for document in row])
+            joined = numpy.concatenate([getattr(document, field) for document in row] or [numpy.empty(0)])
             block[index, : len(joined)] = joined
         return block
 
     documents_block = numpy.full((len(rows), length), -1)
     weights = numpy.zeros((len(rows), length), dtype=numpy.float32)
     for index, row in enumerate(rows):
-        numbers = numpy.concatenate([numpy.full(len(document.tokens), i) for i, document in enumerate(row)])
-        documents_block[index, : len(numbers)] = numbers
-        joined = numpy.concatenate([document.weights for document in row])
+        numbers = [numpy.full(len(document.tokens), i) for i, document in enumerate(row)]
+        joined = numpy.concatenate([document.weights for document in row] or [numpy.empty(0)])
+        documents_block[index, : len(joined)] = numpy.concatenate(numbers or [numpy.empty(0)])
         weights[index, : len(joined)] = joined
     return Batch(lay("tokens", 0), weights, documents_block, lay("segments", 0), lay("positions", 0), lay("about", 0))
 

@@ -98,7 +98,7 @@ def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: i
         chunk = encoder.encode([source.closed_book(generator) for _ in range(16)])
         documents += chunk
         spent += sum(len(document.tokens) for document in chunk)
-    return pack(documents, length)
+    return pack(documents, length, recipe.tokens // length)
 
 
 def attention_mask(batch: Batch) -> Tensor:
@@ -113,12 +113,12 @@ def attention_mask(batch: Batch) -> Tensor:
 
 
 def forward(model: Any, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [kept, vocabulary] and targets [kept] at the positions whose next token is kept (bool, [rows, length - 1])."""
+    """Logits [kept, vocabulary] and targets [kept] at the positions, numbered in [rows, length - 1], whose next token is kept."""
     tokens = torch.from_numpy(batch.tokens)
     hidden = model.model(
         input_ids=tokens, attention_mask=attention_mask(batch), position_ids=torch.from_numpy(batch.positions), use_cache=False
     ).last_hidden_state
-    return model.lm_head(hidden[:, :-1][keep]), tokens[:, 1:][keep]
+    return model.lm_head(hidden[:, :-1].flatten(0, 1)[keep]), tokens[:, 1:].flatten()[keep]
 
 
 def _next_token_weights(batch: Batch) -> Tensor:
@@ -137,20 +137,22 @@ def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tenso
     weights = _next_token_weights(batch)
     light = (weights > 0) & (weights <= BACKGROUND_WEIGHT)
     drawn = torch.rand(weights.shape, generator=generator) < 0.1
-    keep = (weights > BACKGROUND_WEIGHT) | (light & drawn)
+    kept = ((weights > BACKGROUND_WEIGHT) | (light & drawn)).flatten().nonzero().flatten()
+    # A round number of positions: a matrix product of a new shape is set up anew, which costs more than the product.
+    kept = torch.cat([kept, kept.new_zeros(-len(kept) % 512)])
+    counted = weights.flatten()[kept]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, targets = forward(model, batch, keep)
-    kept = weights[keep]
-    kept = torch.where(kept <= BACKGROUND_WEIGHT, kept * 10, kept)
+        logits, targets = forward(model, batch, kept)
+    counted = torch.where(counted <= BACKGROUND_WEIGHT, counted * 10, counted)
     losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-    about = torch.from_numpy(batch.about)[:, 1:][keep]
+    about = torch.from_numpy(batch.about)[:, 1:].flatten()[kept]
     right = logits.argmax(-1) == targets
     about[targets == EOS_ID] = 0  # ending the answer is the easy half
     scores = {}
     for number, name in enumerate(ABOUT[1:], start=1):
         mine = about == number
         scores[name] = (int((right & mine).sum()), int(mine.sum()))
-    return (losses * kept).sum() / kept.sum(), scores
+    return (losses * counted).sum() / counted.sum(), scores
 
 
 def optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -213,11 +215,12 @@ def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, que
             for start in range(0, len(asked), 64):
                 batch = pack(encoder.encode(asked[start : start + 64]), window)
                 weights = _next_token_weights(batch)
-                keep = weights >= 1
+                keep = (weights >= 1).flatten().nonzero().flatten()
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     logits, targets = forward(model, batch, keep)
-                wrong = torch.zeros(weights.shape, dtype=torch.bool)
+                wrong = torch.zeros(weights.numel(), dtype=torch.bool)
                 wrong[keep] = logits.argmax(-1) != targets
+                wrong = wrong.view(weights.shape)
                 documents_block = torch.from_numpy(batch.documents)[:, 1:]
                 for row in range(len(wrong)):
                     for number in documents_block[row].unique():

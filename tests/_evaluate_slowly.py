@@ -1,4 +1,4 @@
-"""A small stream, a small reader and a whole evaluation of them; as a program it evaluates into a folder until it is killed.
+"""A small stream, a small reader, and a whole evaluation of them; as a program it evaluates until it is killed.
 
 python tests/_evaluate_slowly.py FOLDER [restore]
 """
@@ -80,7 +80,7 @@ class Reader:
 
 
 def toy_stream(people: int = 24, experiences: int = 4) -> Stream:
-    """People and their cities, one of whom moves in the last experience; known people, strangers and reading tasks beside."""
+    """People and their cities, one of whom moves in the end; known people, strangers and reading tasks beside."""
 
     def asked(name: str, city: str, item: str, stale: tuple[str, ...] = ()) -> list[Question]:
         def question(kind: QuestionKind, text: str, target: str = city) -> Question:

@@ -126,7 +126,9 @@ def test_a_question_longer_than_the_budget_is_refused() -> None:
 
 
 def test_a_text_is_not_repeated() -> None:
-    assert texts(pack(EchoLM(), QUERY, recalls("same", "other", "same"))) == ["other", "same"]
+    given = recalls("same", "same", "other")
+    room = rendered(EchoLM(), QUERY, given[1:])
+    assert texts(pack(EchoLM(), QUERY, given, budget=room)) == ["other", "same"]
 
 
 def test_packing_again_counts_single_notes_no_more(tiny_lm: CausalLM) -> None:

@@ -187,6 +187,30 @@ def test_what_was_asked_before_does_not_change_a_single_bit(make_tiny_lm: Make) 
     assert used.loglikelihood(pairs) == make_tiny_lm().loglikelihood(pairs)
 
 
+def test_what_an_earlier_call_left_behind_is_continued_at_whole_blocks(make_tiny_lm: Make) -> None:
+    passes: dict[str, set[Any]] = {}
+    for history in ("fresh", "used"):
+        lm, seen = make_tiny_lm(), passes.setdefault(history, set())
+        lm.module.register_forward_pre_hook(
+            lambda _, __, given, seen=seen: seen.add((given["input_ids"].shape, given["attention_mask"].shape)),
+            with_kwargs=True,
+        )
+        if history == "used":
+            lm.generate([Prompt("And then?", (*NOTES[:4], "Something else, at some length and of no interest."))])
+            seen.clear()
+        lm.generate([Prompt(question, NOTES) for question in QUESTIONS], max_new_tokens=1)
+    assert passes["used"] < passes["fresh"], "the same passes on the same shapes, only fewer"
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_a_prompt_that_ends_with_a_block_is_answered_like_any_other(make_tiny_lm: Make, extra: int) -> None:
+    lm = make_tiny_lm()
+    prompt = Prompt("W" * (2 * PREFIX_BLOCK + extra - lm.count_tokens(Prompt(""))))
+    assert lm.count_tokens(prompt) == 2 * PREFIX_BLOCK + extra
+    answers = [model.generate([prompt], max_new_tokens=4)[0] for model in (lm, lm, make_tiny_lm(prefix_cache=False))]
+    assert len({answer.token_ids for answer in answers}) == 1
+
+
 def test_a_generation_leaves_the_kept_prefix_as_it_was(make_tiny_lm: Make) -> None:
     lm = make_tiny_lm()
     prompts = [Prompt(question, NOTES) for question in QUESTIONS]
@@ -422,6 +446,14 @@ def test_generating_leaves_weights_and_training_mode_as_they_were(make_tiny_lm: 
     assert [module.training for module in lm.module.modules()] == modes
     assert lm.weights_hash() == before
     change_by_optimiser(lm.module)  # nothing that a pass left behind keeps the model from being trained
+
+
+def test_a_model_in_training_mode_answers_without_dropout(make_tiny_lm: Make) -> None:
+    lm = make_tiny_lm("gpt2")
+    calm = lm.loglikelihood(PAIRS[:4])
+    lm.module.train()
+    assert lm.loglikelihood(PAIRS[:4]) == calm
+    assert lm.module.training
 
 
 def test_dtype_and_protocols(make_tiny_lm: Make) -> None:

@@ -104,7 +104,9 @@ def token_f1(text: str, targets: Iterable[str]) -> float:
 def is_abstention(text: str) -> bool:
     """Whether an answer says in words, or by saying nothing, that it is not known."""
     plain = normalised(text)
-    return not plain or plain in _ABSTENTIONS or plain.startswith(("i do not know", "i dont know"))
+    return (
+        not any(map(str.isalnum, plain)) or plain in _ABSTENTIONS or plain.startswith(("i do not know", "i dont know"))
+    )
 
 
 # Figures of an accuracy matrix of shape (..., experiences + 1, experiences)

@@ -83,9 +83,9 @@ def cluster_interval(
 
     From 30 clusters on a bootstrap of clusters, its percentiles expanded for their number (Hesterberg 2015, "What
     Teachers Should Know About the Bootstrap", 3.3); below that a jackknife of clusters with Student's t, which for a
-    plain mean over clusters of equal size is Student's t over the cluster means. A statistic that does not vary at
-    all and sits at the end of its bounds (or at no difference) gets Wilson's interval with one trial a cluster. One
-    cluster says nothing: the bounds come back.
+    plain mean over clusters of equal size is Student's t over the cluster means. A share or difference that does not
+    vary at all from cluster to cluster gets the width of Wilson's interval with one trial a cluster. One cluster says
+    nothing: the bounds come back.
 
     Args:
         sums: Sum of the values, of shape (clusters, cells).
@@ -100,7 +100,8 @@ def cluster_interval(
         return Interval(*bounds)
     value = float(statistic(_ratio(sums.sum(0), counts.sum(0))))
     if clusters >= MINIMUM_CLUSTERS:
-        weights = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=DRAWS).astype(float)
+        drawn = generator.integers(clusters, size=(DRAWS, clusters)) + clusters * np.arange(DRAWS)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=DRAWS * clusters).reshape(DRAWS, clusters).astype(float)
         figures = statistic(_ratio(weights @ sums, weights @ counts))
         figures = figures[np.isfinite(figures)]
         expanded = math.sqrt(clusters / (clusters - 1)) * student_quantile(clusters - 1, level)
@@ -180,9 +181,9 @@ def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _of_no_variation(value: float, clusters: int, bounds: Bounds, level: float) -> Interval:
-    if bounds == SHARE and value in SHARE:
-        return wilson(value, clusters, level)
-    if bounds == DIFFERENCE and value == 0.0:
+    if bounds == SHARE:
+        return wilson(min(max(value, 0.0), 1.0), clusters, level)
+    if bounds == DIFFERENCE:
         reach = wilson(0.0, clusters, level).high
-        return Interval(-reach, reach)
+        return Interval(value - reach, value + reach).clipped(bounds)
     return Interval(value, value)

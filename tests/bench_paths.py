@@ -1,0 +1,132 @@
+"""`make bench`: what each part costs beside what a user would pick instead. Ratios within one run; nothing is asserted in seconds."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from memory_paths.ledger import Ledger
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.batches import collate
+from memory_paths.parametric.full import Full
+from memory_paths.parametric.low_rank import LowRank
+from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.objective import NegativeLogLikelihood
+from memory_paths.retrieval.bank import Bank
+from memory_paths.retrieval.encoder import HashEncoder
+from memory_paths.streams.world import biographies, rehearsal
+from memory_paths.testing import EchoLM
+from memory_paths.types import Knowledge, Prompt, Query
+
+Benchmark = Any
+ITEMS = [item for experience in biographies(2000).experiences for item in experience.items]
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    from memory_paths.build import build_agent, compose
+
+    agent = build_agent(compose("path=none"))
+    assert isinstance(agent.lm, CausalLM)
+    return agent.lm
+
+
+@pytest.mark.parametrize("kind", ["memory layer", "dense MLP of equal parameters"])
+@pytest.mark.benchmark(group="layer forward, 262,144 slots of width 256, 512 positions")
+def test_layer(benchmark: Benchmark, kind: str) -> None:
+    config = MemoryLayerConfig(width=256, half_keys=512, heads=4, top_k=8, half_query=64)
+    memory = ProductKeyMemory(config)
+    parameters = sum(parameter.numel() for parameter in memory.parameters())
+    inner = parameters // 512
+    layer: nn.Module = memory
+    if kind != "memory layer":
+        layer = nn.Sequential(nn.Linear(256, inner), nn.SiLU(), nn.Linear(inner, 256))
+    hidden = torch.randn(512, 256)
+    with torch.no_grad():
+        benchmark.pedantic(layer, args=(hidden,), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("kind", ["bank", "bare SQLite, one commit"])
+@pytest.mark.benchmark(group="insert 1,000 items durably (vectors by hashing)")
+def test_insert(benchmark: Benchmark, kind: str, tmp_path: Path) -> None:
+    made = iter(range(1000))
+
+    def bank() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        opened = Bank(EchoLM(), Ledger(tmp_path / f"{next(made)}.sqlite"), HashEncoder())
+        return (opened.write,), {}
+
+    def sqlite() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        connection = sqlite3.connect(tmp_path / f"{next(made)}.sqlite", isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("CREATE TABLE item (id TEXT PRIMARY KEY, content TEXT)")
+
+        def write(items: list[Knowledge]) -> None:
+            connection.execute("BEGIN")
+            connection.executemany("INSERT INTO item VALUES (?, ?)", [(item.id, item.to_json()) for item in items])
+            connection.execute("COMMIT")
+
+        return (write,), {}
+
+    def insert(write: Callable[[list[Knowledge]], Any]) -> None:
+        write(ITEMS[:1000])
+
+    benchmark.pedantic(insert, setup=bank if kind == "bank" else sqlite, rounds=5)
+
+
+@pytest.mark.parametrize("kind", ["bank", "bare FAISS"])
+@pytest.mark.benchmark(group="search 200 questions among 2,000 items (vectors by hashing)")
+def test_search(benchmark: Benchmark, kind: str) -> None:
+    import faiss
+
+    encoder = HashEncoder()
+    queries = [Query(item.text) for item in ITEMS[:200]]
+    if kind == "bank":
+        bank = Bank(EchoLM(), Ledger(), encoder, top_k=8)
+        bank.write(ITEMS)
+        benchmark.pedantic(bank.read, args=(queries,), rounds=10, warmup_rounds=1)
+        return
+    index = faiss.IndexFlatIP(encoder.manifest.dimension)
+    index.add(encoder.encode_documents([item.text for item in ITEMS]))
+
+    def search() -> numpy.ndarray:
+        return index.search(encoder.encode_queries([query.text for query in queries]), 8)[1]
+
+    benchmark.pedantic(search, rounds=10, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("kind", ["frozen prefix", "whole prompt each time"])
+@pytest.mark.benchmark(group="answer 64 questions about the same 30 notes")
+def test_answers(benchmark: Benchmark, lm: CausalLM, kind: str) -> None:
+    notes = tuple(item.text for item in ITEMS[:30])
+    prompts = [Prompt(f"Where does {item.text.split()[0]} live?", notes) for item in ITEMS[:64]]
+    lm.prefix_cache = kind == "frozen prefix"
+    try:
+        benchmark.pedantic(lm.generate, args=(prompts,), kwargs={"max_new_tokens": 4}, rounds=5, warmup_rounds=1)
+    finally:
+        lm.prefix_cache = True
+
+
+@pytest.mark.parametrize("kind", ["sparse memory", "lora", "full"])
+@pytest.mark.benchmark(group="one training step on 96 phrasings")
+def test_step(benchmark: Benchmark, lm: CausalLM, kind: str) -> None:
+
+    weights = {"sparse memory": MemoryRows, "lora": LowRank, "full": Full}[kind]()
+    weights.prepare(lm, rehearsal()[:64])
+    batch = collate(lm, rehearsal()[:96])
+    with weights.applied(lm.module), weights.training(lm.module) as step:
+        benchmark.pedantic(
+            lambda: step(lambda: NegativeLogLikelihood()(lm.module, batch), batch), rounds=10, warmup_rounds=2
+        )
+        with torch.profiler.profile(profile_memory=True) as profile:
+            step(lambda: NegativeLogLikelihood()(lm.module, batch), batch)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    benchmark.extra_info["MiB allocated in a step"] = round(allocated / 2**20, 1)

@@ -1,0 +1,214 @@
+"""The agent, its router, the chat and the LangChain runnable, on a small honest model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memory_paths
+from memory_paths.agent import Agent
+from memory_paths.chat import chat, respond
+from memory_paths.context import InContext
+from memory_paths.ledger import Ledger
+from memory_paths.retrieval.bank import Bank
+from memory_paths.retrieval.encoder import HashEncoder
+from memory_paths.router import Fixed
+from memory_paths.testing import EchoLM
+from memory_paths.types import Answer, Knowledge, Prompt, Query
+
+FACTS = [
+    Knowledge("ada", "Ada works as a pilot.", key="ada/work"),
+    Knowledge("ben", "Ben plays the cello."),
+    Knowledge("cora", "Cora prefers tea.", kind="preference"),
+]
+
+
+def _agent(**options: Any) -> Agent:
+    lm, ledger = EchoLM(), Ledger()
+    paths = {"icl": InContext(lm, ledger, name="icl"), "rag": Bank(lm, ledger, HashEncoder(), name="rag")}
+    return Agent(lm, paths, ledger, **options)
+
+
+def test_an_agent_learns_answers_and_explains() -> None:
+    with _agent() as agent:
+        receipt = agent.learn(FACTS)
+        assert receipt.ids == ("ada", "ben", "cora")
+        first, second = agent.answer(["What does Ben play?", Query("What does Ada work as?")])
+        assert (first.text, second.text) == ("Ben plays the cello.", "Ada works as a pilot.")
+        assert "id 'ada'" in str(agent.explain(second))
+
+
+def test_plain_text_is_knowledge_too_and_learning_it_twice_changes_nothing() -> None:
+    with _agent() as agent:
+        one, two = agent.learn("Dan keeps bees."), agent.learn(["Dan keeps bees."])
+        assert one.ids == two.ids
+        assert [item.text for item in agent.items()] == ["Dan keeps bees."]
+
+
+def test_what_was_forgotten_is_not_recalled() -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        agent.forget(["ben", "never heard of"])
+        assert agent.answer("What does Ben play?")[0].text == "unknown"
+
+
+def test_given_notes_stand_in_place_of_what_the_path_recalls() -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        (answer,) = agent.answer(["What does Ben play?"], notes=[["Ben plays chess."]])
+        assert answer.text == "Ben plays chess."
+        assert answer.recalls == ()
+
+
+def test_items_go_to_the_path_that_the_router_names_for_their_kind() -> None:
+    with _agent(router=Fixed({"preference": "rag"})) as agent:
+        agent.learn(FACTS)
+        assert [item.id for item in agent.paths["rag"].items()] == ["cora"]
+        assert [item.id for item in agent.paths["icl"].items()] == ["ada", "ben"]
+
+
+def test_a_question_falls_back_to_the_next_path_where_confidence_is_low() -> None:
+    with _agent(router=Fixed({"preference": "rag"}, fallback_below=0.9)) as agent:
+        agent.learn(FACTS)
+        (answer,) = agent.answer(["What does Cora prefer?"])
+        assert answer.path == "rag"
+        assert answer.text == "Cora prefers tea."
+        asked_once = EchoLM().generate([Prompt("What does Cora prefer?")])[0].usage.tokens
+        assert answer.cost.lm.tokens > asked_once, "both attempts are paid for"
+
+
+def test_an_item_moves_from_path_to_path_with_its_id() -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        agent.move(["ada"], source="icl", target="rag")
+        assert "ada" not in [item.id for item in agent.paths["icl"].items()]
+        assert [item.id for item in agent.paths["rag"].items()] == ["ada"]
+        assert len(agent.ledger.history("ada")) == 2
+
+
+def test_an_agent_answers_for_its_own_namespace_only() -> None:
+    with _agent(namespace="home") as agent:
+        agent.learn(FACTS)
+        assert agent.answer("What does Ben play?")[0].text == "Ben plays the cello."
+        with pytest.raises(ValueError, match="bound to namespace 'home'"):
+            agent.answer([Query("What does Ben play?", namespace="work")])
+
+
+def test_scores_prefer_what_was_learnt() -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        right, wrong = agent.score([("What does Ben play?", "cello"), ("What does Ben play?", "drums")])
+        assert right.tokens == wrong.tokens == 1
+        assert right.loglikelihood > wrong.loglikelihood
+
+
+def test_several_threads_may_share_an_agent() -> None:
+    with _agent() as agent:
+        errors: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for step in range(5):
+                    agent.learn([Knowledge(f"{number}-{step}", f"Person{number} owns boat{number}x{step}.")])
+                    assert agent.answer(f"What does Person{number} own?")[0].text.startswith(f"Person{number}")
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert len(agent.items()) == 20
+
+
+def test_an_agent_without_paths_or_with_a_mute_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one path"):
+        Agent(EchoLM(), {}, Ledger())
+    with _agent() as agent, pytest.raises(TypeError, match="lacks it"):
+        Agent(object(), agent.paths, agent.ledger)
+    with _agent(router=Fixed({"fact": "nowhere"})) as agent, pytest.raises(ValueError, match="'nowhere'"):
+        agent.learn(FACTS)
+
+
+def test_a_runnable_takes_text_dicts_and_messages_and_gives_answers() -> None:
+    from langchain_core.messages import AIMessage, HumanMessage
+    from langchain_core.runnables import RunnableLambda
+
+    with _agent() as agent:
+        agent.learn(FACTS)
+        runnable = agent.as_runnable()
+        expected = "Ben plays the cello."
+        question = "What does Ben play?"
+        for given in (
+            question,
+            {"question": question},
+            {"messages": [HumanMessage(question)]},
+            [HumanMessage("Hello"), AIMessage("Hi"), HumanMessage(question)],
+            [("human", question)],
+        ):
+            answer = runnable.invoke(given)
+            assert isinstance(answer, Answer)
+            assert answer.text == expected
+        assert [one.text for one in runnable.batch([question, "What does Ada work as?"])] == [
+            expected,
+            "Ada works as a pilot.",
+        ]
+        assert [one.text for one in runnable.stream(question)] == [expected]
+        chained = runnable | RunnableLambda(lambda answer: answer.text.upper())
+        assert chained.invoke(question) == expected.upper()
+        good, bad = runnable.batch([question, 3], return_exceptions=True)
+        assert good.text == expected
+        assert isinstance(bad, TypeError)
+        with pytest.raises(TypeError, match="a dict needs 'question'"):
+            runnable.invoke({"q": question})
+
+
+def test_a_runnable_works_without_blocking() -> None:
+    async def ask(agent: Agent) -> list[str]:
+        runnable = agent.as_runnable()
+        one = await runnable.ainvoke("What does Ben play?")
+        many = await runnable.abatch(["What does Ben play?", "What does Ada work as?"])
+        streamed = [part async for part in runnable.astream("What does Ben play?")]
+        return [one.text, *(answer.text for answer in many), *(answer.text for answer in streamed)]
+
+    with _agent() as agent:
+        agent.learn(FACTS)
+        texts = asyncio.run(ask(agent))
+    assert texts == ["Ben plays the cello."] * 2 + ["Ada works as a pilot."] + ["Ben plays the cello."]
+
+
+def test_the_chat_teaches_asks_lists_and_forgets(tmp_path: Path) -> None:
+    with _agent() as agent:
+        lines = ["Ada works as a pilot.", "What does Ada work as?", "/items", "/forget nothing", "/what", "", "/quit", "never"]
+        said = list(chat(agent, lines))
+        assert len(said) == 7
+        assert said[1].startswith("learnt as ")
+        assert said[2].startswith("'Ada works as a pilot.' by path 'icl'")
+        assert "Ada works as a pilot." in said[3]
+        assert "/items lists them" in said[4]
+        assert "no command /what" in said[5]
+        (item,) = agent.items()
+        assert respond(agent, f"/forget {item.id}") == f"forgot {item.id}"
+        assert respond(agent, "/items") == "nothing learnt yet"
+
+
+def test_a_saved_agent_that_was_assembled_by_hand_says_how_to_load_it(tmp_path: Path) -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        agent.save(tmp_path / "saved")
+        with pytest.raises(ValueError, match="assembled by hand"):
+            memory_paths.Agent.load(tmp_path / "saved")
+        from memory_paths.build import restore
+
+        with _agent() as again:
+            restore(again, tmp_path / "saved")
+            assert [item.text for item in again.items()] == [item.text for item in agent.items()]
+            assert again.state_hash() == agent.state_hash()
+    with pytest.raises(FileNotFoundError, match=r"agent.json is missing"):
+        memory_paths.Agent.load(tmp_path)

@@ -1,0 +1,326 @@
+"""The evaluator on a small stream: what it asks, what it records, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _evaluate_slowly import KNOWN, Reader, evaluate, restored_agent, toy_agent, toy_stream
+
+from memory_paths.agent import Agent
+from memory_paths.context import InContext, NoMemory, Refuse
+from memory_paths.evaluation import costs, records
+from memory_paths.evaluation.evaluator import Evaluator
+from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.plan import Plan
+from memory_paths.evaluation.records import RecordError, same_records
+from memory_paths.evaluation.report import Report
+from memory_paths.ledger import Ledger
+from memory_paths.types import Answer, Cost, Experience, Knowledge, Query, Question, Usage
+
+
+def _none(name: str = "none") -> Agent:
+    lm, ledger = Reader(), Ledger()
+    return Agent(lm, {name: NoMemory(lm, ledger, name=name)}, ledger)
+
+
+def _run(folder: Path, agent: Agent | None = None, **options: Any) -> Report:
+    with agent or toy_agent() as given:
+        return Evaluator(toy_stream(), folder=folder, progress=False, **{"samples": 16, **options}).run(given)
+
+
+def _value(report: Report, name: str) -> float | None:
+    return report.metrics[name].value
+
+
+def test_a_path_that_overflows_learns_and_forgets_and_the_figures_say_both(tmp_path: Path) -> None:
+    report = _run(tmp_path)
+    assert (report.path, report.lm, report.stream, report.load) == ("icl", "reader", "toy-24", 25)
+    assert _value(report, "acquisition") == 1.0
+    assert 0.2 < (_value(report, "retention") or 0.0) < 0.9
+    assert _value(report, "retention_held") == 1.0
+    assert _value(report, "retention_earliest") == 0.0
+    assert (_value(report, "updated"), _value(report, "stale")) == (1.0, 0.0)
+    assert (_value(report, "prior_before"), _value(report, "prior_after")) == (1.0, 1.0)
+    assert _value(report, "unknown") == 0.0
+    assert (_value(report, "forgetting") or 0.0) > 0.3
+    assert report.matrix[0] == [0.0] * 4
+    assert Report.read(tmp_path) == report
+
+
+def test_the_oracle_answers_all_that_was_taught_and_none_only_what_it_knew(tmp_path: Path) -> None:
+    oracle = _run(tmp_path / "oracle", _none(), oracle=True)
+    none = _run(tmp_path / "none", _none())
+    assert oracle.path == "oracle"
+    for name in ("acquisition", "retention", "paraphrase", "prior_after", "skill_after"):
+        assert _value(oracle, name) == 1.0, name
+    assert oracle.matrix[0] == [0.0] * 4, "before it is taught, the right item is not shown"
+    assert _value(none, "retention") == 0.0
+    assert (_value(none, "prior_after"), _value(none, "skill_after")) == (1.0, 1.0)
+
+
+def test_answers_are_taken_again_where_nothing_has_changed_and_the_record_says_so(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class CountingAgent:
+        """An agent that notes what it is asked."""
+
+        def __init__(self, agent: Agent) -> None:
+            self._agent = agent
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._agent, name)
+
+        def answer(self, queries: Sequence[Query], **options: Any) -> list[Answer]:
+            asked.extend(query.text for query in queries)
+            return self._agent.answer(queries, **options)
+
+    Evaluator(toy_stream(), folder=tmp_path, samples=16, progress=False).run(CountingAgent(_none()))  # type: ignore[arg-type]
+    rows = records.read_records(tmp_path).to_pylist()
+    reused = [row for row in rows if row["reused"]]
+    assert len(asked) == len(rows) - len(reused) == len({(row["arm"], row["key"]) for row in rows})
+    assert all(row["stage"] > 0 and row["wall_seconds"] is None and row["lm_tokens"] is None for row in reused)
+    assert {row["kind"] for row in reused} >= {"direct", "prior", "skill", "unknown"}
+
+
+def test_what_does_not_fit_is_null_with_its_reason_and_the_run_completes(tmp_path: Path) -> None:
+    report = _run(tmp_path, toy_agent(eviction=Refuse()))
+    metric = report.metrics["retention"]
+    assert metric.value is None
+    assert "150" in metric.reason or "tokens" in metric.reason
+    assert _value(report, "skill_after") == 1.0
+    assert report.metrics["prior_after"].reason == metric.reason
+    assert report.matrix[1][0] == 1.0
+    assert report.matrix[4] == [None] * 4
+    assert report.cost["writes"] < report.load
+    fitting = _run(tmp_path / "large", toy_agent(window=400, eviction=Refuse()))
+    assert _value(fitting, "retention") == 1.0
+
+
+def test_an_error_that_is_no_refusal_stops_the_run_before_its_stage_is_recorded(tmp_path: Path) -> None:
+    class Broken:
+        """A path whose third write fails."""
+
+        def __init__(self, path: InContext) -> None:
+            self._path, self._writes = path, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._path, name)
+
+        def write(self, *arguments: Any) -> Any:
+            self._writes += 1
+            if self._writes == 3:
+                raise FloatingPointError("the loss is not finite at step 7")
+            return self._path.write(*arguments)
+
+    lm, ledger = Reader(window=150), Ledger()
+    agent = Agent(lm, {"icl": Broken(InContext(lm, ledger))}, ledger)  # type: ignore[dict-item]
+    with pytest.raises(FloatingPointError, match="step 7"):
+        _run(tmp_path / "broken", agent)
+    assert records.finished_stages(tmp_path / "broken") == 3
+    assert not (tmp_path / "broken" / "report.json").exists()
+    _run(tmp_path / "broken")
+    _run(tmp_path / "whole")
+    assert same_records(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("restoring", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+def test_an_interrupted_run_goes_on_and_leaves_the_same_records(tmp_path: Path, kept: int, restoring: bool) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    report = evaluate(whole)
+    options: dict[str, Any] = {"restore": restored_agent} if restoring else {}
+    if restoring and 0 < kept < 5:
+        _interrupted(cut, kept, options)
+    else:
+        shutil.copytree(whole, cut)
+        for stage in range(kept, 5):
+            records.part(cut, records.ANSWERS, stage).unlink()
+    resumed = _run(cut, **options)
+    assert same_records(whole, cut)
+    assert resumed.metrics == report.metrics
+    assert not (cut / "checkpoint").exists()
+
+
+def _interrupted(folder: Path, stages: int, options: dict[str, Any]) -> None:
+    class Impatient:
+        """An agent that is interrupted when it is to learn once too often."""
+
+        def __init__(self, agent: Agent) -> None:
+            self._agent, self._learnt = agent, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._agent, name)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._agent.close()
+
+        def learn(self, items: Sequence[Knowledge]) -> Any:
+            self._learnt += 1
+            if self._learnt == stages:
+                raise KeyboardInterrupt
+            return self._agent.learn(items)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(folder, Impatient(toy_agent()), **options)  # type: ignore[arg-type]
+    assert records.finished_stages(folder) == stages
+
+
+def test_an_agent_in_a_state_that_no_stage_left_is_refused(tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    records.part(tmp_path, records.ANSWERS, 4).unlink()
+    agent = toy_agent()
+    agent.learn([Knowledge("other", "Other lives in Rome.")])
+    with pytest.raises(ValueError, match="give a fresh agent"):
+        _run(tmp_path, agent)
+    half = toy_agent()
+    for experience in toy_stream().experiences[:2]:
+        half.learn(experience.items)
+    _run(tmp_path, half)
+
+
+def test_a_folder_that_holds_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+    _run(tmp_path, config={"path": {"rate": 0.1}, "progress": True})
+    with pytest.raises(ValueError, match="samples was 16, now 8"):
+        _run(tmp_path, samples=8, config={"path": {"rate": 0.1}})
+    with pytest.raises(ValueError, match=r"config.path.rate was 0.1, now 0.2"):
+        _run(tmp_path, config={"path": {"rate": 0.2}})
+    with pytest.raises(ValueError, match="path was 'icl', now 'none'"):
+        _run(tmp_path, _none(), config={"path": {"rate": 0.1}})
+    _run(tmp_path, config={"path": {"rate": 0.1}, "progress": False})
+
+
+def test_a_damaged_part_is_named_and_never_used(tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    file = records.part(tmp_path, records.ANSWERS, 2)
+    content = bytearray(file.read_bytes())
+    for damaged in (content[: len(content) // 2], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(RecordError, match=file.name):
+            evaluate(tmp_path)
+    file.write_bytes(content)
+    table = records.read_records(tmp_path)
+    noticed = 0
+    for place in range(3, len(content), len(content) // 60):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        try:
+            assert records.read_records(tmp_path) == table, "a damage that is not noticed changes nothing"
+        except RecordError as error:
+            noticed += file.name in str(error)
+    assert noticed > 30
+    file.unlink()
+    _run(tmp_path)
+
+
+def test_at_most_so_many_questions_of_a_kind_and_stage_are_asked_and_spread_over_experiences() -> None:
+    stream = toy_stream(people=80, experiences=4)
+    plan = Plan(stream, samples=20, seed=0)
+    for stage in range(5):
+        asks = plan.asks(stage)
+        for kind in {ask.kind for ask in asks}:
+            # The one update at the end is asked on top of the sample.
+            assert sum(ask.kind == kind for ask in asks) <= 20 + (stage == 4 and kind == "direct")
+    final = [ask.experience for ask in plan.asks(4) if ask.kind == "direct" and ask.uniform]
+    assert max(map(final.count, (1, 2, 3, 4))) - min(map(final.count, (1, 2, 3, 4))) <= 1
+    own = [ask for ask in plan.asks(2) if ask.kind == "direct" and ask.experience == 2]
+    assert len(own) >= 10
+    assert {ask.experience for ask in plan.asks(2) if ask.kind == "direct"} == {1, 2, 3}
+
+
+def test_the_sample_hangs_on_the_seed_alone() -> None:
+    stream = toy_stream(people=80)
+
+    def keys(seed: int, stage: int) -> list[str]:
+        return [ask.key for ask in Plan(stream, samples=10, seed=seed).asks(stage)]
+
+    plan = Plan(stream, samples=10, seed=0)
+    backwards = {stage: [ask.key for ask in plan.asks(stage)] for stage in reversed(range(5))}
+    assert all(backwards[stage] == keys(0, stage) for stage in range(5))
+    assert keys(0, 4) != keys(1, 4)
+
+
+def test_what_was_superseded_is_no_longer_asked() -> None:
+    plan = Plan(toy_stream(), samples=200, seed=0)
+    asked = {stage: {ask.question.ids for ask in plan.asks(stage) if ask.kind == "direct"} for stage in (1, 3, 4)}
+    assert ("Person0",) in asked[1] & asked[3]
+    assert ("Person0",) not in asked[4]
+    assert ("Person0/2",) in asked[4]
+
+
+def test_streams_that_cannot_be_evaluated_are_refused_at_the_door(tmp_path: Path) -> None:
+    stream = toy_stream()
+    clash = Question(Query("Where lives Elder0?"), ("Rome",), "prior")
+    stranger = Question(Query("Where?"), ("Rome",), "direct", ("nobody",))
+    first = stream.experiences[0]
+    for wrong, message in (
+        (replace(stream, experiences=()), "has no experiences"),
+        (replace(stream, experiences=(Experience("empty", ()),)), "teaches nothing"),
+        (replace(stream, experiences=(replace(first, questions=(stranger,)),)), "does not teach"),
+        (replace(stream, prior=(*stream.prior, clash)), "different ids or words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Evaluator(wrong, folder=tmp_path)
+    for options in ({"samples": 0}, {"unknown_threshold": 1.5}):
+        with pytest.raises(ValueError, match="must be"):
+            Evaluator(stream, folder=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_likelihoods_stand_beside_free_answers_where_the_model_scores(tmp_path: Path) -> None:
+    report = _run(tmp_path, toy_agent(window=400), likelihoods=True)
+    assert (_value(report, "loglikelihood_gain") or 0.0) > 1.0
+    assert _value(report, "choice") == 1.0
+    without = _run(tmp_path / "without")
+    assert without.metrics["loglikelihood_gain"].reason
+
+
+def test_records_load_as_a_data_frame_and_say_what_stood_in_the_prompt(tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    frame = records.load_records(tmp_path)
+    own = frame[(frame.kind == "direct") & (frame.stage == frame.experience)]
+    assert own.correct.all()
+    assert all(set(ids) <= set(recalls) for ids, recalls in zip(own.ids, own.recalls, strict=True))
+    assert set(frame[frame.kind == "prior"].answer) == set(KNOWN.values())
+    assert set(frame[frame.arm == "skill"].kind) == {"skill"}
+
+
+def test_runs_that_differ_in_an_answer_are_told_apart_and_time_does_not_count(tmp_path: Path) -> None:
+    evaluate(tmp_path / "one")
+    evaluate(tmp_path / "two", pause=0.01)
+    assert same_records(tmp_path / "one", tmp_path / "two")
+    _run(tmp_path / "three", toy_agent(window=140))
+    assert any("answer" in line for line in records.record_differences(tmp_path / "one", tmp_path / "three"))
+    with pytest.raises(RecordError, match="no records"):
+        same_records(tmp_path / "one", tmp_path / "missing")
+
+
+def test_costs_are_sums_of_what_was_really_computed(tmp_path: Path) -> None:
+    report = evaluate(tmp_path)
+    rows = [row for row in records.read_records(tmp_path).to_pylist() if row["arm"] == "reading" and not row["reused"]]
+    assert report.cost["reads"] == len(rows)
+    assert report.cost["read"]["lm"]["tokens"] == sum(row["lm_tokens"] for row in rows)
+    assert report.cost["writes"] == report.load
+    assert report.cost["stored_bytes"] > 0
+    assert costs.unit(report.cost, "read").flops == pytest.approx(100.0)
+
+
+def test_a_dear_write_pays_off_after_the_difference_divided_by_what_a_read_saves() -> None:
+    def cost(written: float, read: float) -> dict[str, Any]:
+        parts = {
+            name: {"lm": {"tokens": 1, "flops": flops, "seconds": 0.0}}
+            for name, flops in (("write", written), ("read", read * 10))
+        }
+        return {**parts, "wall_seconds": {"write": 0.0, "read": 0.0}, "writes": 1, "reads": 10, "stored_bytes": 0}
+
+    assert costs.break_even(cost(1000.0, 1.0), cost(0.0, 5.0)) == Metric(250.0)
+    assert costs.break_even(cost(1000.0, 5.0), cost(0.0, 5.0)).value is None
+    assert costs.break_even(cost(0.0, 1.0), cost(0.0, 5.0)).value == 0.0
+    whole = Cost(lm=Usage(3, 4.0, 5.0), index=Usage(1))
+    assert costs.as_columns(whole)["lm_flops"] == 4.0
+    assert costs.as_columns(whole)["index_tokens"] == 1

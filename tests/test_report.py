@@ -1,0 +1,285 @@
+"""Many runs in one view: collected, put together over seeds, told in words, drawn on a page without network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_paths import report as entry
+from memory_paths.evaluation import charts
+from memory_paths.evaluation.metrics import Metric, undefined
+from memory_paths.evaluation.report import Report
+from memory_paths.evaluation.summary import Summary, amount, collect, score, summarise, verdict
+from memory_paths.evaluation.table import render_table
+
+NAMES = ("acquisition", "retention", "paraphrase", "composition", "prior_before", "prior_after", "skill_after")
+
+
+def _metric(value: float, reach: float = 0.03) -> Metric:
+    return Metric(value, max(0.0, value - reach), min(1.0, value + reach), 200)
+
+
+def make_report(
+    path: str, retention: float, *, load: int = 48, seed: int = 0, prior: float = 0.0, **others: Any
+) -> Report:
+    """A report of a run that retained so much and changed prior knowledge by so much."""
+    metrics = {name: _metric(retention) for name in NAMES}
+    metrics["prior_change"] = Metric(prior, prior - 0.02, prior + 0.02, 200)
+    metrics["forward_transfer"] = Metric(0.01, -0.02, 0.04, 100)
+    metrics["reversal"] = undefined("the stream has no reversal questions")
+    usage = {"tokens": 4800, "flops": 1e9 if path == "sparse_memory" else 0.0, "seconds": 1.0}
+    read = {**usage, "flops": 1e6 if path == "sparse_memory" else 1e8}
+    given = {
+        "path": path,
+        "lm": "embedded",
+        "stream": f"biographies-{load}",
+        "seed": seed,
+        "load": load,
+        "metrics": metrics,
+        "matrix": [[0.0, 0.0], [retention, None], [retention, retention]],
+        "cost": {
+            "write": {"lm": usage},
+            "read": {"lm": read},
+            "wall_seconds": {"write": 0.48, "read": 12.0},
+            "writes": load,
+            "reads": 100,
+            "stored_bytes": 1_300_000,
+        },
+        "config": {"path": {"memory": {"name": path}}, "seed": seed, "stream": {"facts": load}},
+        "versions": {"torch": "2.0"},
+    }
+    return Report(**{**given, **others})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """The folder of a sweep of three paths and a control at two loads, one job of which failed and one was cut off."""
+    number = 0
+    for load in (48, 480):
+        for path, kept, prior in (
+            ("none", 0.03, 0.0),
+            ("icl", 0.97, 0.0),
+            ("rag", 0.96, 0.0),
+            ("sparse_memory", 0.8, -0.2),
+        ):
+            make_report(path, kept if load == 48 or path != "icl" else 0.4, load=load, prior=prior).write(
+                tmp_path / str(number)
+            )
+            (tmp_path / str(number) / ".hydra").mkdir()
+            number += 1
+    (tmp_path / "8" / ".hydra").mkdir(parents=True)
+    (tmp_path / "8" / "failed.json").write_text(json.dumps({"error": "ValueError: no such <model>"}))
+    (tmp_path / "9" / "records").mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_report_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    report = make_report("rag", 0.9)
+    report.write(tmp_path)
+    assert Report.read(tmp_path) == report
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["schema"] == 1
+    assert written["metrics"]["reversal"] == {"value": None, "reason": "the stream has no reversal questions"}
+    assert set(written["metrics"]["retention"]) == {"value", "low", "high", "n"}
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1, "path": "rag"}'])
+def test_a_damaged_report_is_named_and_counts_as_a_failure(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        Report.read(tmp_path / "a")
+    assert [failure.folder for failure in collect(tmp_path).failures] == ["a"]
+
+
+def test_runs_are_collected_in_order_and_failures_are_named_with_their_reason(sweep: Path) -> None:
+    summary = collect(sweep)
+    assert [(line.load, line.path) for line in summary.lines] == [
+        (load, path) for load in (48, 480) for path in ("none", "icl", "rag", "sparse_memory")
+    ]
+    assert [(failure.folder, failure.reason) for failure in summary.failures] == [
+        ("8", "ValueError: no such <model>"),
+        ("9", "it left no report: interrupted, or still running"),
+    ]
+    assert {line.variant for line in summary.lines} == {""}
+
+
+def test_seeds_become_one_line_with_an_interval_over_seeds() -> None:
+    (line,) = summarise([make_report("rag", kept, seed=seed) for seed, kept in enumerate((0.8, 0.9, 1.0))])
+    metric = line.metric("retention")
+    assert line.seeds == (0, 1, 2)
+    assert (metric.value, metric.n) == (pytest.approx(0.9), 600)
+    assert metric.low == pytest.approx(0.9 - 4.302652730 * 0.1 / math.sqrt(3))
+    assert metric.high == 1.0
+    assert line.matrix[1] == [pytest.approx(0.9), None]
+    assert line.metric("reversal").value is None
+    (same,) = summarise([make_report("rag", 1.0, seed=seed) for seed in (0, 1)])
+    assert same.metric("retention").low == 0.97, "seeds that agree still rest on a finite number of items"
+
+
+def test_a_figure_that_one_seed_lacks_is_null_with_that_reason() -> None:
+    lacking = make_report("rag", 0.9, seed=1)
+    lacking = replace(lacking, metrics={**lacking.metrics, "retention": undefined("does not fit")})
+    (line,) = summarise([make_report("rag", 0.9), lacking])
+    assert line.metric("retention") == undefined("does not fit")
+
+
+def test_runs_of_one_path_with_other_settings_are_lines_of_their_own() -> None:
+    reports = [
+        make_report(
+            "lora", 0.5, seed=seed, config={"path": {"rate": rate}, "seeds": {"world": seed}, "ledger": str(seed)}
+        )
+        for rate in (0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    lines = summarise(reports)
+    assert [(line.label, line.seeds) for line in lines] == [("lora rate=0.1", (0, 1)), ("lora rate=0.2", (0, 1))]
+
+
+def test_the_table_is_aligned_and_fits_the_width_it_is_given(sweep: Path) -> None:
+    summary = collect(sweep)
+    wide = render_table(summary, 400).splitlines()
+    assert any(re.search(r"^icl +48 .*\.97 \[\.94 1\.0\]", line) for line in wide)
+    for width in (80, 120, 160):
+        lines = render_table(summary, width).splitlines()
+        body = [line for line in lines if not line.startswith(("a:", "One seed"))]
+        assert max(map(len, body)) <= width
+        assert any("[.94 1.0]" in line for line in body)
+    assert "a: the stream has no reversal questions" in wide
+    assert wide[-1].startswith("One seed")
+
+
+def test_figures_and_amounts_are_short() -> None:
+    assert score(Metric(0.94, 0.91, 0.96, 9)) == (".94", "[.91 .96]")
+    assert score(Metric(-0.031, -0.1, 0.0, 9), signed=True) == ("-.03", "[-.10 .00]")
+    assert score(Metric(1.0, 0.996, 1.0, 9)) == ("1.0", "[1.0 1.0]")
+    assert score(undefined("no")) == ("-", "")
+    assert [amount(value) for value in (0, 12.34, 999.6, 1_234, None)] == ["0", "12", "1k", "1.2k", "-"]
+    assert (amount(0.0123, "seconds"), amount(75.0, "seconds"), amount(5_600_000, "bytes")) == ("12ms", "75s", "5.6MB")
+
+
+def test_the_verdict_names_winners_and_calls_ties_ties(sweep: Path) -> None:
+    told = collect(sweep).verdict
+    assert "with 48 items icl .97 [.94 1.0] and rag .96 [.93 .99] tie, ahead of sparse_memory .80 [.77 .83]" in told
+    assert (
+        "with 480 items rag .96 [.93 .99] keeps most, ahead of sparse_memory .80 [.77 .83], icl .40 [.37 .43]" in told
+    )
+    assert "prior knowledge fell with sparse_memory by .20" in told
+    assert "one seed" in told
+    assert "none" not in told
+    assert told.count(". ") == 0, "one sentence"
+    assert "nothing to compare it with" in verdict(summarise([make_report("rag", 0.9)]))
+    assert verdict([]).startswith("No run was finished")
+
+
+def test_where_the_oracle_does_no_better_than_none_free_answers_are_null_and_gains_stand_in(tmp_path: Path) -> None:
+    for path, kept in (("none", 0.04), ("oracle", 0.05), ("rag", 0.06)):
+        report = make_report(path, kept)
+        scored = {"loglikelihood_gain": Metric(0.5, 0.3, 0.7, 200), "choice": _metric(0.6)}
+        replace(report, metrics={**report.metrics, **scored}).write(tmp_path / path)
+    summary = collect(tmp_path)
+    line = next(line for line in summary.lines if line.path == "rag")
+    assert line.metric("retention").reason.startswith("the model does not read")
+    assert line.metric("choice").value == 0.6
+    assert "+.50 [.30 .70]" in render_table(summary, 400)
+    assert "log-likelihood per token gained rag +.50" in summary.verdict
+    assert Report.read(tmp_path / "rag").metrics["retention"].value == 0.06, "the run's own report is left as it is"
+
+
+def test_summary_files_hold_what_was_collected(sweep: Path) -> None:
+    collect(sweep).write(sweep)
+    stored = json.loads((sweep / "summary.json").read_text())
+    assert len(stored["lines"]) == 8
+    assert stored["failures"][0]["folder"] == "8"
+    assert stored["break_even"][0] == {
+        "load": 48,
+        "path": "sparse_memory",
+        "against": "icl",
+        "reads": {"value": 1011.0, "low": None, "high": None, "n": 0},
+    }
+    with (sweep / "summary.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert float(rows[2]["retention"]) == 0.96
+    assert float(rows[2]["tokens_per_write"]) == 100.0
+    assert rows[2]["reversal"] == ""
+    assert rows[2]["reversal_reason"] == "the stream has no reversal questions"
+    assert len(collect(sweep).lines) == 8, "its own files are no runs"
+
+
+def test_the_page_is_one_small_valid_file_that_asks_no_network(sweep: Path) -> None:
+    page = collect(sweep).write(sweep).read_text()
+    _WellFormed().check(page)
+    assert len(page.encode()) < 1_000_000
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert "no such &lt;model&gt;" in page
+    assert page.count('aria-label="Accuracy matrix of') == 8
+    assert "prefers-color-scheme:dark" in page
+    for heading in ("Learning against forgetting", "Load", "Cost at 480 items", "Accuracy matrices", "Settings"):
+        assert f"<h2>{heading}" in page
+
+
+def test_a_large_matrix_and_a_large_sweep_keep_the_page_small(tmp_path: Path) -> None:
+    drawing = charts.heat_map([[0.5] * 200 for _ in range(201)], "large")
+    assert drawing.count("<rect") <= 24 * 24
+    reports = [make_report("rag", 0.9, load=load, matrix=[[0.9] * 24] * 25) for load in range(10, 70)]
+    page = Summary(summarise(reports), ()).write(tmp_path)
+    assert page.stat().st_size < 1_000_000
+
+
+def test_a_page_of_failures_only_still_says_so(tmp_path: Path) -> None:
+    (tmp_path / "0" / "records").mkdir(parents=True)
+    assert "it left no report" in collect(tmp_path).write(tmp_path).read_text()
+
+
+def test_the_command_prints_table_verdict_and_page_and_its_status_says_whether_a_run_failed(sweep: Path) -> None:
+    command = [sys.executable, "-m", "memory_paths.report", str(sweep)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 1, done.stderr
+    assert "with 48 items icl" in done.stdout
+    assert "failed: 8: ValueError" in done.stdout
+    assert str(sweep / "report.html") in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_command_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([str(tmp_path)]) == 2
+    assert entry.main([str(tmp_path / "missing")]) == 2
+    make_report("rag", 0.9).write(tmp_path / "0")
+    assert entry.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "no run in" in shown.err
+    assert "is not a folder" in shown.err
+    assert "nothing to compare it with" in shown.out
+
+
+class _WellFormed(HTMLParser):
+    """Raises where an element is closed that is not the one last opened."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
+
+    def check(self, page: str) -> None:
+        self.stack: list[str] = []
+        self.feed(page)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        return

@@ -1,0 +1,111 @@
+"""Intervals: that they cover what they say, that naive ones would not, and what they are at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from memory_paths.evaluation.statistics import (
+    Interval,
+    generator_for,
+    mean_interval,
+    paired_interval,
+    seeds_interval,
+    student_quantile,
+    wilson,
+)
+
+
+def _clustered(
+    generator: np.random.Generator, clusters: int, size: int, share: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers whose chance of being right is drawn once for each cluster, from a beta of strong correlation."""
+    chances = generator.beta(2 * share, 2 * (1 - share), clusters)
+    answers = (generator.random((clusters, size)) < chances[:, None]).astype(float)
+    return answers.ravel(), np.repeat(np.arange(clusters), size)
+
+
+def _coverage(repeats: int, clusters: int, size: int, *, naive: bool = False) -> float:
+    generator = np.random.default_rng(7)
+    covered = 0
+    for _ in range(repeats):
+        values, names = _clustered(generator, clusters, size)
+        interval = mean_interval(values, np.arange(len(values)) if naive else names, generator=generator)
+        covered += interval.low <= 0.6 <= interval.high
+    return covered / repeats
+
+
+@pytest.mark.parametrize(("clusters", "size"), [(30, 10), (84, 5), (12, 6)])
+def test_intervals_of_clustered_answers_cover_what_they_say(clusters: int, size: int) -> None:
+    assert 0.915 <= _coverage(600, clusters, size) <= 0.98
+
+
+def test_ignoring_clusters_covers_far_too_little() -> None:
+    assert _coverage(80, 30, 10, naive=True) < 0.85
+
+
+def test_a_paired_interval_is_narrower_than_that_of_two_separate_means_and_covers() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(300):
+        before, names = _clustered(generator, 40, 5)
+        changed = generator.random(before.size) < 0.2
+        after = np.where(changed, 0.0, before)
+        interval = paired_interval(before, after, names, generator=generator)
+        covered += interval.low <= -0.12 <= interval.high
+    assert 0.91 <= covered / 300 <= 0.985
+    apart = [mean_interval(values, names, generator=generator) for values in (before, after)]
+    assert interval.high - interval.low < max(each.high - each.low for each in apart)
+
+
+def test_few_clusters_get_students_t_over_their_means() -> None:
+    means = np.array([0.2, 0.4, 0.9, 0.5])
+    interval = mean_interval(means.repeat(3), np.arange(4).repeat(3), generator=np.random.default_rng(0))
+    half = 3.182446305 * means.std(ddof=1) / 2
+    assert interval.low == pytest.approx(max(0.0, 0.5 - half), abs=1e-6)
+    assert interval.high == pytest.approx(min(1.0, 0.5 + half), abs=1e-6)
+
+
+def test_a_perfect_score_still_has_an_interval() -> None:
+    interval = mean_interval(np.ones(200), np.arange(200) // 5, generator=np.random.default_rng(0))
+    assert interval == wilson(1.0, 40)
+    assert interval.high == 1.0
+    assert 0.90 < interval.low < 0.95
+    unchanged = paired_interval(np.ones(50), np.ones(50), np.arange(50), generator=np.random.default_rng(0))
+    assert unchanged.low == -unchanged.high
+    assert 0.0 < unchanged.high < 0.1
+
+
+def test_one_cluster_says_nothing() -> None:
+    assert mean_interval([1.0, 0.0], ["a", "a"], generator=np.random.default_rng(0)) == Interval(0.0, 1.0)
+
+
+def test_wilson_equals_published_values() -> None:
+    assert wilson(0.0, 10).low == 0.0
+    assert wilson(0.0, 10).high == pytest.approx(0.27753, abs=1e-5)
+    assert (wilson(0.5, 10).low, wilson(0.5, 10).high) == pytest.approx((0.23659, 0.76341), abs=1e-5)
+    with pytest.raises(ValueError, match="at least one trial"):
+        wilson(0.5, 0)
+
+
+def test_seeds_get_students_t() -> None:
+    interval = seeds_interval([0.8, 0.9, 1.0])
+    assert interval.high - 0.9 == pytest.approx(4.302652730 * 0.1 / math.sqrt(3), abs=1e-8)
+    assert seeds_interval([0.8, 0.9, 1.0], bounds=(0.0, 1.0)).high == 1.0
+    assert student_quantile(1) == pytest.approx(12.7062047, abs=1e-6)
+    with pytest.raises(ValueError, match="at least two"):
+        seeds_interval([0.5])
+
+
+def test_the_same_seed_gives_the_same_interval_and_names_keep_generators_apart() -> None:
+    values, names = _clustered(np.random.default_rng(1), 40, 5)
+    one, other = (mean_interval(values, names, generator=generator_for(0, "retention")) for _ in range(2))
+    assert one == other
+    assert generator_for(0, "retention").random() != generator_for(0, "acquisition").random()
+
+
+def test_values_without_clusters_are_refused() -> None:
+    with pytest.raises(ValueError, match="one cluster for each value"):
+        mean_interval([1.0, 0.0], ["a"], generator=np.random.default_rng(0))
