@@ -19,13 +19,11 @@ logger = logging.getLogger("memory_paths")
 
 def run(cfg: Any, folder: Path) -> None:
     """One evaluation into `folder`; a finished one is left alone."""
-    from omegaconf import OmegaConf
-
     from memory_paths import build
     from memory_paths.agent import Agent
     from memory_paths.evaluation.evaluator import Evaluator
 
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = build.plain(cfg)
     finished = folder / "report.json"
     if finished.exists() and json.loads(finished.read_text())["config"] == config:
         logger.info("%s is finished already", folder)

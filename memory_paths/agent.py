@@ -27,8 +27,8 @@ from memory_paths.types import (
     Prompt,
     Query,
     Reading,
-    Receipt,
     Recall,
+    Receipt,
     Scores,
 )
 
@@ -88,7 +88,9 @@ class Agent:
         if not paths:
             raise ValueError("an agent needs at least one path")
         if not isinstance(lm, Generates):
-            raise TypeError(f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)")
+            raise TypeError(
+                f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"
+            )
         self.lm = lm
         self.paths = dict(paths)
         self.ledger = ledger
@@ -240,7 +242,8 @@ class Agent:
 
         Raises:
             FileNotFoundError: The folder holds no agent.
-            ValueError: Another format version, or an agent that was assembled by hand (see `memory_paths.build.restore`).
+            ValueError: Another format version, or an agent that was assembled by hand (see
+                `memory_paths.build.restore`).
         """
         from memory_paths.build import load_saved
 
@@ -273,7 +276,9 @@ class Agent:
             if query.namespace == DEFAULT_NAMESPACE != self.namespace:
                 continue
             if query.namespace != self.namespace:
-                raise ValueError(f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}")
+                raise ValueError(
+                    f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}"
+                )
         return [replace(query, namespace=self.namespace) for query in asked]
 
     def _prompts(
@@ -283,7 +288,7 @@ class Agent:
             prompts = [Prompt(query.text, tuple(given)) for query, given in zip(queries, notes, strict=True)]
             return prompts, [Reading() for _ in queries]
         readings = [
-            replace(reading, recalls=tuple(pack(self.lm, query, reading.recalls)))
+            replace(reading, recalls=pack(self.lm, query, reading.recalls, reserve=self._max_new_tokens))
             for query, reading in zip(queries, path.read(queries), strict=True)
         ]
         prompts = [

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
@@ -29,7 +29,8 @@ def compose(*overrides: str) -> Any:
     """The configuration that these overrides give, as `python -m memory_paths` would see it.
 
     Raises:
-        hydra.errors.ConfigCompositionException: An option or a choice that does not exist; the message lists those that do.
+        hydra.errors.ConfigCompositionException: An option or a choice that does not exist; the message lists those
+        that do.
     """
     from hydra import compose as hydra_compose
 
@@ -49,7 +50,6 @@ def build_agent(cfg: Any) -> Agent:
         ValueError: Two paths of one agent have one name, or the model and a path do not go together.
     """
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
     lm = instantiate(lm_options, _convert_="all")
@@ -68,8 +68,15 @@ def build_agent(cfg: Any) -> Agent:
         router=instantiate(cfg.router, _convert_="all"),
         namespace=cfg.namespace,
         max_new_tokens=cfg.max_new_tokens,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=plain(cfg),
     )
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A configuration as dicts and lists, interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
 def build_run(cfg: Any) -> Run:
@@ -87,7 +94,9 @@ def load_saved(folder: Path) -> Agent:
 
     described = _described(folder, json)
     if described["config"] is None:
-        raise ValueError(f"the agent in {folder} was assembled by hand; assemble it again and call build.restore(agent, folder)")
+        raise ValueError(
+            f"the agent in {folder} was assembled by hand; assemble it again and call build.restore(agent, folder)"
+        )
     config = {**described["config"], "ledger": None}
     agent = build_agent(OmegaConf.create(config))
     restore(agent, folder)
@@ -100,7 +109,9 @@ def restore(agent: Agent, folder: Path) -> None:
 
     described = _described(folder, json)
     if described["namespace"] != agent.namespace:
-        raise ValueError(f"{folder} holds namespace {described['namespace']!r}, the agent is bound to {agent.namespace!r}")
+        raise ValueError(
+            f"{folder} holds namespace {described['namespace']!r}, the agent is bound to {agent.namespace!r}"
+        )
     agent.ledger.restore(folder / "ledger.sqlite")
     for name, path in agent.paths.items():
         path.load(folder / "paths" / name)
@@ -114,7 +125,9 @@ def _described(folder: Path, json: Any) -> Mapping[str, Any]:
         raise FileNotFoundError(f"no saved agent in {folder}: agent.json is missing")
     described: dict[str, Any] = json.loads(file.read_text())
     if described.get("version") != STATE_VERSION:
-        raise ValueError(f"{folder} holds format version {described.get('version')}; this release reads {STATE_VERSION}")
+        raise ValueError(
+            f"{folder} holds format version {described.get('version')}; this release reads {STATE_VERSION}"
+        )
     return described
 
 

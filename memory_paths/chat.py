@@ -1,4 +1,5 @@
-"""`python -m memory_paths.chat path=rag`: teach by hand, ask, see where the answer came from. A thin loop over `Agent`."""
+"""`python -m memory_paths.chat path=rag`: teach by hand, ask, see where the answer came from. A thin loop over
+`Agent`."""
 
 from __future__ import annotations
 

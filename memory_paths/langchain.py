@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from memory_paths.types import Answer
 
 
 def question_of(given: Any) -> str:
-    """The question in a str, in a mapping's "question" or "input", or in the last human message of a list or a prompt value.
+    """The question in a str, in a mapping's "question" or "input", or in the last human message of a list or a
+    prompt value.
 
     Raises:
         TypeError: Nothing of these.
@@ -47,13 +48,19 @@ def as_runnable(agent: Any) -> Any:
 
         def invoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Answer:
             """The answer to one question."""
-            return self._call_with_config(lambda given: agent.answer([question_of(given)])[0], input, config, **options)
+
+            def answer(given: Any) -> Answer:
+                (answered,) = agent.answer([question_of(given)])
+                return cast(Answer, answered)
+
+            return self._call_with_config(answer, input, config, **options)
 
         async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Answer:
             """As `invoke`, without blocking the event loop."""
 
             async def answer(given: Any) -> Answer:
-                return (await run_in_executor(config, agent.answer, [question_of(given)]))[0]
+                (answered,) = await run_in_executor(config, agent.answer, [question_of(given)])
+                return cast(Answer, answered)
 
             return await self._acall_with_config(answer, input, config, **options)
 

@@ -14,7 +14,8 @@ from .memory_layer import MemoryLayerConfig, ProductKeyMemory
 
 
 class AdditiveMemory(nn.Module):
-    """An MLP with a memory beside it: `mlp(x) + gate * memory(x)`. At gate 0 the sum is the MLP's output, bit for bit."""
+    """An MLP with a memory beside it: `mlp(x) + gate * memory(x)`. At gate 0 the sum is the MLP's output, bit for
+    bit."""
 
     def __init__(self, mlp: nn.Module, memory: ProductKeyMemory) -> None:
         super().__init__()
@@ -24,8 +25,9 @@ class AdditiveMemory(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        base = self.mlp(hidden)
-        return base + self.scale.to(base.dtype) * self.memory(hidden)
+        base: Tensor = self.mlp(hidden)
+        added: Tensor = self.scale.to(base.dtype) * self.memory(hidden)
+        return base + added
 
     def open_empty(self) -> None:
         """Gate 1 over values of zero: still the MLP's output, but gradients now reach the values."""
@@ -50,7 +52,8 @@ def attach(module: nn.Module, layer: str, config: MemoryLayerConfig, *, seed: in
     except AttributeError:
         candidates = [name for name, _ in module.named_modules() if name.endswith("mlp")]
         raise ValueError(
-            f"the model has no module {layer!r} to attach a memory to; its MLPs are {candidates or 'not named mlp: see named_modules()'}"
+            f"the model has no module {layer!r} to attach a memory to; its MLPs are "
+            f"{candidates or 'not named mlp: see named_modules()'}"
         ) from None
     if isinstance(mlp, AdditiveMemory | ProductKeyMemory):
         raise ValueError(f"module {layer!r} has a memory layer already")
@@ -85,7 +88,7 @@ def middle_mlp(module: Any) -> str:
     Raises:
         ValueError: No module of the model is named "mlp"; name the layer yourself.
     """
-    names = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
+    names: list[str] = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
     if not names:
         raise ValueError(
             f"{type(module).__name__} has no module named 'mlp'; give the memory's place as weights.layer=<dotted name>"

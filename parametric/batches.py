@@ -42,7 +42,9 @@ def collate(lm: Any, phrasings: Sequence[Phrasing], device: torch.device | str =
     for phrasing, (ids, _) in zip(phrasings, encoded, strict=True):
         if len(ids) > lm.window:
             shown = (phrasing.prompt + phrasing.completion)[:60]
-            raise ValueError(f"a study text has {len(ids)} tokens, the window holds {lm.window}; split it: {shown!r}...")
+            raise ValueError(
+                f"a study text has {len(ids)} tokens, the window holds {lm.window}; split it: {shown!r}..."
+            )
     length = max(len(ids) for ids, _ in encoded)
     tokens = torch.zeros(len(encoded), length, dtype=torch.int64)
     attention = torch.zeros(len(encoded), length, dtype=torch.int64)

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from memory_paths.lm import layout
-from memory_paths.streams.words import COMPOSITIONS, FIRMS, PERSON_ATTRIBUTES, VALUES, WORDINGS
+from memory_paths.streams.words import (
+    COMPOSITIONS,
+    FIRMS,
+    FIRST_NAMES,
+    LAST_NAMES,
+    PERSON_ATTRIBUTES,
+    VALUES,
+    WORDINGS,
+)
 from memory_paths.streams.world import Fact, known_world, passing_facts, split_wordings, state
 from memory_paths.types import Prompt
 
@@ -40,8 +48,10 @@ class Asked:
 class Document:
     """Notes that several questions share, each answered independently of the others; or sentences to be known by heart.
 
-    A recital says the notes again in another order. Every token of it is learnt, from the next word of a name, which is easy, to the
-    value that belongs to a name some words before, which is what reading needs: it makes reading appear early and surely.
+    A recital says the notes again in another order. Every token of it is learnt, from the next word of a name, which
+    is easy, to the
+    value that belongs to a name some words before, which is what reading needs: it makes reading appear early and
+    surely.
     """
 
     notes: tuple[str, ...] = ()
@@ -76,7 +86,7 @@ class Batch:
     about: NDArray[numpy.int64]
 
 
-ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital")
+ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital", "drill")
 
 
 class Encoder:
@@ -99,7 +109,7 @@ class Encoder:
         tokens, weights, segments, positions, about = [self._bos], [0.0], [0], [0], [0]
         shared, last_segment = 1, 0
         for (_, weight, segment, tests, ends), piece in zip(pieces, ids, strict=True):
-            new = piece + [self._eos] if ends else piece
+            new = [*piece, self._eos] if ends else piece
             if segment == 0:
                 shared = len(tokens) + len(new)
             start = shared if segment != last_segment and segment > 0 else positions[-1] + 1
@@ -142,12 +152,15 @@ class DocumentSource:
 
     def __init__(self) -> None:
         world = known_world()
-        self._known = world.part_a + world.part_b + tuple(Fact(firm, "seat", city) for firm, city in world.seats.items())
+        self._known = (
+            world.part_a + world.part_b + tuple(Fact(firm, "seat", city) for firm, city in world.seats.items())
+        )
         self._seats = world.seats
         self._people: dict[str, list[Fact]] = {}
         for fact in self._known:
             self._people.setdefault(fact.subject, []).append(fact)
         self._subjects = list(self._people)
+        self._words = sorted({*FIRST_NAMES, *LAST_NAMES, *(value for values in VALUES.values() for value in values)})
         born = [fact for fact in self._known if fact.attribute == "birthplace"]
         places = [fact.value for fact in born]
         self._unique_births = [fact for fact in born if places.count(fact.value) == 1]
@@ -222,6 +235,29 @@ class DocumentSource:
         texts = [state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts]
         return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, len(texts))))
 
+    def drill(self, generator: random.Random) -> Document:
+        """Matching and nothing else: notes whose names and values are any words at all.
+
+        With real facts a model soon guesses among the values of the right sort, and the little that is then left to
+        gain does not make
+        it look at names. Here guessing gains nothing, and heads that match words form within some hundred steps.
+        """
+        count = generator.randrange(4, 13)
+        draw = iter(generator.sample(self._words, 6 * count))
+        if generator.random() < 0.4:
+            lines = [" ".join(next(draw) for _ in range(generator.randrange(3, 7))) + "." for _ in range(count)]
+            return Document(notes=tuple(lines), recital=tuple(generator.sample(lines, count)))
+        attribute = generator.choice(PERSON_ATTRIBUTES)
+        facts = [Fact(f"{next(draw)} {next(draw)}", attribute, next(draw)) for _ in range(count)]
+        texts = [state(fact, generator.choice(WORDINGS[attribute].statements)) for fact in facts]
+        if generator.random() < 0.5:
+            return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, count)))
+        asked = [
+            Asked(generator.choice(WORDINGS[attribute].questions).format(name=fact.subject), fact.value, "drill")
+            for fact in generator.sample(facts, min(count, 6))
+        ]
+        return Document(notes=tuple(texts), questions=tuple(asked))
+
     def irrelevant(self, generator: random.Random, notes: int) -> Document:
         """`notes` notes that answer nothing, and a question about a known person."""
         facts = passing_facts(generator, notes, "random")
@@ -280,16 +316,16 @@ def pack(documents: Sequence[EncodedDocument], length: int, row_count: int | Non
 
     def lay(field: str, fill: int) -> NDArray[numpy.int64]:
         block = numpy.full((len(rows), length), fill)
-        for index, row in enumerate(rows):
-            joined = numpy.concatenate([getattr(document, field) for document in row] or [numpy.empty(0)])
+        for index, packed in enumerate(rows):
+            joined = numpy.concatenate([getattr(document, field) for document in packed] or [numpy.empty(0)])
             block[index, : len(joined)] = joined
         return block
 
     documents_block = numpy.full((len(rows), length), -1)
     weights = numpy.zeros((len(rows), length), dtype=numpy.float32)
-    for index, row in enumerate(rows):
-        numbers = [numpy.full(len(document.tokens), i) for i, document in enumerate(row)]
-        joined = numpy.concatenate([document.weights for document in row] or [numpy.empty(0)])
+    for index, packed in enumerate(rows):
+        numbers = [numpy.full(len(document.tokens), i) for i, document in enumerate(packed)]
+        joined = numpy.concatenate([numpy.empty(0, numpy.float32), *(document.weights for document in packed)])
         documents_block[index, : len(joined)] = numpy.concatenate(numbers or [numpy.empty(0)])
         weights[index, : len(joined)] = joined
     return Batch(lay("tokens", 0), weights, documents_block, lay("segments", 0), lay("positions", 0), lay("about", 0))

@@ -28,7 +28,7 @@ class LowRank:
     """
 
     def __init__(
-        self, *, rate: float = 1e-3, rank: int = 16, alpha: float = 32.0, weight_decay: float = 0.0, seed: int = 0
+        self, *, rate: float = 1e-3, rank: int = 16, alpha: int = 32, weight_decay: float = 0.0, seed: int = 0
     ) -> None:
         if rate <= 0:
             raise ValueError(f"rate must be above 0, got {rate}")

@@ -1,10 +1,11 @@
 """The product-key memory layer: a large table of value vectors of which each token reads a few.
 
-Product keys after Lample et al. 2019 (arXiv 1907.05242), gated output ("Memory+") after Berges et al. 2024 (2412.09764), both from the
+Product keys after Lample et al. 2019 (arXiv 1907.05242), gated output ("Memory+") after Berges et al. 2024
+(2412.09764), both from the
 papers' text. The layer knows nothing of the model that it sits in, nor of how its slots are chosen for writing.
 
-Shape letters: B batch and positions, flattened; D model width; H heads; N half-keys per codebook; Q width of a half-query;
-K slots read per head; R = H * K reads per position.
+Shape letters: B batch and positions, flattened; D model width; H heads; N half-keys per codebook; Q width of a
+half-query; K slots read per head; R = H * K reads per position.
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ class MemoryLayerConfig:
 class ProductKeyMemory(nn.Module):
     """Maps [..., D] to [..., D] by reading `top_k` of N * N value vectors per head.
 
-    A head's query has two halves; each is scored against its own codebook of N half-keys, and the score of slot (i, j) is the sum of
-    the two halves' scores. The best K of the N * N slots are among the K x K pairs of the best halves, so the search is exact
-    and costs 2 N + K * K scores instead of N * N.
+    A head's query has two halves; each is scored against its own codebook of N half-keys, and the score of slot (i,
+    j) is the sum of
+    the two halves' scores. The best K of the N * N slots are among the K x K pairs of the best halves, so the search
+    is exact and costs 2 N + K * K scores instead of N * N.
 
-    Set `recorder` to a `SlotRecorder` while writing: reads are then noted and gradients flow to the recorder's rows only.
+    Set `recorder` to a `SlotRecorder` while writing: reads are then noted and gradients flow to the recorder's rows
+    only.
     """
 
     def __init__(self, config: MemoryLayerConfig) -> None:
@@ -94,19 +97,24 @@ class ProductKeyMemory(nn.Module):
         hidden_BD = hidden.reshape(-1, self.config.width)
         slots_BR, weights_BR = self.look_up(hidden_BD)
         if self.recorder is not None:
-            read_BD = _RecordedRead.apply(self.values, slots_BR, weights_BR, self.recorder)
+            read_BD: Tensor = _RecordedRead.apply(self.values, slots_BR, weights_BR, self.recorder)
         else:
-            # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow small updates.
+            # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow
+            # small updates.
             with torch.autocast(hidden.device.type, enabled=False):
                 weights_BR = weights_BR.to(self.values.dtype)
                 read_BD = functional.embedding_bag(slots_BR, self.values, per_sample_weights=weights_BR, mode="sum")
         gated_BD = read_BD.to(hidden_BD.dtype) * functional.silu(self.gate(hidden_BD))
-        return self.output(gated_BD).view(hidden.shape).to(hidden.dtype)
+        output_BD: Tensor = self.output(gated_BD)
+        return output_BD.view(hidden.shape).to(hidden.dtype)
 
     def flops_per_token(self) -> float:
         """Floating point operations of one position's forward pass, 2 per multiply-add."""
         config = self.config
-        look_up = config.width * config.heads * 2 * config.half_query + 2 * config.heads * config.half_keys * config.half_query
+        look_up = (
+            config.width * config.heads * 2 * config.half_query
+            + 2 * config.heads * config.half_keys * config.half_query
+        )
         reads = config.heads * config.top_k * config.width
         return 2.0 * (look_up + reads + 2 * config.width**2)
 
@@ -163,8 +171,8 @@ class SlotRecorder:
 class _RecordedRead(torch.autograd.Function):
     """The weighted read with late selection: which rows get a gradient is decided after the forward pass.
 
-    Equal to training through `values * mask + stop_gradient(values * (1 - mask))` (Lin et al. 2025, arXiv 2510.15103) without any
-    temporary of the table's size.
+    Equal to training through `values * mask + stop_gradient(values * (1 - mask))` (Lin et al. 2025, arXiv
+    2510.15103) without any temporary of the table's size.
     """
 
     @staticmethod

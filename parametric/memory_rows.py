@@ -1,7 +1,7 @@
 """Sparse memory finetuning: each step changes at most t rows of a memory layer's values, and not one byte beside them.
 
-After Lin et al. 2025 (arXiv 2510.15103), written from the paper. Slots are chosen after the forward pass, so that the choice
-costs no second one.
+After Lin et al. 2025 (arXiv 2510.15103), written from the paper. Slots are chosen after the forward pass, so that
+the choice costs no second one.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class _Originals:
 class MemoryRows:
     """The weights axis `memory`.
 
-    A model without a memory layer gets one beside its middle MLP (or at `layer`), empty, so that its logits do not change until
-    something is learnt; its addresses are then untrained, and learning is accordingly weaker.
+    A model without a memory layer gets one beside its middle MLP (or at `layer`), empty, so that its logits do not
+    change until something is learnt; its addresses are then untrained, and learning is accordingly weaker.
 
     Args:
         rows: t, the most rows that one step may change in each memory layer.
@@ -124,7 +124,8 @@ class MemoryRows:
                         reads[name].append(recorder.reads[-1][real])
                         recorder.clear()
             self._background = {
-                name: gather_background(reads[name], layer.config.slots, address_hash(layer)) for name, layer in layers.items()
+                name: gather_background(reads[name], layer.config.slots, address_hash(layer))
+                for name, layer in layers.items()
             }
 
     @contextmanager

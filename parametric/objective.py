@@ -26,6 +26,3 @@ class NegativeLogLikelihood:
         logits = module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits[:, :-1]
         kept = batch.targets[:, 1:]
         return functional.cross_entropy(logits[kept].float(), batch.tokens[:, 1:][kept])
-
-
-

@@ -1,7 +1,9 @@
 """The weights path: what it learns sits in a model's weights, and nothing stands in the prompt.
 
-A projection of the ledger like every path: what the ledger holds for this place and the weights have not learnt is learnt
-before the next use. Which weights train, on which text, towards which loss and beside what else are axes, given as objects.
+A projection of the ledger like every path: what the ledger holds for this place and the weights have not learnt is
+learnt
+before the next use. Which weights train, on which text, towards which loss and beside what else are axes, given as
+objects.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +101,9 @@ class WeightsPath:
         progress: bool = True,
     ) -> None:
         if not isinstance(lm, Trains):
-            raise TypeError(f"path {name!r} writes into weights and needs a model that trains; {type(lm).__name__} does not")
+            raise TypeError(
+                f"path {name!r} writes into weights and needs a model that trains; {type(lm).__name__} does not"
+            )
         self.name = name
         self.capabilities = Capabilities(changes_weights=True, forgets=True, undoes=False, namespaces=False)
         self._lm = lm
@@ -130,8 +135,8 @@ class WeightsPath:
         for item in items:
             if item.id in held and held[item.id].content_hash() != item.content_hash():
                 raise ValueError(
-                    f"item {item.id!r} is active with another text; forget it first, or write the new text under a new id "
-                    "with the same key"
+                    f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
+                    "new id with the same key"
                 )
         new = [item for item in items if item.id not in held]
         before = dict(self._weights.state())
@@ -220,7 +225,9 @@ class WeightsPath:
         """
         described = json.loads((folder / "writes.json").read_text())
         if described["version"] != STATE_VERSION:
-            raise ValueError(f"{folder} holds version {described['version']} of a weights path; this is {STATE_VERSION}")
+            raise ValueError(
+                f"{folder} holds version {described['version']} of a weights path; this is {STATE_VERSION}"
+            )
         self._weights.load_state(load_file(folder / "learnt.safetensors"))
         self._writes = described["writes"]
         self._namespace = described["namespace"]
@@ -236,8 +243,8 @@ class WeightsPath:
             self._namespace = namespace
         elif namespace != self._namespace:
             raise ValueError(
-                f"weights hold one namespace per model copy; this path holds {self._namespace!r} and was given {namespace!r}. "
-                "Build another agent for it, or use path=rag"
+                f"weights hold one namespace per model copy; this path holds {self._namespace!r} and was given "
+                f"{namespace!r}. Build another agent for it, or use path=rag"
             )
 
     def _learnt_items(self) -> list[Knowledge]:
@@ -269,14 +276,16 @@ class WeightsPath:
             lm.weights_changed()
             try:
                 with self._weights.training(module) as step:
-                    bar = tqdm(range(self._budget.steps), desc=f"{self.name}: studying", leave=False, disable=self._quiet())
+                    bar = tqdm(
+                        range(self._budget.steps), desc=f"{self.name}: studying", leave=False, disable=self._quiet()
+                    )
                     for _ in bar:
                         while len(order) < min(self._budget.batch, len(phrasings)):
                             order += generator.sample(phrasings, len(phrasings))
                         chosen, order = order[: self._budget.batch], order[self._budget.batch :]
                         chosen = chosen + self._rehearsal(self._background, generator)
                         batch = collate(lm, chosen)
-                        losses.append(step(lambda batch=batch: self._objective(module, batch), batch))
+                        losses.append(step(partial(self._objective, module, batch), batch))
                         tokens += batch.token_count
                         # A backward pass costs two forward passes.
                         flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))

@@ -1,4 +1,5 @@
-"""`python -m memory_paths.parametric.pretraining`: trains the embedded language model from nothing and writes its folder.
+"""`python -m memory_paths.parametric.pretraining`: trains the embedded language model from nothing and writes its
+folder.
 
 Progress, checkpoints and resumption; how many notes a document holds grows as fast as the model learns to read them.
 """
@@ -44,6 +45,8 @@ class Recipe:
         decay: Share of the steps, at the end, over which the rates fall linearly to zero.
         open_book: Share of the tokens in open-book documents.
         recitals: Recitals for every eight other open-book documents.
+        drills: Drills for every eight other open-book documents, during the first `drill_steps` steps.
+        drill_steps: See `drills`.
         notes: Most notes in a document at the end of the curriculum.
         promotion: Reading accuracy at which one more note is admitted.
         seed: Initialisation and documents.
@@ -54,12 +57,14 @@ class Recipe:
     tokens: int = 8192
     row: int = 256
     rate: float = 2e-3
-    matrix_rate: float = 1e-2
+    matrix_rate: float = 5e-3
     value_rate: float = 6e-3
     warm_up: int = 100
     decay: float = 0.35
     open_book: float = 0.65
-    recitals: int = 4
+    recitals: int = 2
+    drills: int = 12
+    drill_steps: int = 800
     notes: int = 40
     promotion: float = 0.85
     seed: int = 0
@@ -77,7 +82,9 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: int, notes_limit: int, window: int) -> Batch:
+def draw_batch(
+    source: DocumentSource, encoder: Encoder, recipe: Recipe, step: int, notes_limit: int, window: int
+) -> Batch:
     """The documents of one step; a function of (seed, step, notes_limit) alone, so that a resumed run sees the same."""
     generator = random.Random(f"{recipe.seed}/{step}")
     length = window if step % 5 == 4 or recipe.row > window else recipe.row
@@ -91,6 +98,7 @@ def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: i
         chunk = encoder.encode(
             [source.open_book(generator, limit, nearness=nearness) for _ in range(8)]
             + [source.recital(generator, limit, nearness) for _ in range(recipe.recitals)]
+            + [source.drill(generator) for _ in range(recipe.drills if step < recipe.drill_steps else 0)]
         )
         documents += chunk
         spent += sum(len(document.tokens) for document in chunk)
@@ -102,7 +110,8 @@ def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: i
 
 
 def attention_mask(batch: Batch) -> Tensor:
-    """[rows, 1, length, length], True where a token may look: back within its document, at shared tokens or its own segment."""
+    """[rows, 1, length, length], True where a token may look: back within its document, at shared tokens or its own
+    segment."""
     documents = torch.from_numpy(batch.documents)
     segments = torch.from_numpy(batch.segments)
     length = documents.shape[1]
@@ -113,16 +122,21 @@ def attention_mask(batch: Batch) -> Tensor:
 
 
 def forward(model: Any, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [kept, vocabulary] and targets [kept] at the positions, numbered in [rows, length - 1], whose next token is kept."""
+    """Logits [kept, vocabulary] and targets [kept] at the positions, numbered in [rows, length - 1], whose next
+    token is kept."""
     tokens = torch.from_numpy(batch.tokens)
     hidden = model.model(
-        input_ids=tokens, attention_mask=attention_mask(batch), position_ids=torch.from_numpy(batch.positions), use_cache=False
+        input_ids=tokens,
+        attention_mask=attention_mask(batch),
+        position_ids=torch.from_numpy(batch.positions),
+        use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden[:, :-1].flatten(0, 1)[keep]), tokens[:, 1:].flatten()[keep]
 
 
 def _next_token_weights(batch: Batch) -> Tensor:
-    """Weight of predicting the next token, [rows, length - 1]; 0 where the next token starts another segment or document."""
+    """Weight of predicting the next token, [rows, length - 1]; 0 where the next token starts another segment or
+    document."""
     documents, segments = torch.from_numpy(batch.documents), torch.from_numpy(batch.segments)
     # The first token of a question is not predicted from the last token before it, which belongs to another question.
     follows = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0) & (segments[:, 1:] == segments[:, :-1])
@@ -132,7 +146,8 @@ def _next_token_weights(batch: Batch) -> Tensor:
 def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, tuple[int, int]]]:
     """Weighted cross entropy in nats per token, and right/all answer tokens by what they test.
 
-    Of the tokens of background weight one in ten is drawn, at ten times the weight: the same loss on average for less work.
+    Of the tokens of background weight one in ten is drawn, at ten times the weight: the same loss on average for
+    less work.
     """
     weights = _next_token_weights(batch)
     light = (weights > 0) & (weights <= BACKGROUND_WEIGHT)
@@ -191,7 +206,8 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, questions: int = 128) -> dict[str, float]:
-    """Share of answers whose every token is the most likely one, by task (teacher-forced: a quick look, not a result)."""
+    """Share of answers whose every token is the most likely one, by task (teacher-forced: a quick look, not a
+    result)."""
     generator = random.Random("probe")
 
     def first(document: Document) -> Document:
@@ -202,7 +218,10 @@ def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, que
 
     sets = {
         "closed": [source.closed_book(generator) for _ in range(questions)],
-        **{f"reading_{n}": [first(source.open_book(generator, n, n)) for _ in range(questions)] for n in (6, 12, 24, 40)},
+        **{
+            f"reading_{n}": [first(source.open_book(generator, n, n)) for _ in range(questions)]
+            for n in (6, 12, 24, 40)
+        },
         "two_hop_8": [hop(source.open_book(generator, 8, 8)) for _ in range(questions * 4)],
         **{f"known_among_{n}": [source.irrelevant(generator, n) for _ in range(questions)] for n in (1, 5, 12)},
     }
@@ -254,7 +273,8 @@ def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimi
         progress = Progress(**json.loads(opened.metadata()["progress"]))
     tensors = load_file(file)
     model.load_state_dict(
-        {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}, strict=False
+        {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")},
+        strict=False,
     )
     model.tie_weights()
     for number, optimiser in enumerate(optimisers):

@@ -44,5 +44,7 @@ class Experience:
     def __call__(self, background: Sequence[Phrasing], generator: random.Random) -> list[Phrasing]:
         """See `Rehearsal`."""
         if not background:
-            raise ValueError("experience rehearsal needs background phrasings, and the stream brings none; use rehearsal=none")
+            raise ValueError(
+                "experience rehearsal needs background phrasings, and the stream brings none; use rehearsal=none"
+            )
         return generator.sample(list(background), min(self.per_step, len(background)))

@@ -1,6 +1,7 @@
 """Which slots of a memory layer a write may change: background statistics and selectors.
 
-TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch reads often and that
+TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch
+reads often and that
 ordinary text reads seldom. Pure functions of counts; this file knows nothing of models beyond their memory layers.
 """
 
@@ -76,7 +77,8 @@ def top_rows(scores: Tensor, counts: Tensor, rows: int) -> Tensor:
 
 
 def address_hash(layer: ProductKeyMemory) -> str:
-    """SHA-256 over keys, query weights and shape: while it stays the same, so do a layer's addresses for given input."""
+    """SHA-256 over keys, query weights and shape: while it stays the same, so do a layer's addresses for given
+    input."""
     digest = hashlib.sha256(repr(layer.config).encode())
     for tensor in (layer.keys, layer.query.weight, layer.query_norm.weight):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -15,7 +15,8 @@ from .batches import TrainingBatch
 
 LossFunction = Callable[[], Tensor]
 Step = Callable[[LossFunction, TrainingBatch], float]
-"""One optimiser step: runs the loss function, changes the weights, returns the loss before the step (nats per token)."""
+"""One optimiser step: runs the loss function, changes the weights, returns the loss before the step (nats per
+token)."""
 
 
 class Weights(Protocol):
@@ -34,7 +35,8 @@ class Weights(Protocol):
         ...
 
     def training(self, module: Any) -> AbstractContextManager[Step]:
-        """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it raises."""
+        """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
+        raises."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

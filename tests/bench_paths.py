@@ -1,4 +1,5 @@
-"""`make bench`: what each part costs beside what a user would pick instead. Ratios within one run; nothing is asserted in seconds."""
+"""`make bench`: what each part costs beside what a user would pick instead. Ratios within one run; nothing is
+asserted in seconds."""
 
 from __future__ import annotations
 

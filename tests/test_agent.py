@@ -185,7 +185,16 @@ def test_a_runnable_works_without_blocking() -> None:
 
 def test_the_chat_teaches_asks_lists_and_forgets(tmp_path: Path) -> None:
     with _agent() as agent:
-        lines = ["Ada works as a pilot.", "What does Ada work as?", "/items", "/forget nothing", "/what", "", "/quit", "never"]
+        lines = [
+            "Ada works as a pilot.",
+            "What does Ada work as?",
+            "/items",
+            "/forget nothing",
+            "/what",
+            "",
+            "/quit",
+            "never",
+        ]
         said = list(chat(agent, lines))
         assert len(said) == 7
         assert said[1].startswith("learnt as ")

@@ -84,10 +84,17 @@ def _tiny(architecture: str) -> torch.nn.Module:
     shapes = {
         "Llama": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=97),
         "Qwen2": dict(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=97
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=97,
         ),
         "GPT2": dict(n_embd=32, n_layer=3, n_head=4, vocab_size=97, n_positions=64),
-        "GPTNeoX": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=97),
+        "GPTNeoX": dict(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=97
+        ),
     }
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(**shapes[architecture])
@@ -131,5 +138,5 @@ def test_a_model_without_an_mlp_by_that_name_is_refused_with_what_there_is() -> 
         attach(model, "model.layers.9.mlp", MemoryLayerConfig(width=32))
     with pytest.raises(ValueError, match="does not map"):
         attach(model, "model.layers.0.mlp", MemoryLayerConfig(width=31))
-    with pytest.raises(ValueError, match="weights.layer"):
+    with pytest.raises(ValueError, match=r"weights\.layer"):
         middle_mlp(torch.nn.Linear(2, 2))

@@ -90,14 +90,18 @@ def test_a_job_change_supersedes_by_key_and_knows_the_stale_answer() -> None:
 def test_two_items_of_a_composition_come_from_different_experiences() -> None:
     stream = biographies(480)
     arrived = {item.id: index for index, step in enumerate(stream.experiences) for item in step.items}
-    pairs = [q.ids for step in stream.experiences for q in step.questions if q.kind == "composition" and len(q.ids) == 2]
+    pairs = [
+        q.ids for step in stream.experiences for q in step.questions if q.kind == "composition" and len(q.ids) == 2
+    ]
     assert len(pairs) > 10
     assert all(arrived[first] != arrived[second] for first, second in pairs)
 
 
 def test_reversals_are_asked_only_where_one_person_fits() -> None:
     stream = biographies(480)
-    born = Counter(fact.value for fact in (*known_world().part_a, *known_world().part_b) if fact.attribute == "birthplace")
+    born = Counter(
+        fact.value for fact in (*known_world().part_a, *known_world().part_b) if fact.attribute == "birthplace"
+    )
     texts_of = {item.id: item.text for step in stream.experiences for item in step.items}
     reversals = [q for step in stream.experiences for q in step.questions if q.kind == "reversal"]
     assert reversals
@@ -197,7 +201,10 @@ def test_groups_of_lines_make_one_item_and_another_file_may_ask(tmp_path: Path) 
     (step,) = stream.experiences
     assert [item.text for item in step.items] == ["say 0 0", "say 2 1"]
     assert [len(item.phrasings) for item in step.items] == [2, 2]
-    assert [(q.query.text, q.targets[0], q.ids[0]) for q in step.questions] == [("first", "0", "1"), ("second", "1", "3")]
+    assert [(q.query.text, q.targets[0], q.ids[0]) for q in step.questions] == [
+        ("first", "0", "1"),
+        ("second", "1", "3"),
+    ]
 
 
 def test_ordinary_texts_come_from_lines_or_from_a_whole_file(tmp_path: Path) -> None:

@@ -55,11 +55,16 @@ KINDS = ["memory", "memory_momentum_decay", "lora", "full"]
 
 
 def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) -> WeightsPath:
-    settings = {"study": AsGiven(), "budget": Budget(steps=4, batch=8), "background": rehearsal()[:40], "progress": False}
+    settings = {
+        "study": AsGiven(),
+        "budget": Budget(steps=4, batch=8),
+        "background": rehearsal()[:40],
+        "progress": False,
+    }
     return WeightsPath(lm, ledger, weights=_weights(kind), **{**settings, **options})
 
 
-@pytest.fixture()
+@pytest.fixture
 def ledger() -> Iterator[Ledger]:
     with Ledger() as opened:
         yield opened

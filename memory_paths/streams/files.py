@@ -28,8 +28,10 @@ class Plan:
     Args:
         item: Format strings for id, text, kind, key and source.
         phrasings: Other ways to say the item: format strings for prompt and completion, and whether the prompt asks.
-        questions: Format strings for question and answer, with the kind; `each` names a list field whose entries are asked one by
-            one; `choices` a list field of wrong answers; `file` and `group` another file whose n-th group of lines asks about the n-th item.
+        questions: Format strings for question and answer, with the kind; `each` names a list field whose entries are
+            asked one by
+            one; `choices` a list field of wrong answers; `file` and `group` another file whose n-th group of lines
+            asks about the n-th item.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
     """
 
@@ -55,13 +57,14 @@ def jsonl(
         mapping: See `Plan`; by default fields id, text, and optionally question and answer.
         experiences: In how many steps the items arrive, in the file's order.
         limit: Only the first so many items.
-        texts: A JSON-lines file of ordinary text ("text" field) or a plain text file; its perplexity is measured before and after.
+        texts: A JSON-lines file of ordinary text ("text" field) or a plain text file; its perplexity is measured
+            before and after.
         texts_limit: Only the first so many of them.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: An empty file, a line that is no JSON object, a field that a record lacks (file, line and field are named), the same
-            id twice with different texts, or a mapping with unknown entries.
+        ValueError: An empty file, a line that is no JSON object, a field that a record lacks (file, line and field
+            are named), the same id twice with different texts, or a mapping with unknown entries.
     """
     source = Path(file)
     plan = _plan(mapping or {})
@@ -70,7 +73,9 @@ def jsonl(
     seen: dict[str, Knowledge] = {}
     for item in items:
         if seen.setdefault(item.id, item).text != item.text:
-            raise ValueError(f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique")
+            raise ValueError(
+                f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique"
+            )
     asked: list[list[Question]] = [[] for _ in items]
     for spec in plan.questions:
         records = groups
@@ -114,7 +119,9 @@ def _plan(mapping: Mapping[str, Any]) -> Plan:
     questions = list(mapping.get("questions", Plan().questions))
     for spec in questions:
         if set(spec) - set(QUESTION_FIELDS):
-            raise ValueError(f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}")
+            raise ValueError(
+                f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}"
+            )
         if spec.get("kind", "direct") not in get_args(QuestionKind):
             raise ValueError(f"kind of a question must be one of {get_args(QuestionKind)}, got {spec['kind']!r}")
     return Plan(item, list(mapping.get("phrasings", ())), questions, int(mapping.get("group", 1)))
@@ -168,7 +175,11 @@ def _item(plan: Plan, group: Sequence[Mapping[str, Any]], file: Path) -> Knowled
         return Knowledge(
             **{"source": f"{file.name}:{group[0]['line']}", **filled},  # type: ignore[arg-type]
             phrasings=tuple(
-                Phrasing(_fill(spec["completion"], record, file), _fill(spec.get("prompt", ""), record, file), bool(spec.get("asks")))
+                Phrasing(
+                    _fill(spec["completion"], record, file),
+                    _fill(spec.get("prompt", ""), record, file),
+                    bool(spec.get("asks")),
+                )
                 for record in group
                 for spec in plan.phrasings
             ),

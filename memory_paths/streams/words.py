@@ -25,7 +25,8 @@ def _compose(heads: str, tails: str) -> tuple[str, ...]:
 
 
 LAST_NAMES = _compose(
-    "Ash Barr Birch Black Brack Bram Cald Carl Crow Dun Elder Fair Farn Gar Hal Harg Hart Hol Kings Lang Mar Nor Pem Quar Rad",
+    "Ash Barr Birch Black Brack Bram Cald Carl Crow Dun Elder Fair Farn Gar Hal Harg Hart Hol Kings Lang Mar Nor Pem "
+    "Quar Rad",
     "away bourne bury combe croft dale ford grave hurst man son wick",
 )
 TOWNS = _compose(
@@ -46,8 +47,9 @@ PROFESSIONS: tuple[str, ...] = tuple(
     welder""".split()
 )
 HOBBIES: tuple[str, ...] = tuple(
-    """archery astronomy badminton baking basketry birdwatching bowling boxing calligraphy camping canoeing carving chess
-    climbing cycling dancing darts diving drawing embroidery fencing fishing gardening golf gymnastics hiking judo juggling
+    """archery astronomy badminton baking basketry birdwatching bowling boxing calligraphy camping canoeing carving
+    chess climbing cycling dancing darts diving drawing embroidery fencing fishing gardening golf gymnastics hiking judo
+    juggling
     karate kayaking knitting origami photography poker pottery quilting riding rowing running sailing sewing singing
     skating skiing surfing swimming tennis woodwork wrestling yoga""".split()
 )

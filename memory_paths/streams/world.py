@@ -1,8 +1,9 @@
 """The biographies world: people, firms and cities in plain English, seeded and exact, so that no judge is needed.
 
-The *known* people and firms are the same in every world: the embedded language model has learnt them by heart. A stream brings new
-people and new firms, a few of whom change jobs, and asks in wordings that were never used for the fact in question. This
-file knows nothing of models, tokens or paths.
+The *known* people and firms are the same in every world: the embedded language model has learnt them by heart. A
+stream brings new
+people and new firms, a few of whom change jobs, and asks in wordings that were never used for the fact in question.
+This file knows nothing of models, tokens or paths.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class SplitWordings:
 
 
 def split_wordings(fact: Fact) -> SplitWordings:
-    """Three statements and three questions to study, the other two questions held out; fixed for each subject and attribute."""
+    """Three statements and three questions to study, the other two questions held out; fixed for each subject and
+    attribute."""
     generator = random.Random(f"wordings/{fact.key}")
     wordings = WORDINGS[fact.attribute]
     statements = generator.sample(wordings.statements, 3)
@@ -168,7 +170,9 @@ def _question(
     )
 
 
-def _new_facts(generator: random.Random, facts: int, experiences: int) -> tuple[list[list[Fact]], list[tuple[int, Fact, Fact]]]:
+def _new_facts(
+    generator: random.Random, facts: int, experiences: int
+) -> tuple[list[list[Fact]], list[tuple[int, Fact, Fact]]]:
     """Facts for each experience, and job changes as (experience, old fact, new fact)."""
     known = known_world()
     firm_count, change_count = max(1, facts // 40), facts // 48
@@ -242,7 +246,9 @@ def biographies(
         questions = [
             _question(wording_generator, fact, "direct", wordings.held_out, ids=ids, stale=stale),
             _question(wording_generator, fact, "trained", wordings.questions, ids=ids, stale=stale),
-            _question(wording_generator, fact, "paraphrase", WORDINGS[fact.attribute].new_questions, ids=ids, stale=stale),
+            _question(
+                wording_generator, fact, "paraphrase", WORDINGS[fact.attribute].new_questions, ids=ids, stale=stale
+            ),
         ]
         if fact.attribute == "birthplace" and birthplaces[fact.value] == 1:
             text = wording_generator.choice(WORDINGS["birthplace"].reversals).format(value=fact.value)
@@ -261,16 +267,14 @@ def biographies(
 
     arriving: list[Experience] = []
     for index, step in enumerate(steps):
-        taught = [(fact, _item(fact), ()) for fact in step]
+        taught: list[tuple[Fact, Knowledge, tuple[str, ...]]] = [(fact, _item(fact), ()) for fact in step]
         taught += [(new, _item(new, 2), (old.value,)) for at, old, new in changes if at == index]
         wording_generator.shuffle(taught)
         questions = [question for fact, item, stale in taught for question in asked(fact, item, stale)]
         arriving.append(Experience(f"step {index + 1}", tuple(item for _, item, _ in taught), tuple(questions)))
 
     prior_generator = random.Random(f"prior/{order_seed}")
-    prior = tuple(
-        _question(prior_generator, fact, "prior", split_wordings(fact).held_out) for fact in known.part_b
-    )
+    prior = tuple(_question(prior_generator, fact, "prior", split_wordings(fact).held_out) for fact in known.part_b)
     stranger_generator = random.Random(f"strangers/{world_seed}/{facts}")
     strangers = draw_names(stranger_generator, 40, known.people | {fact.subject for fact in everything})
     unknown = tuple(
@@ -302,7 +306,8 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
     Args:
         generator: Where chance comes from.
         count: Number of facts, at least 1.
-        style: "random" (any person, any attribute), "same" (one or two attributes for all, many names shared in part) or
+        style: "random" (any person, any attribute), "same" (one or two attributes for all, many names shared in
+            part) or
             "bank" (what a retriever finds: all about one person, and the same attribute of people with a similar name).
         nearness: In [0, 1]; scales how many people share a first or a last name.
 
