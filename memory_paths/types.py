@@ -249,7 +249,6 @@ class Stream:
         prior: Questions about what the model knew before (kind "prior").
         skill: Reading tasks, the notes given: what the model must still be able to do.
         unknown: Questions about what is never taught (kind "unknown").
-        texts: Ordinary text whose perplexity is measured before and after.
         chance: Share of right answers of always giving an attribute's most frequent value, in [0, 1].
     """
 
@@ -258,7 +257,6 @@ class Stream:
     prior: tuple[Question, ...] = ()
     skill: tuple[ReadingTask, ...] = ()
     unknown: tuple[Question, ...] = ()
-    texts: tuple[str, ...] = ()
     chance: float = 0.0
 
 

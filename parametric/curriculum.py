@@ -18,9 +18,6 @@ from memory_paths.lm import layout
 from memory_paths.streams.words import (
     COMPOSITIONS,
     FIRMS,
-    FIRST_NAMES,
-    LAST_NAMES,
-    PERSON_ATTRIBUTES,
     VALUES,
     WORDINGS,
 )
@@ -86,7 +83,7 @@ class Batch:
     about: NDArray[numpy.int64]
 
 
-ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital", "drill")
+ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital")
 
 
 class Encoder:
@@ -160,7 +157,6 @@ class DocumentSource:
         for fact in self._known:
             self._people.setdefault(fact.subject, []).append(fact)
         self._subjects = list(self._people)
-        self._words = sorted({*FIRST_NAMES, *LAST_NAMES, *(value for values in VALUES.values() for value in values)})
         born = [fact for fact in self._known if fact.attribute == "birthplace"]
         places = [fact.value for fact in born]
         self._unique_births = [fact for fact in born if places.count(fact.value) == 1]
@@ -235,29 +231,6 @@ class DocumentSource:
         texts = [state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts]
         return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, len(texts))))
 
-    def drill(self, generator: random.Random) -> Document:
-        """Matching and nothing else: notes whose names and values are any words at all.
-
-        With real facts a model soon guesses among the values of the right sort, and the little that is then left to
-        gain does not make
-        it look at names. Here guessing gains nothing, and heads that match words form within some hundred steps.
-        """
-        count = generator.randrange(4, 13)
-        draw = iter(generator.sample(self._words, 6 * count))
-        if generator.random() < 0.4:
-            lines = [" ".join(next(draw) for _ in range(generator.randrange(3, 7))) + "." for _ in range(count)]
-            return Document(notes=tuple(lines), recital=tuple(generator.sample(lines, count)))
-        attribute = generator.choice(PERSON_ATTRIBUTES)
-        facts = [Fact(f"{next(draw)} {next(draw)}", attribute, next(draw)) for _ in range(count)]
-        texts = [state(fact, generator.choice(WORDINGS[attribute].statements)) for fact in facts]
-        if generator.random() < 0.5:
-            return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, count)))
-        asked = [
-            Asked(generator.choice(WORDINGS[attribute].questions).format(name=fact.subject), fact.value, "drill")
-            for fact in generator.sample(facts, min(count, 6))
-        ]
-        return Document(notes=tuple(texts), questions=tuple(asked))
-
     def irrelevant(self, generator: random.Random, notes: int) -> Document:
         """`notes` notes that answer nothing, and a question about a known person."""
         facts = passing_facts(generator, notes, "random")
@@ -329,6 +302,3 @@ def pack(documents: Sequence[EncodedDocument], length: int, row_count: int | Non
         documents_block[index, : len(joined)] = numpy.concatenate(numbers or [numpy.empty(0)])
         weights[index, : len(joined)] = joined
     return Batch(lay("tokens", 0), weights, documents_block, lay("segments", 0), lay("positions", 0), lay("about", 0))
-
-
-__all__ = ["ABOUT", "PERSON_ATTRIBUTES", "Asked", "Batch", "Document", "DocumentSource", "Encoder", "pack"]

@@ -211,7 +211,9 @@ def test_ordinary_texts_come_from_lines_or_from_a_whole_file(tmp_path: Path) -> 
     lines = _write(tmp_path / "stories.jsonl", {"text": "one"}, {"text": "two"})
     assert [phrasing.completion for phrasing in texts(lines)] == ["one", "two"]
     facts = _write(tmp_path / "facts.jsonl", {"id": "a", "text": "x"})
-    assert jsonl(facts, texts=lines, texts_limit=1).texts == ("one",)
+    story = _write(tmp_path / "story.jsonl", {"text": "one two three four"}, {"text": "five six"})
+    (question,) = jsonl(facts, texts=story, texts_limit=1).prior
+    assert (question.query.text, question.targets) == ("one two", ("three four",))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question, QuestionKind, Stream
 
+CONTINUED_WORDS = 40
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
 ITEM_FIELDS = ("id", "text", "kind", "key", "source")
 QUESTION_FIELDS = ("kind", "question", "answer", "choices", "each", "file", "group")
@@ -57,8 +58,8 @@ def jsonl(
         mapping: See `Plan`; by default fields id, text, and optionally question and answer.
         experiences: In how many steps the items arrive, in the file's order.
         limit: Only the first so many items.
-        texts: A JSON-lines file of ordinary text ("text" field) or a plain text file; its perplexity is measured
-            before and after.
+        texts: Ordinary text that the model can continue, as JSON lines ("text" field) or a plain text file. How likely
+            it finds the second half of each after the first is measured before and after, as its prior.
         texts_limit: Only the first so many of them.
 
     Raises:
@@ -100,8 +101,9 @@ def jsonl(
                 tuple(question for index in chosen for question in asked[index]),
             )
         )
-    ordinary = tuple(_texts(Path(texts))[:texts_limit]) if texts is not None else ()
-    return Stream(name=source.name.split(".")[0], experiences=tuple(steps), texts=ordinary)
+    ordinary = _texts(Path(texts))[:texts_limit] if texts is not None else []
+    prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary))
+    return Stream(name=source.name.split(".")[0], experiences=tuple(steps), prior=prior)
 
 
 def texts(file: str | Path, *, limit: int = 500) -> list[Phrasing]:
@@ -217,6 +219,14 @@ def _questions(
             )
         )
     return found
+
+
+def _continuation(number: int, text: str) -> Question:
+    """The next words after the first ones, as a question about what the model knew before."""
+    words = text.split()
+    middle = min(len(words) // 2, CONTINUED_WORDS)
+    given, target = " ".join(words[:middle]), " ".join(words[middle : 2 * middle])
+    return Question(Query(given), (target,), "prior", cluster=f"text {number}")
 
 
 def _texts(file: Path) -> list[str]:
