@@ -22,7 +22,7 @@ bench: .venv/ready
 	$(BIN)/python -m pytest tests/bench_paths.py --benchmark-only --benchmark-group-by=group
 
 notebooks: .venv/ready
-	$(BIN)/python -m memory_paths.notebooks notebooks
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/pretraining

@@ -112,10 +112,11 @@ def build_model(config: EmbeddedConfig, vocabulary_size: int, seed: int) -> Llam
 def _look_back(attention: Any, frequencies: Tensor) -> None:
     """Head h of this layer starts by looking h + 1 tokens back.
 
-    To read, a value must know the name some words before it, and the question's name must be matched with that: either alone gains
-    nothing, so both together take long to appear by chance. With the first half given at the start, reading appears surely.
-    The bias of queries and keys does it: under rotary positions, equal biases of which one is turned by d steps attend d tokens
-    back. The quick frequencies alone make the look sharp. Training is free to change it all.
+    To read, a value must know the name some words before it, and the question's name must be matched with that:
+    either alone gains
+    nothing, so both together take long to appear by chance. With the first half given at the start, reading appears
+    surely. The bias of queries and keys does it: under rotary positions, equal biases of which one is turned by d steps
+    attend d tokens back. The quick frequencies alone make the look sharp. Training is free to change it all.
     """
     width, quick = attention.head_dim, 4
     half, strength = width // 2, 3.5

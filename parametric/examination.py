@@ -1,7 +1,7 @@
 """`python -m memory_paths.parametric.examination FOLDER`: what an embedded model can do, written beside it as its card.
 
-Everything is asked in held-out wordings and answered by free generation. This file knows nothing of how the model was trained beyond
-what the training left in the folder.
+Everything is asked in held-out wordings and answered by free generation. This file knows nothing of how the model
+was trained beyond what the training left in the folder.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
         [
             "# The embedded language model",
             "",
-            "A Llama-shaped model in which the MLP of one layer is a product-key memory, trained from nothing on the biographies",
-            "world of this repository (`memory_paths/streams/world.py`); no other data. It knows 400 people and 60 firms by heart",
-            "and reads notes about others. It knows nothing else.",
+            "A Llama-shaped model in which the MLP of one layer is a product-key memory, trained from nothing on the",
+            "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400 people and",
+            "60 firms by heart and reads notes about others. It knows nothing else.",
             "",
             f"Made by `make pretrain` in {training['seconds'] / 60:.0f} minutes on two busy CPU cores, "
             f"{int(last['step'])} steps of {training['recipe']['tokens']} tokens.",
@@ -170,7 +170,8 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "",
             "## What it can do",
             "",
-            "Free generation, held-out wordings, 95 % Wilson intervals; `python -m memory_paths.parametric.examination FOLDER`.",
+            "Free generation, held-out wordings, 95 % Wilson intervals:",
+            "`python -m memory_paths.parametric.examination FOLDER`.",
             "",
             "| task | right | interval | questions |",
             "|---|---|---|---|",
@@ -184,9 +185,9 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "|" + "---|" * len(columns),
             *curve,
             "",
-            "Reading appears because the heads of the first layer start by looking one to four tokens back: to read, a value must",
-            "know the name before it, and the question's name must be matched with that; without the first half given, both",
-            "together did not appear within 2,000 steps in five tries.",
+            "Reading appears because the heads of the first layer start by looking one to four tokens back: to read, a",
+            "value must know the name before it, and the question's name must be matched with that. Without the first half",
+            "given, both together did not appear within 2,000 steps in five tries.",
             "",
             "## Recipe",
             "",
