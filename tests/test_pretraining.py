@@ -33,7 +33,7 @@ def source() -> DocumentSource:
     [
         "Alma Ashway was born in Alavia.",
         " two  spaces\n\nand\ttabs ",
-        "naïve café – 東京 🙂",
+        "naïve café, 東京 🙂",
         "<bos>",
         "a▁b",
         "",
@@ -115,14 +115,11 @@ def test_a_shrunken_recipe_learns_and_resumes_to_the_same_bytes(tmp_path: Path) 
     assert curve[-1]["loss"] < curve[0]["loss"]
     torch.manual_seed(100)
 
-    class Interrupted(Exception):
-        pass
-
     def stop(step: int) -> None:
         if step == 4:
-            raise Interrupted
+            raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         pretrain(tmp_path / "parts", SHAPE, RECIPE, after_step=stop)
     pretrain(tmp_path / "parts", SHAPE, RECIPE)
     whole, parts = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "parts"))
