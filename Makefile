@@ -26,9 +26,10 @@ notebooks: .venv/ready
 
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/pretraining
+	$(BIN)/python -m memory_paths.parametric.examination .work/pretraining/model
 
 proofs: .venv/ready
-	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest -m proof
+	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py tests/test_kills_evaluation.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

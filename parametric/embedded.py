@@ -5,6 +5,7 @@ A Llama-shaped model in which one layer's MLP is a product-key memory. This file
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from memory_paths.types import Prompt
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory
 
 ASSETS = Path(memory_paths.__file__).parent / "assets"
+CHECKED = ("model.safetensors", "tokenizer.json")
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
@@ -129,13 +131,19 @@ def _look_back(attention: Any, frequencies: Tensor) -> None:
             attention.k_proj.bias[start + half : start + half + quick] = strength * turn.sin()
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def save_embedded(folder: Path, config: EmbeddedConfig, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write config, weights and tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(state, folder / "model.safetensors")
-    (folder / "embedded.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    checksums = {name: _sha256(folder / name) for name in CHECKED}
+    described = {"shape": asdict(config), "sha256": checksums}
+    (folder / "embedded.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
 def load(name: str) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -152,11 +160,18 @@ def load_embedded(folder: Path) -> tuple[Any, PreTrainedTokenizerFast]:
 
     Raises:
         FileNotFoundError: The folder does not hold an embedded model.
+        ValueError: Weights or tokenizer are not the bytes that were written there.
     """
     config_file = folder / "embedded.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"no embedded model in {folder}: embedded.json is missing")
-    config = EmbeddedConfig(**json.loads(config_file.read_text()))
+    described = json.loads(config_file.read_text())
+    for name in CHECKED:
+        if _sha256(folder / name) != described["sha256"][name]:
+            raise ValueError(
+                f"{folder / name} is damaged: its checksum is not the one in embedded.json; restore the file"
+            )
+    config = EmbeddedConfig(**described["shape"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         pad_token=PAD,

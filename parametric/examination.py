@@ -149,7 +149,7 @@ def examine(folder: Path, count: int = 400) -> list[Figure]:
 def card(folder: Path, figures: Sequence[Figure]) -> str:
     """The card as Markdown."""
     training = json.loads((folder / "training.json").read_text())
-    shape = json.loads((folder / "embedded.json").read_text())
+    shape = json.loads((folder / "embedded.json").read_text())["shape"]
     last = training["curve"][-1]
     rows = [f"| {f.name} | {f.value:.3f} | {f.low:.3f} to {f.high:.3f} | {f.count} |" for f in figures]
     every = max(1, len(training["curve"]) // 12)
@@ -161,8 +161,8 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "# The embedded language model",
             "",
             "A Llama-shaped model in which the MLP of one layer is a product-key memory, trained from nothing on the",
-            "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400 people",
-            "and 60 firms by heart and reads notes about others. It knows nothing else.",
+            "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400",
+            "people and 60 firms by heart and reads notes about others. It knows nothing else.",
             "",
             f"Made by `make pretrain` in {training['seconds'] / 60:.0f} minutes on two busy CPU cores, "
             f"{int(last['step'])} steps of {training['recipe']['tokens']} tokens.",

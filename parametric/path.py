@@ -138,7 +138,7 @@ class WeightsPath:
                     f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
                     "new id with the same key"
                 )
-        new = [item for item in items if item.id not in held]
+        new = list({item.id: item for item in items if item.id not in held}.values())
         before = dict(self._weights.state())
         cost, details = self._learn(new) if new else (Cost(), {})
         try:
@@ -163,17 +163,23 @@ class WeightsPath:
         """
         self._bind(namespace)
         self._catch_up()
-        if not self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten"):
+        gone = set(ids) & {item.id for item in self.items(namespace)}
+        if not gone:
             return
-        gone = set(ids)
         known = {item.id: item for item in self._learnt_items()}
-        writes = [[id for id in write if id not in gone] for write in self._writes]
-        self._writes = []
-        self._weights.load_state({})
-        for write in writes:
-            if write:
-                self._learn([known[id] for id in write])
-                self._writes.append(write)
+        learnt, writes = dict(self._weights.state()), self._writes
+        try:
+            self._weights.load_state({})
+            self._writes = []
+            for write in writes:
+                if kept := [id for id in write if id not in gone]:
+                    self._learn([known[id] for id in kept])
+                    self._writes.append(kept)
+            self._ledger.remove(sorted(gone), place=self.name, namespace=namespace, reason="forgotten")
+        except BaseException:
+            self._weights.load_state(learnt)
+            self._writes = writes
+            raise
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What the ledger holds active at this place."""
