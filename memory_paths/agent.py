@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from memory_paths.context import pack
+from memory_paths.files import write_durably
 from memory_paths.ledger import Ledger
 from memory_paths.router import Fixed, Router
 from memory_paths.types import (
@@ -30,6 +31,7 @@ from memory_paths.types import (
     Recall,
     Receipt,
     Scores,
+    Trains,
 )
 
 STATE_VERSION = 1
@@ -121,12 +123,15 @@ class Agent:
         for item in knowledge:
             groups.setdefault(self.router.place(item, names), []).append(item)
         cost, pending, details = Cost(), False, {}
+        stored: set[str] = set()
         with self._lock:
             for name, group in groups.items():
                 receipt = self.paths[name].write(group, self.namespace)
                 cost, pending = cost + receipt.cost, pending or receipt.pending
                 details[name] = dict(receipt.details)
-        return Receipt(tuple(item.id for item in knowledge), cost, pending, details)
+                stored.update(receipt.ids)
+        ids = tuple(dict.fromkeys(item.id for item in knowledge if item.id in stored))
+        return Receipt(ids, cost, pending, details)
 
     def answer(
         self, queries: str | Sequence[str | Query], *, notes: Sequence[Sequence[str]] | None = None
@@ -183,15 +188,32 @@ class Agent:
         """Stop holding these ids, wherever they live. Ids that are not held are ignored."""
         with self._lock:
             for path in self.paths.values():
-                held = {item.id for item in path.items(self.namespace)}
-                path.forget([id for id in ids if id in held], self.namespace)
+                path.forget(ids, self.namespace)
 
     def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
-        """Take items from one path to another, ids and history kept."""
+        """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.
+
+        Raises:
+            ValueError: No such path, an id that neither path holds, or a target without room.
+            Exception: What the target says when it cannot take them in; they are back at the source then.
+        """
+        for name in (source, target):
+            if name not in self.paths:
+                raise ValueError(f"this agent has the paths {list(self.paths)}, got {name!r}")
         with self._lock:
-            self.ledger.move(ids, source=source, target=target, namespace=self.namespace)
-            for name in (target, source):
-                self.paths[name].flush()
+            taken = {item.id: item for item in self.paths[source].items(self.namespace) if item.id in set(ids)}
+            moved = self.ledger.move(ids, source=source, target=target, namespace=self.namespace)
+            try:
+                self.paths[target].flush()
+                lost = set(moved) - {item.id for item in self.paths[target].items(self.namespace)}
+                if lost:
+                    raise ValueError(f"path {target!r} has no room for {sorted(lost)}; they stay at {source!r}")
+            except Exception:
+                self.ledger.remove(moved, place=target, namespace=self.namespace, reason="evicted")
+                self.ledger.record([taken[id] for id in moved], place=source, namespace=self.namespace)
+                raise
+            finally:
+                self.paths[source].flush()
 
     def items(self) -> list[Knowledge]:
         """What the paths hold now."""
@@ -214,18 +236,21 @@ class Agent:
 
     def stored_bytes(self) -> int:
         """Bytes kept beyond the untouched model."""
-        return sum(path.stored_bytes() for path in self.paths.values())
+        with self._lock:
+            return sum(path.stored_bytes() for path in self.paths.values())
 
     def state_hash(self) -> str:
         """Changes when anything that could change an answer does."""
-        return "/".join(path.state_hash() for path in self.paths.values())
+        with self._lock:
+            return "/".join(path.state_hash() for path in self.paths.values())
 
     def weights_hash(self) -> str:
         """SHA-256 of the lent model's weights; empty for a model that does not show them."""
-        return self.lm.weights_hash() if hasattr(self.lm, "weights_hash") else ""
+        with self._lock:
+            return self.lm.weights_hash() if isinstance(self.lm, Trains) else ""
 
     def save(self, folder: str | Path) -> None:
-        """Write everything that `Agent.load` needs into a folder (format version 1)."""
+        """Write everything that `Agent.load` needs into a new or empty folder (format version 1), `agent.json` last."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         with self._lock:
@@ -234,7 +259,7 @@ class Agent:
             for name, path in self.paths.items():
                 path.save(target / "paths" / name)
             described = {"version": STATE_VERSION, "namespace": self.namespace, "config": self.config}
-            (target / "agent.json").write_text(json.dumps(described, indent=1))
+            write_durably(target / "agent.json", json.dumps(described, indent=1).encode(), part="agent")
 
     @staticmethod
     def load(folder: str | Path) -> Agent:
@@ -257,9 +282,10 @@ class Agent:
 
     def close(self) -> None:
         """Release files and locks."""
-        for path in self.paths.values():
-            path.close()
-        self.ledger.close()
+        with self._lock:
+            for path in self.paths.values():
+                path.close()
+            self.ledger.close()
 
     def __enter__(self) -> Agent:
         return self
@@ -288,7 +314,17 @@ class Agent:
             prompts = [Prompt(query.text, tuple(given)) for query, given in zip(queries, notes, strict=True)]
             return prompts, [Reading() for _ in queries]
         readings = [
-            replace(reading, recalls=pack(self.lm, query, reading.recalls, reserve=self._max_new_tokens))
+            replace(
+                reading,
+                recalls=pack(
+                    self.lm,
+                    query,
+                    reading.recalls,
+                    budget=reading.budget,
+                    reserve=self._max_new_tokens,
+                    order=reading.order,
+                ),
+            )
             for query, reading in zip(queries, path.read(queries), strict=True)
         ]
         prompts = [
@@ -324,8 +360,10 @@ def _as_knowledge(item: Knowledge | str) -> Knowledge:
 
 
 def _better(old: Answer | None, new: Answer) -> Answer:
-    if old is None or old.confidence is None:
+    if old is None:
         return new
+    if old.confidence is None:
+        return replace(new, cost=old.cost + new.cost)
     paid = replace(new, cost=old.cost + new.cost)
     return replace(old, cost=paid.cost) if (new.confidence or 0.0) < old.confidence else paid
 

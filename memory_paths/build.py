@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, cast
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.types import Stream
+
+_HYDRA = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -83,31 +87,34 @@ def build_run(cfg: Any) -> Run:
     """Agent and stream of one evaluation."""
     from hydra.utils import instantiate
 
-    return Run(agent=build_agent(cfg), stream=instantiate(cfg.stream, _convert_="all"), oracle=bool(cfg.path.oracle))
+    return Run(
+        agent=build_agent(cfg),
+        stream=instantiate(cfg.stream, _convert_="all"),
+        oracle=bool(cfg.path.get("oracle", False)),
+    )
 
 
 def load_saved(folder: Path) -> Agent:
     """See `Agent.load`."""
-    import json
-
     from omegaconf import OmegaConf
 
-    described = _described(folder, json)
+    described = _described(folder)
     if described["config"] is None:
         raise ValueError(
             f"the agent in {folder} was assembled by hand; assemble it again and call build.restore(agent, folder)"
         )
-    config = {**described["config"], "ledger": None}
-    agent = build_agent(OmegaConf.create(config))
+    # A copy must not open the files that the original may still be using.
+    config = OmegaConf.create({**described["config"], "ledger": None})
+    if OmegaConf.select(config, "path.memory.folder") is not None:
+        config.path.memory.folder = None
+    agent = build_agent(config)
     restore(agent, folder)
     return agent
 
 
 def restore(agent: Agent, folder: Path) -> None:
     """Put what was saved in `folder` into an agent that was built the same way."""
-    import json
-
-    described = _described(folder, json)
+    described = _described(folder)
     if described["namespace"] != agent.namespace:
         raise ValueError(
             f"{folder} holds namespace {described['namespace']!r}, the agent is bound to {agent.namespace!r}"
@@ -117,7 +124,7 @@ def restore(agent: Agent, folder: Path) -> None:
         path.load(folder / "paths" / name)
 
 
-def _described(folder: Path, json: Any) -> Mapping[str, Any]:
+def _described(folder: Path) -> Mapping[str, Any]:
     from memory_paths.agent import STATE_VERSION
 
     file = folder / "agent.json"
@@ -137,14 +144,15 @@ def _own_hydra() -> Iterator[None]:
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
-    state = GlobalHydra.instance()
-    hosts = state.hydra
-    state.hydra = None
-    try:
-        with initialize_config_module(config_module="memory_paths.conf", version_base="1.3"):
-            yield
-    finally:
-        state.hydra = hosts
+    with _HYDRA:
+        state = GlobalHydra.instance()
+        hosts = state.hydra
+        state.hydra = None
+        try:
+            with initialize_config_module(config_module="memory_paths.conf", version_base="1.3"):
+                yield
+        finally:
+            state.hydra = hosts
 
 
 def threads(count: int | None) -> None:

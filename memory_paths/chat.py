@@ -32,6 +32,8 @@ def respond(agent: Agent, line: str) -> str:
         agent.forget([argument])
         return f"forgot {argument}"
     if command == "/save":
+        if not argument:
+            return "say where: /save FOLDER"
         agent.save(argument)
         return f"saved to {argument}"
     if command.startswith("/"):
@@ -39,7 +41,9 @@ def respond(agent: Agent, line: str) -> str:
     if line.rstrip().endswith("?"):
         return str(agent.explain(agent.answer([line.strip()])[0]))
     receipt = agent.learn(line.strip())
-    return f"learnt as {receipt.ids[0]} by path {agent.path_name!r}"
+    if not receipt.ids:
+        return f"path {agent.path_name!r} keeps nothing"
+    return f"learnt as {receipt.ids[0]} by path {next(iter(receipt.details))!r}"
 
 
 def chat(agent: Agent, lines: Iterable[str]) -> Iterator[str]:
@@ -50,7 +54,7 @@ def chat(agent: Agent, lines: Iterable[str]) -> Iterator[str]:
             yield respond(agent, line)
         except EOFError:
             return
-        except (ValueError, OSError) as error:
+        except Exception as error:
             yield f"{type(error).__name__}: {error}"
 
 

@@ -255,7 +255,8 @@ class InContext:
                 items = self._ledger.active(place=self.name, namespace=query.namespace, as_of=query.as_of)
                 held[group] = tuple(Recall(item, float(score)) for score, item in enumerate(items))[::-1]
             self._refuse_overflow(query, [recall.item for recall in reversed(held[group])])
-            readings.append(Reading(held[group], Cost(index=Usage(seconds=time.perf_counter() - started))))
+            cost = Cost(index=Usage(seconds=time.perf_counter() - started))
+            readings.append(Reading(held[group], cost, budget=self.budget))
         return readings
 
     def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:

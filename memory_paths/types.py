@@ -185,10 +185,19 @@ class Recall:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a path offers for one query: recalls, best first, and what finding them cost."""
+    """What a path offers for one query.
+
+    Args:
+        recalls: Best first.
+        cost: What finding them cost.
+        order: How they should stand in the prompt, see `memory_paths.context.pack`.
+        budget: Most tokens that the prompt may have; None: the window less what the answer needs.
+    """
 
     recalls: tuple[Recall, ...] = ()
     cost: Cost = Cost()
+    order: str = "relevance_last"
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -337,6 +346,8 @@ class Scores(Protocol):
 class Trains(Protocol):
     """A language model whose weights are at hand: `module` is a torch module, typed loosely so that torch stays out."""
 
+    name: str
+    window: int
     module: Any
     tokenizer: Any
 

@@ -32,8 +32,8 @@ class TrainingBatch:
         return int(self.attention.sum())
 
 
-def collate(lm: Any, phrasings: Sequence[Phrasing], device: torch.device | str = "cpu") -> TrainingBatch:
-    """Tokenise and pad.
+def collate(lm: Any, phrasings: Sequence[Phrasing]) -> TrainingBatch:
+    """Tokenise and pad; the tensors are where the model's embeddings are.
 
     Raises:
         ValueError: A phrasing is longer than the model's window.
@@ -53,4 +53,5 @@ def collate(lm: Any, phrasings: Sequence[Phrasing], device: torch.device | str =
         tokens[row, : len(ids)] = torch.tensor(ids)
         attention[row, : len(ids)] = 1
         targets[row, : len(ids)] = torch.tensor(flags)
+    device = lm.module.get_input_embeddings().weight.device
     return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device))

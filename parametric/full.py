@@ -12,7 +12,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
-from .weights import LossFunction, Step, finite
+from .weights import LossFunction, Step, check_learnt, finite
 
 CLIP_NORM = 1.0
 
@@ -32,8 +32,12 @@ class Full:
         self.weight_decay = weight_decay
         self._learnt: dict[str, Tensor] = {}
 
-    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> None:
+    def fit(self, lm: Any) -> None:
+        """See `Weights`; any model will do."""
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; nothing to do."""
+        return 0
 
     @contextmanager
     def applied(self, module: Any) -> Iterator[None]:
@@ -53,6 +57,7 @@ class Full:
         """See `Weights`."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         yield adam_step(parameters, self.rate, self.weight_decay)
+        check_learnt(parameters)
         self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
 
     def state(self) -> Mapping[str, Tensor]:

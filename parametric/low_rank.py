@@ -13,7 +13,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .full import adam_step
-from .weights import Step
+from .weights import Step, check_learnt
 
 
 class LowRank:
@@ -41,8 +41,12 @@ class LowRank:
         self._seed = seed
         self._learnt: dict[str, Tensor] = {}
 
-    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> None:
+    def fit(self, lm: Any) -> None:
+        """See `Weights`; any model will do."""
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; nothing to do."""
+        return 0
 
     @contextmanager
     def applied(self, module: Any) -> Iterator[None]:
@@ -78,6 +82,7 @@ class LowRank:
         """See `Weights`."""
         adapters = _adapters(module)
         yield adam_step(list(adapters.values()), self.rate, self.weight_decay)
+        check_learnt(adapters.values())
         self._learnt = {name: parameter.data.clone() for name, parameter in adapters.items()}
 
     def state(self) -> Mapping[str, Tensor]:

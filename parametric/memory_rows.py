@@ -20,7 +20,7 @@ from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
 from .batches import TrainingBatch, collate
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
 from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
-from .weights import LossFunction, Step, finite
+from .weights import LossFunction, Step, check_learnt, finite
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +101,22 @@ class MemoryRows:
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, _Originals] = {}
 
-    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> None:
+    def fit(self, lm: Any) -> None:
+        """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`."""
+        if memory_layers(lm.module):
+            return
+        self._layer = self._layer or middle_mlp(lm.module)
+        config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
+        self._added = attach(lm.module, self._layer, config, seed=self._seed)
+        self._added.open_empty()
+        detach(lm.module, self._layer)
+        logger.info("the model has no memory layer; writing to an empty one beside %s", self._layer)
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`. Gathers the background statistics of every memory layer."""
-        if not memory_layers(lm.module):
-            self._layer = self._layer or middle_mlp(lm.module)
-            config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
-            self._added = attach(lm.module, self._layer, config, seed=self._seed)
-            self._added.open_empty()
-            detach(lm.module, self._layer)
-            logger.info("the model has no memory layer; writing to an empty one beside %s", self._layer)
         if not background:
             logger.warning("no background texts: slot selection falls back on the batch's own counts")
+        tokens = 0
         with self._in_place(lm.module):
             layers = memory_layers(lm.module)
             reads: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -120,6 +125,7 @@ class MemoryRows:
                     batch = collate(lm, background[start : start + self.background_batch])
                     lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
                     real = batch.attention.flatten().bool()
+                    tokens += batch.token_count
                     for name, recorder in recorders.items():
                         reads[name].append(recorder.reads[-1][real])
                         recorder.clear()
@@ -127,6 +133,7 @@ class MemoryRows:
                 name: gather_background(reads[name], layer.config.slots, address_hash(layer))
                 for name, layer in layers.items()
             }
+        return tokens
 
     @contextmanager
     def _in_place(self, module: Any) -> Iterator[None]:
@@ -194,9 +201,9 @@ class MemoryRows:
                     return value
 
                 yield step
-            for name, layer in layers.items():
-                rows = self._originals[name].rows()
-                self._learnt[name] = (rows, layer.values.detach()[rows].clone())
+            changed = {name: originals.rows() for name, originals in self._originals.items()}
+            check_learnt(layers[name].values.detach()[rows] for name, rows in changed.items())
+            self._learnt = {name: (rows, layers[name].values.detach()[rows].clone()) for name, rows in changed.items()}
         finally:
             for parameter, required in frozen:
                 parameter.requires_grad_(required)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
+from memory_paths.files import write_durably
 from memory_paths.ledger import Ledger
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
@@ -47,6 +47,7 @@ from .weights import Weights
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+TENSORS, WRITES = "learnt.safetensors", "writes.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Budget:
 class WeightsPath:
     """Knowledge in weights; a `MemoryPath`.
 
-    One namespace per model copy: the first write binds it, another one is refused.
+    One namespace per model copy: the first write binds it, also one that the ledger remembers; another one is refused.
 
     Args:
         lm: A model that trains.
@@ -116,22 +117,24 @@ class WeightsPath:
         self._background = tuple(background)
         self._seed = seed
         self._progress = progress
+        self._weights.fit(lm)
         self._prepared = False
         self._closed = False
-        # Ids of each write in its order: forgetting replays them without the forgotten ones.
-        self._writes: list[list[str]] = []
+        # Versions of each write in its order: forgetting replays them without the forgotten ones.
+        self._writes: list[list[int]] = []
+        self._position = 0
         self._namespace: str | None = None
 
     def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Learn the items that are new, then record them.
 
         Raises:
-            FloatingPointError: The loss is not finite. The weights are as before and nothing is recorded.
+            FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
             ValueError: An active id with another text, a second namespace, or a text longer than the window.
         """
-        self._bind(namespace)
+        self._check(namespace)
         self._catch_up()
-        held = {item.id: item for item in self.items(namespace)}
+        held = self._held()
         for item in items:
             if item.id in held and held[item.id].content_hash() != item.content_hash():
                 raise ValueError(
@@ -146,14 +149,27 @@ class WeightsPath:
         except BaseException:
             self._weights.load_state(before)
             raise
-        if new:
-            self._writes.append([item.id for item in new])
-        return Receipt(tuple(item.id for item in items), cost, details=details)
+        self._namespace = namespace
+        learnt = {item.id for item in new}
+        changes = self._ledger.changes(place=self.name, after=self._position)
+        versions = [change.version for change in changes if change.action == "add" and change.item.id in learnt]
+        if versions:
+            self._writes.append(versions)
+        self._catch_up()
+        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
-        """Empty readings: the knowledge is in the model."""
+        """Empty readings: the knowledge is in the model.
+
+        Raises:
+            ValueError: A query of another namespace, or about another time: weights have no past.
+        """
         for query in queries:
-            self._bind(query.namespace)
+            self._check(query.namespace)
+            if query.as_of is not None:
+                raise ValueError(
+                    f"path {self.name!r} cannot answer as of {query.as_of}: weights keep no past; use path=rag"
+                )
         return [Reading() for _ in queries]
 
     def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
@@ -161,33 +177,20 @@ class WeightsPath:
 
         Exact, and as costly as learning it all. The result is what a model would be that never saw the ids.
         """
-        self._bind(namespace)
+        self._check(namespace)
         self._catch_up()
-        gone = set(ids) & {item.id for item in self.items(namespace)}
-        if not gone:
-            return
-        known = {item.id: item for item in self._learnt_items()}
-        learnt, writes = dict(self._weights.state()), self._writes
-        try:
-            self._weights.load_state({})
-            self._writes = []
-            for write in writes:
-                if kept := [id for id in write if id not in gone]:
-                    self._learn([known[id] for id in kept])
-                    self._writes.append(kept)
-            self._ledger.remove(sorted(gone), place=self.name, namespace=namespace, reason="forgotten")
-        except BaseException:
-            self._weights.load_state(learnt)
-            self._writes = writes
-            raise
+        self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+        self._catch_up()
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What the ledger holds active at this place."""
+        self._check_open()
         return self._ledger.active(place=self.name, namespace=namespace)
 
     @contextmanager
     def model(self, lm: Any) -> Iterator[Any]:
         """The lent model with what was learnt in its weights."""
+        self._check_open()
         self._catch_up()
         with self._weights.applied(lm.module):
             lm.weights_changed()
@@ -197,7 +200,8 @@ class WeightsPath:
                 lm.weights_changed()
 
     def flush(self) -> None:
-        """Learn what the ledger holds and the weights do not."""
+        """Learn what the ledger holds and the weights do not; unlearn what it no longer holds."""
+        self._check_open()
         self._catch_up()
 
     def state_hash(self) -> str:
@@ -205,93 +209,152 @@ class WeightsPath:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._weights.state().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
-        for item in self._ledger.active(place=self.name):
+            digest.update(_bytes(tensor))
+        for item in self._held().values():
             digest.update(item.content_hash().encode())
         return digest.hexdigest()
 
     def stored_bytes(self) -> int:
-        """Bytes of the learnt tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._weights.state().values())
+        """Bytes of the learnt tensors and of the items in the ledger, from which they could be learnt again."""
+        tensors = sum(tensor.numel() * tensor.element_size() for tensor in self._weights.state().values())
+        return tensors + self._ledger.stored_bytes(place=self.name)
 
     def save(self, folder: Path) -> None:
-        """Write `learnt.safetensors` and `writes.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "learnt.tmp"
-        save_file({name: tensor.contiguous() for name, tensor in self._weights.state().items()}, temporary)
-        os.replace(temporary, folder / "learnt.safetensors")
-        described = {"version": STATE_VERSION, "writes": self._writes, "namespace": self._namespace}
-        (folder / "writes.json").write_text(json.dumps(described))
+        """Write the tensors, then `writes.json` with their checksum and the hash of the model that they belong to."""
+        self._check_open()
+        self._catch_up()
+        content = save({name: tensor.contiguous() for name, tensor in self._weights.state().items()})
+        write_durably(folder / TENSORS, content, part="weights")
+        described = {
+            "version": STATE_VERSION,
+            "writes": self._writes,
+            "position": self._position,
+            "namespace": self._namespace,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "model": self._lm.weights_hash(),
+        }
+        write_durably(folder / WRITES, json.dumps(described).encode(), part="weights")
 
     def load(self, folder: Path) -> None:
         """See `MemoryPath`.
 
         Raises:
-            ValueError: The folder was written by another version.
+            FileNotFoundError: The folder holds no saved weights path.
+            ValueError: Another format version, damaged tensors, or tensors that were learnt on another model.
         """
-        described = json.loads((folder / "writes.json").read_text())
+        self._check_open()
+        described = json.loads((folder / WRITES).read_text())
+        content = (folder / TENSORS).read_bytes()
         if described["version"] != STATE_VERSION:
             raise ValueError(
                 f"{folder} holds version {described['version']} of a weights path; this is {STATE_VERSION}"
             )
-        self._weights.load_state(load_file(folder / "learnt.safetensors"))
-        self._writes = described["writes"]
+        if hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise ValueError(f"{folder / TENSORS} is damaged or belongs to another save; learn again from the ledger")
+        if described["model"] != self._lm.weights_hash():
+            raise ValueError(f"what {folder} holds was learnt on another model than {self._lm.name!r}; load that one")
+        self._weights.load_state(load(content))
+        self._writes, self._position = described["writes"], described["position"]
         self._namespace = described["namespace"]
 
     def close(self) -> None:
         """See `MemoryPath`."""
         self._closed = True
 
-    def _bind(self, namespace: str) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"path {self.name!r} is closed; open another one")
-        if self._namespace is None:
-            self._namespace = namespace
-        elif namespace != self._namespace:
+
+    def _check(self, namespace: str) -> None:
+        self._check_open()
+        for change in self._ledger.changes(place=self.name, after=self._position):
+            self._namespace = self._namespace or change.namespace
+        if self._namespace not in (None, namespace):
             raise ValueError(
                 f"weights hold one namespace per model copy; this path holds {self._namespace!r} and was given "
                 f"{namespace!r}. Build another agent for it, or use path=rag"
             )
 
-    def _learnt_items(self) -> list[Knowledge]:
-        """Every item that ever was written here and not forgotten, superseded ones included."""
-        learnt: dict[str, Knowledge] = {}
+    def _held(self) -> dict[str, Knowledge]:
+        """What the ledger has at this place and has not taken away, valid now or not, by id."""
+        held: dict[int, Knowledge] = {}
         for change in self._ledger.changes(place=self.name):
             if change.action == "add":
-                learnt[change.item.id] = change.item
-        return list(learnt.values())
+                held[change.version] = change.item
+            else:
+                held.pop(change.version, None)
+        return {item.id: item for item in held.values()}
 
     def _catch_up(self) -> None:
-        done = {id for write in self._writes for id in write}
-        missing = [item for item in self._ledger.active(place=self.name) if item.id not in done]
-        if missing:
-            logger.info("learning %d items that the ledger holds and the weights do not", len(missing))
-            self._learn(missing)
-            self._writes.append([item.id for item in missing])
+        """Replay what the ledger says since last time. If learning fails, weights and position are as they were."""
+        changes = self._ledger.changes(place=self.name, after=self._position)
+        if not changes:
+            return
+        if len(namespaces := {change.namespace for change in changes} | ({self._namespace} - {None})) > 1:
+            raise ValueError(
+                f"weights hold one namespace per model copy; the ledger has {sorted(map(str, namespaces))} here"
+            )
+        learnt = {version for write in self._writes for version in write}
+        # What is superseded stays: the new text is learnt over it. What is forgotten or moved away must not have been.
+        gone = {change.version for change in changes if change.action == "remove" and change.reason != "superseded"}
+        added = [change.version for change in changes if change.action == "add"]
+        missing = [version for version in added if version not in learnt | gone]
+        versions = self._ledger.get(missing)
+        arrived: dict[float, list[int]] = {}
+        for version in missing:
+            arrived.setdefault(versions[version].recorded_at, []).append(version)
+        before, writes = dict(self._weights.state()), self._writes
+        try:
+            if gone & learnt:
+                self._replay([[version for version in write if version not in gone] for write in writes])
+            for write in arrived.values():
+                self._learn([versions[version].item for version in write])
+                self._writes = [*self._writes, write]
+        except BaseException:
+            self._weights.load_state(before)
+            self._writes = writes
+            raise
+        self._position = changes[-1].position
+        self._namespace = changes[-1].namespace
+
+    def _replay(self, writes: Sequence[list[int]]) -> None:
+        self._weights.load_state({})
+        self._writes = []
+        for write in writes:
+            if write:
+                found = self._ledger.get(write)
+                self._learn([found[version].item for version in write])
+                self._writes = [*self._writes, write]
 
     def _learn(self, items: Sequence[Knowledge]) -> tuple[Cost, Mapping[str, Any]]:
         lm, module = self._lm, self._lm.module
+        began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
-            self._weights.prepare(lm, self._background)
+            tokens = self._weights.prepare(lm, self._background)
+            flops = lm.forward_flops(tokens // max(1, len(self._background))) * len(self._background) if tokens else 0.0
             self._prepared = True
         phrasings = self._study(items)
         generator = random.Random(f"{self._seed}/{len(self._writes)}")
-        began, tokens, flops, losses = time.perf_counter(), 0, 0.0, []
+        losses: list[float] = []
         order: list[Phrasing] = []
         with self._weights.applied(module):
             lm.weights_changed()
             try:
                 with self._weights.training(module) as step:
-                    bar = tqdm(
-                        range(self._budget.steps), desc=f"{self.name}: studying", leave=False, disable=self._quiet()
-                    )
-                    for _ in bar:
+                    quiet = None if self._progress else True
+                    steps = tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet)
+                    for number in steps:
                         while len(order) < min(self._budget.batch, len(phrasings)):
                             order += generator.sample(phrasings, len(phrasings))
                         chosen, order = order[: self._budget.batch], order[self._budget.batch :]
                         chosen = chosen + self._rehearsal(self._background, generator)
                         batch = collate(lm, chosen)
-                        losses.append(step(partial(self._objective, module, batch), batch))
+                        try:
+                            losses.append(step(partial(self._objective, module, batch), batch))
+                        except FloatingPointError as error:
+                            raise FloatingPointError(
+                                f"step {number + 1} of a write to {self.name!r}: {error}"
+                            ) from error
                         tokens += batch.token_count
                         # A backward pass costs two forward passes.
                         flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
@@ -300,5 +363,9 @@ class WeightsPath:
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 
-    def _quiet(self) -> bool | None:
-        return None if self._progress else True
+
+def _bytes(tensor: Any) -> bytes:
+    import torch
+
+    content: bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return content

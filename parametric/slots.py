@@ -81,7 +81,7 @@ def address_hash(layer: ProductKeyMemory) -> str:
     input."""
     digest = hashlib.sha256(repr(layer.config).encode())
     for tensor in (layer.keys, layer.query.weight, layer.query_norm.weight):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -22,12 +23,16 @@ token)."""
 class Weights(Protocol):
     """Learnt weights, kept apart from the model that lends itself to them."""
 
-    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> None:
-        """Called once, on the untouched model, before anything is learnt.
+    def fit(self, lm: Any) -> None:
+        """Called once, at the door, on the untouched model.
 
         Raises:
             ValueError: These weights cannot be had in this model.
         """
+        ...
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
+        """Called once, on the untouched model, before anything is learnt; returns the tokens that it read."""
         ...
 
     def applied(self, module: Any) -> AbstractContextManager[None]:
@@ -55,6 +60,18 @@ def finite(loss: Tensor) -> float:
         FloatingPointError: It is infinite or not a number.
     """
     value = float(loss.detach())
-    if not torch.isfinite(loss.detach()):
-        raise FloatingPointError(f"the loss is {value}; the weights were put back. Lower weights.rate and write again")
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}; the weights were put back. Lower path.memory.weights.rate")
     return value
+
+
+def check_learnt(learnt: Iterable[Tensor]) -> None:
+    """The last step of a write is followed by no loss, so what it left is looked at.
+
+    Raises:
+        FloatingPointError: A learnt value is infinite or not a number.
+    """
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in learnt if tensor.is_floating_point()):
+        raise FloatingPointError(
+            "a learnt weight is not finite; the weights were put back. Lower path.memory.weights.rate"
+        )

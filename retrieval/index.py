@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_paths.failpoints import failpoint
+from memory_paths.files import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,24 +233,9 @@ def load_generation(folder: Path) -> tuple[FlatIndex, Manifest]:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".temporary")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            failpoint("index.before_fsync")
-            os.fsync(stream.fileno())
-        failpoint("index.before_rename")
-        os.replace(temporary, path)
+        write_durably(path, data, part="index")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise OSError(
             error.errno, f"the index could not be written ({error.strerror}); make room on the disk", str(path)
         ) from error
-    failpoint("index.after_rename")
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -90,6 +90,29 @@ def test_an_item_moves_from_path_to_path_with_its_id() -> None:
         assert len(agent.ledger.history("ada")) == 2
 
 
+def test_an_item_that_the_target_cannot_hold_stays_where_it_was() -> None:
+    with _agent() as agent:
+        agent.paths["rag"].write([Knowledge("long", "word " * 600)])
+        with pytest.raises(ValueError, match="no room"):
+            agent.move(["long"], source="rag", target="icl")
+        assert [item.id for item in agent.paths["rag"].items()] == ["long"]
+        with pytest.raises(ValueError, match="got 'nowhere'"):
+            agent.move(["long"], source="rag", target="nowhere")
+
+
+def test_forgetting_covers_what_was_superseded() -> None:
+    moment = [1000.0]
+    lm, ledger = EchoLM(), Ledger(clock=lambda: moment[0])
+    with Agent(lm, {"rag": Bank(lm, ledger, HashEncoder(), name="rag")}, ledger) as agent:
+        agent.learn([Knowledge("oslo", "Eva lives in Oslo.", key="eva")])
+        moment[0] = 2000.0
+        agent.learn([Knowledge("bergen", "Eva lives in Bergen.", key="eva")])
+        past = Query("Where does Eva live?", as_of=1500.0)
+        assert agent.answer([past])[0].text == "Eva lives in Oslo."
+        agent.forget(["oslo"])
+        assert "Oslo" not in agent.answer([past])[0].text
+
+
 def test_an_agent_answers_for_its_own_namespace_only() -> None:
     with _agent(namespace="home") as agent:
         agent.learn(FACTS)

@@ -68,7 +68,7 @@ def test_a_users_own_path_and_config_folder(tmp_path: Path) -> None:
     )
     options = tmp_path / "my_conf" / "path"
     options.mkdir(parents=True)
-    (options / "mine.yaml").write_text("oracle: false\nmemory:\n  _target_: mine.Mine\n  name: mine\n")
+    (options / "mine.yaml").write_text("# When to choose it.\nmemory:\n  _target_: mine.Mine\n  name: mine\n")
     done = _run("-m", "memory_paths", "--config-dir", "my_conf", "path=mine", *SMALL, cwd=tmp_path)
     assert "mine" in done.stdout
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation.costs import COMPONENTS
-from memory_paths.failpoints import failpoint
+from memory_paths.files import write_durably
 
 if TYPE_CHECKING:
     import pandas
@@ -105,26 +104,8 @@ def write_part(folder: Path, kind: str, stage: int, rows: Sequence[Mapping[str, 
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Bring a file into being as a whole or not at all: temporary name, sync, rename, sync of the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            failpoint("records.before_fsync")
-            os.fsync(stream.fileno())
-        failpoint("records.before_rename")
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    failpoint("records.after_rename")
+    """Bring a file into being as a whole or not at all."""
+    write_durably(file, content, part="records")
 
 
 def part(folder: Path, kind: str, stage: int) -> Path:
