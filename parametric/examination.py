@@ -166,6 +166,7 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "",
             f"Made by `make pretrain` in {training['seconds'] / 60:.0f} minutes on two busy CPU cores, "
             f"{int(last['step'])} steps of {training['recipe']['tokens']} tokens.",
+            *([training["note"]] if "note" in training else []),
             f"Trained window: {shape['window']} tokens. Slots: {shape['half_keys'] ** 2}.",
             "",
             "## What it can do",
