@@ -25,7 +25,7 @@ class Full:
         weight_decay: Of AdamW.
     """
 
-    def __init__(self, *, rate: float = 1e-4, weight_decay: float = 0.0) -> None:
+    def __init__(self, *, rate: float = 3e-4, weight_decay: float = 0.0) -> None:
         if rate <= 0:
             raise ValueError(f"rate must be above 0, got {rate}")
         self.rate = rate

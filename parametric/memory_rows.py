@@ -73,8 +73,8 @@ class MemoryRows:
     def __init__(
         self,
         *,
-        rows: int = 1024,
-        rate: float = 30.0,
+        rows: int = 32,
+        rate: float = 100.0,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         selector: Selector | None = None,

@@ -56,7 +56,8 @@ class Budget:
 
     Args:
         steps: Optimiser steps for each write.
-        batch: Most phrasings of new items in one step.
+        batch: Most phrasings of new items in one step. An item's phrasings stay together, as many items as fit: slots
+            are chosen for each step, and fewer items in a step make the choice more specific.
     """
 
     steps: int = 80
@@ -333,10 +334,11 @@ class WeightsPath:
             tokens = self._weights.prepare(lm, self._background)
             flops = lm.forward_flops(tokens // max(1, len(self._background))) * len(self._background) if tokens else 0.0
             self._prepared = True
-        phrasings = self._study(items)
+        studied = [self._study([item]) for item in items]
+        total = sum(len(phrasings) for phrasings in studied)
         generator = random.Random(f"{self._seed}/{len(self._writes)}")
         losses: list[float] = []
-        order: list[Phrasing] = []
+        order: list[list[Phrasing]] = []
         with self._weights.applied(module):
             lm.weights_changed()
             try:
@@ -344,10 +346,13 @@ class WeightsPath:
                     quiet = None if self._progress else True
                     steps = tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet)
                     for number in steps:
-                        while len(order) < min(self._budget.batch, len(phrasings)):
-                            order += generator.sample(phrasings, len(phrasings))
-                        chosen, order = order[: self._budget.batch], order[self._budget.batch :]
-                        chosen = chosen + self._rehearsal(self._background, generator)
+                        chosen: list[Phrasing] = []
+                        while len(chosen) < self._budget.batch and len(chosen) < total:
+                            order = order or generator.sample(studied, len(studied))
+                            if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
+                                break
+                            chosen += order.pop()[: self._budget.batch]
+                        chosen += self._rehearsal(self._background, generator)
                         batch = collate(lm, chosen)
                         try:
                             losses.append(step(partial(self._objective, module, batch), batch))
