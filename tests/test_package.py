@@ -70,7 +70,15 @@ def test_an_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path
     where = _run(python, "-c", "import memory_paths.retrieval as r; print(r.__file__)", cwd=tmp_path)
     assert str(site) in where
     said = _run(
-        python, "-W", "ignore", "-m", "memory_paths", "path=icl", "stream.facts=6", "evaluation.samples=4", cwd=tmp_path
+        python,
+        "-W",
+        "ignore",
+        "-m",
+        "memory_paths",
+        "path=icl",
+        "stream.facts=12",
+        "evaluation.samples=4",
+        cwd=tmp_path,
     )
     assert "acquisition" in said
     assert list(tmp_path.glob("outputs/*/*/report.json"))

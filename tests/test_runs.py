@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ("stream.facts=6", "evaluation.samples=4", "progress=false")
+SMALL = ("stream.facts=12", "evaluation.samples=4", "progress=false")
 
 
 def _run(*arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -58,8 +58,8 @@ def test_the_same_run_twice_leaves_the_same_records(tmp_path: Path) -> None:
     assert same_records(tmp_path / "one", tmp_path / "two")
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["schema"] == 1
-    assert report["load"] == 6
-    assert report["config"]["stream"]["facts"] == 6
+    assert report["load"] == 12
+    assert report["config"]["stream"]["facts"] == 12
 
 
 def test_a_users_own_path_and_config_folder(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
         (("stream=jsonl", "stream.file=nothing.jsonl"), "no file nothing.jsonl"),
         (("lm=hf", "lm.name=./nothing"), "there is no model folder"),
         (("path.memory.top_k=0",), "top_k must be at least 1"),
-        (("stream.facts=3",), "facts must be at least 6"),
+        (("stream.facts=3",), "facts must be at least 12"),
     ],
 )
 def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

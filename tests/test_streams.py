@@ -140,9 +140,9 @@ def test_wordings_are_split_the_same_way_every_time() -> None:
 
 
 def test_impossible_worlds_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 6, got 5"):
+    with pytest.raises(ValueError, match="at least 12, got 5"):
         biographies(5)
-    with pytest.raises(ValueError, match="between 1 and the number of facts"):
+    with pytest.raises(ValueError, match="between 1 and the number of new people"):
         biographies(12, experiences=13)
 
 

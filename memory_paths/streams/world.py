@@ -214,20 +214,21 @@ def biographies(
     """A stream of new people and firms.
 
     Args:
-        facts: Number of new facts in all (job changes included), at least 6.
+        facts: Number of new facts in all (job changes included), at least 12.
         experiences: In how many steps they arrive; by default ten, fewer for small loads.
         world_seed: Who lives and works where.
         order_seed: In which order the facts of a step arrive, and which wordings ask for them.
         reading_notes: Notes in each reading task of the skill measure.
 
     Raises:
-        ValueError: Fewer than 6 facts, or more experiences than facts.
+        ValueError: Fewer than 12 facts, or more experiences than new people.
     """
-    if facts < 6:
-        raise ValueError(f"facts must be at least 6, got {facts}")
+    if facts < 12:
+        raise ValueError(f"facts must be at least 12, got {facts}")
     count = experiences if experiences is not None else max(2, min(10, facts // 12))
-    if not 1 <= count <= facts:
-        raise ValueError(f"experiences must be between 1 and the number of facts ({facts}), got {count}")
+    people = -(-(facts - max(1, facts // 40) - facts // 48) // len(PERSON_ATTRIBUTES))
+    if not 1 <= count <= people:
+        raise ValueError(f"experiences must be between 1 and the number of new people ({people}), got {count}")
     known = known_world()
     generator = random.Random(f"world/{world_seed}/{facts}")
     steps, changes = _new_facts(generator, facts, count)
