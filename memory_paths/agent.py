@@ -178,7 +178,11 @@ class Agent:
         queries = self._queries([query for query, _ in pairs])
         path = self.paths[self.path_name]
         with self._lock:
-            prompts, _ = self._prompts(path, queries, notes)
+            # A given answer stands in the window beside its prompt, however long it is.
+            lengths = self.lm.count_answer_tokens(
+                [(Prompt(query.text), answer) for query, (_, answer) in zip(queries, pairs, strict=True)]
+            )
+            prompts, _ = self._prompts(path, queries, notes, reserves=lengths)
             given = [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
             with path.model(self.lm) as model:
                 likelihoods, tokens = model.loglikelihood(given), model.count_answer_tokens(given)
@@ -308,11 +312,17 @@ class Agent:
         return [replace(query, namespace=self.namespace) for query in asked]
 
     def _prompts(
-        self, path: MemoryPath, queries: Sequence[Query], notes: Sequence[Sequence[str]] | None
+        self,
+        path: MemoryPath,
+        queries: Sequence[Query],
+        notes: Sequence[Sequence[str]] | None,
+        reserves: Sequence[int] | None = None,
     ) -> tuple[list[Prompt], list[Reading]]:
         if notes is not None:
             prompts = [Prompt(query.text, tuple(given)) for query, given in zip(queries, notes, strict=True)]
             return prompts, [Reading() for _ in queries]
+        least = self._max_new_tokens
+        kept = [least] * len(queries) if reserves is None else [max(least, reserve) for reserve in reserves]
         readings = [
             replace(
                 reading,
@@ -320,12 +330,12 @@ class Agent:
                     self.lm,
                     query,
                     reading.recalls,
-                    budget=reading.budget,
-                    reserve=self._max_new_tokens,
+                    budget=None if reading.budget is None else min(reading.budget, self.lm.window - reserve),
+                    reserve=reserve,
                     order=reading.order,
                 ),
             )
-            for query, reading in zip(queries, path.read(queries), strict=True)
+            for query, reading, reserve in zip(queries, path.read(queries), kept, strict=True)
         ]
         prompts = [
             Prompt(query.text, tuple(recall.item.text for recall in reading.recalls))

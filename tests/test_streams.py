@@ -188,6 +188,14 @@ def test_a_mapping_reaches_into_lists_and_nested_fields(tmp_path: Path) -> None:
     assert sorted(step.questions[0].choices) == ["1", "2", "3"]
 
 
+def test_a_question_asked_twice_is_asked_once_and_accepts_both_answers(tmp_path: Path) -> None:
+    record = {"id": "a", "text": "x", "qs": [{"q": "When?", "a": "2014"}, {"q": "When?", "a": "2014."}]}
+    file = _write(tmp_path / "facts.jsonl", record)
+    (step,) = jsonl(file, mapping={"questions": [{"each": "qs", "question": "{q}", "answer": "{a}"}]}).experiences
+    (question,) = step.questions
+    assert question.targets == ("2014", "2014.")
+
+
 def test_groups_of_lines_make_one_item_and_another_file_may_ask(tmp_path: Path) -> None:
     file = _write(tmp_path / "train.jsonl", *({"p": f"say {i}", "c": f" {i // 2}"} for i in range(4)))
     _write(tmp_path / "test.jsonl", {"p": "first", "c": "0"}, {"p": "second", "c": "1"})

@@ -10,7 +10,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,6 +88,7 @@ def jsonl(
         for index, (item, group) in enumerate(zip(items, records, strict=False)):
             taken = group if "file" in spec else group[:1]
             asked[index] += [q for record in taken for q in _questions(spec, record, item, where, optional)]
+    asked = [_merged(questions) for questions in asked]
     if experiences < 1:
         raise ValueError(f"experiences must be at least 1, got {experiences}")
     count = min(experiences, len(items))
@@ -219,6 +220,16 @@ def _questions(
             )
         )
     return found
+
+
+def _merged(questions: Sequence[Question]) -> list[Question]:
+    """A question that a file asks twice of one item is asked once, and each of its answers is accepted."""
+    merged: dict[tuple[str, str], Question] = {}
+    for question in questions:
+        key = (question.kind, question.query.text)
+        targets = dict.fromkeys((*merged[key].targets, *question.targets) if key in merged else question.targets)
+        merged[key] = replace(merged.get(key, question), targets=tuple(targets))
+    return list(merged.values())
 
 
 def _continuation(number: int, text: str) -> Question:
