@@ -1,6 +1,6 @@
 """`kill -9` of an evaluation, at failpoints and at random moments: what it resumes to equals what it would have been.
 
-MEMORY_PATHS_KILLS says how many (6 by default).
+MEMORY_PATHS_KILLS says how many (20 by default).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memory_paths.failpoints import VARIABLE
 PROGRAM = Path(__file__).with_name("_evaluate_slowly.py")
 POINTS = ("records.before_fsync", "records.before_rename", "records.after_rename")
 FILES = 11  # settings, five stages of two parts; the report would be the twelfth
-KILLS = int(os.environ.get("MEMORY_PATHS_KILLS", "6"))
+KILLS = int(os.environ.get("MEMORY_PATHS_KILLS", "20"))
 
 
 @pytest.fixture(scope="module")
