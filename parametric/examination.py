@@ -188,7 +188,7 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "",
             "Reading appears because the heads of the first layer start by looking one to four tokens back: to read, a",
             "value must know the name before it, and the question's name must be matched with that. Without the first",
-            "half given, both together did not appear within 2,000 steps in five tries.",
+            "half given, both together did not appear in several runs of 800 to 2,400 steps.",
             "",
             "## Recipe",
             "",
