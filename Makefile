@@ -25,8 +25,10 @@ notebooks: .venv/ready
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 pretrain: .venv/ready
-	$(BIN)/python -m memory_paths.parametric.pretraining .work/pretraining
-	$(BIN)/python -m memory_paths.parametric.examination .work/pretraining/model
+	$(BIN)/python -m memory_paths.parametric.pretraining .work/reads --half-keys 128 --addresses 0 --steps 7000
+	$(BIN)/python -m memory_paths.parametric.pretraining .work/writable --start .work/reads/model \
+		--steps 2400 --growth 0 --rate 0.001 --matrix-rate 0.0025 --decay 0.6
+	$(BIN)/python -m memory_paths.parametric.examination .work/writable/model
 
 proofs: .venv/ready
 	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py tests/test_kills_evaluation.py

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from memory_paths.context import pack
-from memory_paths.files import write_durably
+from memory_paths.files import whole_folder
 from memory_paths.ledger import Ledger
 from memory_paths.router import Fixed, Router
 from memory_paths.types import (
@@ -72,7 +72,7 @@ class Agent:
         config: What built this agent, kept so that `Agent.load` can build it again.
 
     Raises:
-        ValueError: No path at all.
+        ValueError: No path at all, or one that holds a single namespace and has another one already.
         TypeError: The model cannot generate.
     """
 
@@ -93,6 +93,14 @@ class Agent:
             raise TypeError(
                 f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"
             )
+        for name, path in paths.items():
+            if path.capabilities.namespaces:
+                continue
+            if others := {change.namespace for change in ledger.changes(place=name)} - {namespace}:
+                raise ValueError(
+                    f"path {name!r} holds one namespace and has {sorted(others)} already; this agent is bound to"
+                    f" {namespace!r}: give it a path and a ledger of its own"
+                )
         self.lm = lm
         self.paths = dict(paths)
         self.ledger = ledger
@@ -189,27 +197,36 @@ class Agent:
         return [Score(value, count) for value, count in zip(likelihoods, tokens, strict=True)]
 
     def forget(self, ids: Sequence[str]) -> None:
-        """Stop holding these ids, wherever they live. Ids that are not held are ignored."""
+        """Stop holding these ids, wherever they live. Ids that are not held are ignored.
+
+        Raises:
+            ValueError: An id came to a path that cannot forget; nothing is forgotten then, on any path.
+        """
         with self._lock:
+            for name in self.paths:
+                self._refuse_unforgettable(ids, name)
             for path in self.paths.values():
-                path.forget(ids, self.namespace)
+                if path.capabilities.forgets:
+                    path.forget(ids, self.namespace)
 
     def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
         """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.
 
         Raises:
-            ValueError: No such path, an id that neither path holds, or a target without room.
+            ValueError: No such path, an id that neither path holds, a source that cannot forget, or a target without
+                room.
             Exception: What the target says when it cannot take them in; they are back at the source then.
         """
         for name in (source, target):
             if name not in self.paths:
                 raise ValueError(f"this agent has the paths {list(self.paths)}, got {name!r}")
         with self._lock:
-            taken = {item.id: item for item in self.paths[source].items(self.namespace) if item.id in set(ids)}
+            self._refuse_unforgettable(ids, source)
+            taken = self._held(ids, source)
             moved = self.ledger.move(ids, source=source, target=target, namespace=self.namespace)
             try:
                 self.paths[target].flush()
-                lost = set(moved) - {item.id for item in self.paths[target].items(self.namespace)}
+                lost = set(moved) - set(self._held(moved, target))
                 if lost:
                     raise ValueError(f"path {target!r} has no room for {sorted(lost)}; they stay at {source!r}")
             except Exception:
@@ -218,6 +235,15 @@ class Agent:
                 raise
             finally:
                 self.paths[source].flush()
+
+    def _held(self, ids: Sequence[str], place: str) -> dict[str, Knowledge]:
+        """What the ledger holds at a place, valid by now or not."""
+        return {
+            id: entry.item
+            for id in ids
+            for entry in self.ledger.history(id, namespace=self.namespace)
+            if entry.place == place and entry.reason is None
+        }
 
     def items(self) -> list[Knowledge]:
         """What the paths hold now."""
@@ -254,16 +280,22 @@ class Agent:
             return self.lm.weights_hash() if isinstance(self.lm, Trains) else ""
 
     def save(self, folder: str | Path) -> None:
-        """Write everything that `Agent.load` needs into a new or empty folder (format version 1), `agent.json` last."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        with self._lock:
+        """Write everything that `Agent.load` needs (format version 1); after a crash all of it is there, or nothing.
+
+        Args:
+            folder: A new or empty one.
+
+        Raises:
+            FileExistsError: The folder holds something already.
+            OSError: The disk is full or cannot be written; nothing is left then.
+        """
+        with self._lock, whole_folder(Path(folder), part="agent") as partial:
             self.flush()
-            self.ledger.save(target / "ledger.sqlite")
+            self.ledger.save(partial / "ledger.sqlite")
             for name, path in self.paths.items():
-                path.save(target / "paths" / name)
+                path.save(partial / "paths" / name)
             described = {"version": STATE_VERSION, "namespace": self.namespace, "config": self.config}
-            write_durably(target / "agent.json", json.dumps(described, indent=1).encode(), part="agent")
+            (partial / "agent.json").write_text(json.dumps(described, indent=1))
 
     @staticmethod
     def load(folder: str | Path) -> Agent:
@@ -298,6 +330,19 @@ class Agent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _refuse_unforgettable(self, ids: Sequence[str], name: str) -> None:
+        if self.paths[name].capabilities.forgets:
+            return
+        # By the ledger, for weights that cannot forget still know what was superseded or has expired.
+        kept = [
+            id for id in ids if any(entry.place == name for entry in self.ledger.history(id, namespace=self.namespace))
+        ]
+        if kept:
+            raise ValueError(
+                f"path {name!r} cannot forget, and {kept} came to it; build it anew from a ledger without them,"
+                " or keep what may have to be forgotten on a path that can (such as path=rag)"
+            )
 
     def _queries(self, queries: str | Sequence[str | Query]) -> list[Query]:
         given = [queries] if isinstance(queries, str) else queries

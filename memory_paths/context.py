@@ -30,16 +30,13 @@ from memory_paths.types import (
     Reading,
     Recall,
     Receipt,
+    TooLarge,
     Usage,
 )
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-
-
-class ContextOverflow(Exception):  # noqa: N818 (what happened, not who is to blame)
-    """The notes do not fit into the context, and none of them may be left out."""
 
 
 def _edges_first(recalls: Sequence[Recall]) -> list[Recall]:
@@ -153,7 +150,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Nothing goes: what does not fit is refused with ContextOverflow."""
+    """Nothing goes: what does not fit is refused with TooLarge."""
 
     keep: ClassVar[float] = 1.0
 
@@ -182,10 +179,10 @@ class InContext:
 
     Raises:
         ValueError: A budget that is over the window less the reserve, or has no room for notes.
-        ContextOverflow: The ledger holds more than fits, and the eviction refuses.
+        TooLarge: The ledger holds more than fits, and the eviction refuses.
     """
 
-    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=True, namespaces=True)
+    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=False, namespaces=True)
 
     def __init__(
         self,
@@ -220,15 +217,15 @@ class InContext:
         """Store items and, if they outgrow the budget, evict in one chunk; `details` names the superseded and evicted.
 
         Raises:
-            ValueError: An item that alone is larger than the budget, or an id that is active with other content.
-            ContextOverflow: They do not fit and the eviction refuses. In either case nothing of the call is stored.
+            TooLarge: An item alone is larger than the budget, or they do not fit and the eviction refuses.
+            ValueError: An id that is active with other content. In either case nothing of the call is stored.
         """
         self._check_open()
         started = time.perf_counter()
         with self._lock:
             for item in items:
                 if (tokens := self._tokens([item])) > self.note_budget:
-                    raise ValueError(
+                    raise TooLarge(
                         f"item {item.id!r} needs {tokens} tokens, path {self.name!r} has {self.note_budget} for notes;"
                         " split it, raise the budget, or teach it to another path"
                     )
@@ -243,7 +240,7 @@ class InContext:
         """All that is held, the newest first; the score is the place in the order of writing, higher for newer.
 
         Raises:
-            ContextOverflow: The notes and a question do not fit, and the eviction refuses.
+            TooLarge: The notes and a question do not fit, and the eviction refuses.
         """
         self._check_open()
         held: dict[tuple[str, float | None], tuple[Recall, ...]] = {}
@@ -350,7 +347,7 @@ class InContext:
             del staying[item.id]
             tokens -= _note_tokens(self._lm, item.text)
         if (tokens := self._tokens(list(staying.values()))) > self.note_budget:
-            raise ContextOverflow(
+            raise TooLarge(
                 f"{len(staying)} notes need {tokens} tokens, path {self.name!r} has {self.note_budget} for notes"
                 " and may evict none of them"
             )
@@ -362,7 +359,7 @@ class InContext:
         room = min(self.budget, query.token_budget or self.budget)
         tokens = self._lm.count_tokens(Prompt(query.text, tuple(item.text for item in items)))
         if tokens > room:
-            raise ContextOverflow(
+            raise TooLarge(
                 f"{len(items)} notes and the question need {tokens} tokens, the budget is {room}, and"
                 f" path {self.name!r} may leave none of them out"
             )
@@ -377,7 +374,7 @@ class NoMemory:
         name: Of the path.
     """
 
-    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=True, namespaces=True)
+    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=False, namespaces=True)
     order = "relevance_last"
 
     def __init__(self, lm: Any, ledger: Ledger, *, name: str = "none") -> None:

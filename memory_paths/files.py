@@ -1,8 +1,11 @@
-"""Files that come into being as a whole or not at all. Knows nothing of what is in them."""
+"""Files and folders that come into being as a whole or not at all. Knows nothing of what is in them."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from memory_paths.failpoints import failpoint
@@ -32,9 +35,46 @@ def write_durably(file: Path, content: bytes, *, part: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    descriptor = os.open(file.parent, os.O_RDONLY)
+    sync(file.parent)
+    failpoint(f"{part}.after_rename")
+
+
+@contextmanager
+def whole_folder(folder: Path, *, part: str) -> Iterator[Path]:
+    """A temporary folder to fill, which on leaving is synced and renamed to `folder`: all of it is there, or nothing.
+
+    What a crash leaves is a hidden folder beside it, `.<name>.<random>.partial`, which nobody reads.
+
+    Args:
+        folder: Where; its parent is made where it is missing.
+        part: Who writes, for the failpoints `<part>.before_fsync`, `.before_rename` and `.after_rename`.
+
+    Raises:
+        FileExistsError: `folder` is a file, or holds something.
+        OSError: The disk is full or cannot be written; nothing is left then.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; name a new one, or delete this one first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One folder inside another, for a temporary folder is readable by its owner alone and a save need not be.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as temporary:
+        partial = Path(temporary, folder.name)
+        partial.mkdir()
+        yield partial
+        failpoint(f"{part}.before_fsync")
+        for path in (partial, *partial.rglob("*")):
+            sync(path)
+        failpoint(f"{part}.before_rename")
+        partial.replace(folder)
+    sync(folder.parent)
+    failpoint(f"{part}.after_rename")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    failpoint(f"{part}.after_rename")

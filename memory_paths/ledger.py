@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 from memory_paths.failpoints import failpoint
+from memory_paths.files import sync
 from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
 
 Action = Literal["add", "remove"]
@@ -50,14 +51,15 @@ CREATE TABLE version (
     recorded_at REAL NOT NULL,
     valid_from  REAL,
     valid_until REAL,
-    ended_at    REAL,
+    ended_at    REAL,                 -- while it is held: when its successor, which is written already, begins
     reason      TEXT NOT NULL,        -- why it ended; empty while it is held
-    successor   INTEGER,              -- the version that superseded it
+    successor   INTEGER,              -- the version that superseded it, or will at ended_at
     checksum    TEXT NOT NULL
 );
 CREATE UNIQUE INDEX version_held ON version (namespace, place, id) WHERE reason = '';
 CREATE INDEX version_id ON version (namespace, id);
 CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <> '';
+CREATE INDEX version_ending ON version (ended_at) WHERE reason = '' AND ended_at IS NOT NULL;
 CREATE TABLE change (
     position    INTEGER PRIMARY KEY,
     place       TEXT NOT NULL,
@@ -83,7 +85,7 @@ class LedgerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What `Ledger.record` did: the items that became new versions, and the ids that they superseded."""
+    """What `Ledger.record` did: the items that became new versions, and the ids that they superseded at once."""
 
     written: tuple[Knowledge, ...]
     superseded: tuple[str, ...]
@@ -103,7 +105,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an item at one place. `ended_at` and `reason` are None while it is held."""
+    """One version of an item at one place. `reason` is None while it is held.
+
+    `ended_at` and `superseded_by` are known ahead where a successor is written whose validity has yet to begin.
+    """
 
     version: int
     item: Knowledge
@@ -173,8 +178,10 @@ class Ledger:
         """Store items at a place, all or none, in one transaction that is on disk when this returns.
 
         An id that is active here with the same content is left alone. One that was superseded, forgotten or evicted,
-        or has expired, starts a new version. An item whose key equals that of another active item of the namespace, at
-        any place, supersedes it at once, also when its own validity starts later.
+        or has expired, starts a new version. An item supersedes what holds under its key in this namespace, at any
+        place: at once or, where its own validity begins in the future, from then on; if it is removed before that, the
+        other one stays. What is to come under the same key stays too, unless it would begin at the same moment. An
+        item whose validity is over supersedes nothing.
 
         Raises:
             ValueError: An id that is active in this namespace with other content; an empty place or namespace; a text
@@ -195,17 +202,24 @@ class Ledger:
         written: list[Knowledge] = []
         superseded: list[str] = []
         with self._transaction():
-            now = self.now()
+            now = self._settled()
             for item in items:
                 if self._is_recorded(item, place, namespace, now):
                     continue
                 version = self._add(item, place, namespace, recorded_at=now, reason="recorded", now=now)
                 written.append(item)
-                for row in self._rivals(item, namespace, now):
+                if item.valid_until is not None and item.valid_until <= now:
+                    continue  # what is over already replaces nothing
+                begin = _begin(item.valid_from)
+                for row in self._sharing(item.key, namespace, now):
+                    other = _begin(row["valid_from"])
+                    if row["id"] == item.id or (begin != other and max(begin, other) > now):
+                        continue  # it is the item itself, or one holds until the other begins: see _replan
                     start = row["recorded_at"] if row["valid_from"] is None else row["valid_from"]
-                    end = item.valid_from if item.valid_from is not None and item.valid_from > start else now
+                    end = begin if begin > start else now
                     self._end(row, "superseded", ended_at=end, now=now, successor=version)
                     superseded.append(row["id"])
+                self._replan(item.key, namespace, now)
         return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
 
     def remove(
@@ -231,13 +245,14 @@ class Ledger:
         covered = RECALLABLE if reason == "forgotten" else "reason = ''"
         held = []
         with self._transaction():
-            now = self.now()
+            now = self._settled()
             for id in ids:
                 rows = self._rows(
                     f"namespace = ? AND id = ? AND place = ? AND {covered} ORDER BY version", namespace, id, place
                 )
                 for row in rows:
                     self._end(row, reason, ended_at=now, now=now, successor=row["successor"])
+                    self._replan(row["key"], namespace, now)
                 if any(not row["reason"] for row in rows):
                     held.append(id)
         return tuple(held)
@@ -261,17 +276,21 @@ class Ledger:
             raise ValueError(f"items are moved between two places, got {source!r} twice")
         moved = []
         with self._transaction():
-            now = self.now()
+            now = self._settled()
             for id in _check_ids(ids):
                 here, there = (self._held(id, place, namespace) for place in (source, target))
                 if here is None and there is None:
                     raise ValueError(f"item {id!r} is held neither at {source!r} nor at {target!r}")
                 if here is None:
                     continue
+                if there is not None and _expired(there, now):
+                    self._end(there, "expired", ended_at=there["valid_until"], now=now)
+                    there = None
                 self._end(here, "moved", ended_at=now, now=now)
                 if there is None:
                     item = Knowledge.from_json(here["content"])
                     self._add(item, target, namespace, recorded_at=here["recorded_at"], reason="moved", now=now)
+                self._replan(here["key"], namespace, now)
                 moved.append(id)
         return tuple(moved)
 
@@ -306,15 +325,16 @@ class Ledger:
             values += [float(as_of)] * 3
             return Standing(self._numbers(where, values), math.inf)
         now = self.now()
-        held = f"{where} AND reason = ''"
+        held = f"{where} AND reason = '' AND coalesce(ended_at, 9e999) > ?"
+        values.append(now)
         valid = f"{held} AND coalesce(valid_from, -9e999) <= ? AND coalesce(valid_until, 9e999) > ?"
-        edges = (
-            f"SELECT min(valid_from) AS edge FROM version WHERE {held} AND valid_from > ?"
-            f" UNION ALL SELECT min(valid_until) FROM version WHERE {held} AND valid_until > ?"
+        edges = " UNION ALL ".join(
+            f"SELECT min({edge}) AS edge FROM version WHERE {held} AND {edge} > ?"
+            for edge in ("valid_from", "valid_until", "ended_at")
         )
         with self._lock:
             versions = self._numbers(valid, [*values, now, now])
-            until = [row["edge"] for row in self._query(edges, *values, now, *values, now) if row["edge"] is not None]
+            until = [row["edge"] for row in self._query(edges, *[*values, now] * 3) if row["edge"] is not None]
         return Standing(versions, min(until, default=math.inf))
 
     def recallable(self, *, place: str) -> tuple[int, ...]:
@@ -427,9 +447,9 @@ class Ledger:
         try:
             with self._locked(), self._explained():
                 self._connection.execute("VACUUM INTO ?", (str(temporary),))
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -490,7 +510,7 @@ class Ledger:
                 f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
             if self.file != ":memory:":
-                _sync(Path(self.file).parent)
+                sync(Path(self.file).parent)
         elif (damage := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise LedgerError(_damage(self.file, damage))
 
@@ -576,6 +596,24 @@ class Ledger:
         rows = self._rows("namespace = ? AND place = ? AND id = ? AND reason = ''", namespace, place, id)
         return rows[0] if rows else None
 
+    def _settled(self) -> float:
+        """The present, after what was to be superseded until now has been marked so."""
+        now = self.now()
+        for row in self._rows("reason = '' AND ended_at <= ? ORDER BY ended_at, version", now):
+            self._end(row, "superseded", ended_at=row["ended_at"], now=now, successor=row["successor"])
+        return now
+
+    def _replan(self, key: str, namespace: str, now: float) -> None:
+        """Each item of a key will be superseded by the next one to begin, if one is to come."""
+        rows = self._sharing(key, namespace, now)
+        coming = sorted((row for row in rows if _begin(row["valid_from"]) > now), key=lambda row: row["valid_from"])
+        for row in rows:
+            begin = _begin(row["valid_from"])
+            after = next((one for one in coming if one["valid_from"] > begin and one["id"] != row["id"]), None)
+            ended_at, successor = (after["valid_from"], after["version"]) if after else (None, None)
+            if (row["ended_at"], row["successor"]) != (ended_at, successor):
+                self._set(row, "", ended_at=ended_at, successor=successor)
+
     def _is_recorded(self, item: Knowledge, place: str, namespace: str, now: float) -> bool:
         """Whether the item is active at the place; an expired version of its id is ended on the way."""
         here = False
@@ -593,11 +631,12 @@ class Ledger:
                 here = here or row["place"] == place
         return here
 
-    def _rivals(self, item: Knowledge, namespace: str, now: float) -> list[sqlite3.Row]:
-        if not item.key:
+    def _sharing(self, key: str, namespace: str, now: float) -> list[sqlite3.Row]:
+        """What is held under a key, at any place, and has not expired."""
+        if not key:
             return []
-        rows = self._rows("namespace = ? AND key = ? AND key <> '' AND reason = ''", namespace, item.key)
-        return [row for row in rows if row["id"] != item.id and not _expired(row, now)]
+        rows = self._rows("namespace = ? AND key = ? AND key <> '' AND reason = ''", namespace, key)
+        return [row for row in rows if not _expired(row, now)]
 
     def _add(
         self, item: Knowledge, place: str, namespace: str, *, recorded_at: float, reason: Reason, now: float
@@ -624,17 +663,23 @@ class Ledger:
     def _end(
         self, row: sqlite3.Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None
     ) -> None:
+        self._set(row, reason, ended_at=ended_at, successor=successor)
+        self._log(row["place"], row["version"], "remove", reason, now)
+
+    def _set(
+        self, row: sqlite3.Row, reason: Reason | Literal[""], *, ended_at: float | None, successor: int | None
+    ) -> None:
         fields = {name: row[name] for name in _VERSION.split(", ")}
-        fields |= {"ended_at": float(ended_at), "reason": reason, "successor": successor}
+        ended_at = None if ended_at is None else float(ended_at)
+        fields |= {"ended_at": ended_at, "reason": reason, "successor": successor}
         self._query(
             "UPDATE version SET ended_at = ?, reason = ?, successor = ?, checksum = ? WHERE version = ?",
-            fields["ended_at"],
+            ended_at,
             reason,
             successor,
             _checksum(fields, _VERSION),
             row["version"],
         )
-        self._log(row["place"], row["version"], "remove", reason, now)
 
     def _log(self, place: str, version: int, action: Action, reason: Reason, now: float) -> None:
         last = self._query("SELECT position, chain FROM change ORDER BY position DESC LIMIT 1")
@@ -686,6 +731,10 @@ def _expired(row: sqlite3.Row, now: float) -> bool:
     return row["valid_until"] is not None and row["valid_until"] <= now
 
 
+def _begin(valid_from: float | None) -> float:
+    return -math.inf if valid_from is None else valid_from
+
+
 def _where(**wanted: str | None) -> tuple[str, list[Any]]:
     given = {name: value for name, value in wanted.items() if value is not None}
     return " AND ".join(["1", *(f"{name} = ?" for name in given)]), list(given.values())
@@ -701,11 +750,3 @@ def _check_ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, str):
         raise TypeError(f"ids must be a sequence of ids, got one string {ids!r}; write [{ids!r}]")
     return list(dict.fromkeys(ids))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

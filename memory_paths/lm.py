@@ -291,6 +291,16 @@ class CausalLM:
         with self._lock:
             self._kept = None
 
+    @contextmanager
+    def altered(self) -> Iterator[None]:
+        """While the weights are not what they were: other threads wait, and nothing that was computed is kept."""
+        with self._lock:
+            self.weights_changed()
+            try:
+                yield
+            finally:
+                self.weights_changed()
+
     def _read_stop_ids(self) -> frozenset[int]:
         stops: set[int] = {self.tokenizer.eos_token_id}
         for config in (self.module.config, getattr(self.module, "generation_config", None)):

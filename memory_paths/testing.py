@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import layout, one_line
-from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Question, Reading, Usage
+from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Reading, Usage
 
 UNKNOWN = "unknown"
 
@@ -90,6 +91,13 @@ BERGEN = Knowledge("cora-bergen", "Cora lives in Bergen.", key="cora/home")
 QUERIES = tuple(Query(text) for text in ("What does Ada work as?", "What does Ben play?", "Where does Cora live?"))
 
 
+class _Poisoned(Query):
+    """A query that carries what only the evaluator may know, all of it wrong: a path that peeks gives itself away."""
+
+    ids = (BEN.id,)
+    targets = stale = choices = ("poison",)
+
+
 def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> None:
     """The contract of a memory path. It is written to, read, reopened and closed a few times, with four short facts.
 
@@ -112,6 +120,7 @@ def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> 
         _a_later_item_with_the_same_key_supersedes,
         _what_was_forgotten_is_gone,
         _reading_depends_on_the_query_alone,
+        _answering_depends_on_the_query_alone,
         _namespaces_are_kept_apart_or_refused,
         _the_lent_model_comes_back_as_it_was,
         _a_new_path_catches_up_with_the_ledger,
@@ -156,6 +165,7 @@ def _has_the_shape_of_a_path(trial: _Trial) -> None:
         missing = sorted(name for name in _members() if not hasattr(path, name))
         assert not missing, f"a path has all members of types.MemoryPath; {type(path).__name__} lacks {missing}"
         assert isinstance(path.name, str), "a path has a name"
+        assert not path.capabilities.undoes, "no path claims to undo: types.MemoryPath has no call for it"
         assert path.name, "the name of a path is not empty: it is its place in the ledger"
 
 
@@ -237,15 +247,25 @@ def _reading_depends_on_the_query_alone(trial: _Trial) -> None:
             scores = [recall.score for recall in reading.recalls]
             assert scores == sorted(scores, reverse=True), "recalls come best first, a higher score being better"
         assert _ids(plain) <= {item.id for item in path.items()}, "only what is held is recalled"
-        poisoned = [Question(query, ("poison",), "direct", ids=(BEN.id,), stale=("poison",)) for query in QUERIES]
-        again = path.read([question.query for question in poisoned])
-        assert _recalled(again) == _recalled(plain), "the same queries give the same recalls, whatever the targets"
+        assert _recalled(path.read(_poisoned())) == _recalled(plain), (
+            "the same queries give the same recalls, whatever the ids and targets of their questions"
+        )
         alone = [reading for query in QUERIES for reading in path.read([query])]
         # Scores may differ in their last bits, since products of matrices depend on the size of a batch.
         neighbourless = [[recall.item for recall in reading.recalls] for reading in alone]
         together = [[recall.item for recall in reading.recalls] for reading in plain]
         assert neighbourless == together, "what is recalled for a query does not depend on its neighbours"
         assert path.state_hash() == before, "reading changes nothing"
+
+
+def _answering_depends_on_the_query_alone(trial: _Trial) -> None:
+    with trial.path(ADA, BEN, OSLO) as path:
+        agent = Agent(trial.lm, {path.name: path}, trial.ledger, max_new_tokens=4)
+        plain, poisoned = (
+            [(answer.text, answer.prompt_hash, answer.confidence) for answer in agent.answer(queries)]
+            for queries in (QUERIES, _poisoned())
+        )
+        assert plain == poisoned, "the same queries get the same answers to the same prompts, whatever the targets"
 
 
 def _namespaces_are_kept_apart_or_refused(trial: _Trial) -> None:
@@ -319,6 +339,10 @@ def _a_closed_path_refuses(trial: _Trial) -> None:
 
 def _members() -> set[str]:
     return {name for name in {*vars(MemoryPath), *MemoryPath.__annotations__} if not name.startswith("_")}
+
+
+def _poisoned() -> list[Query]:
+    return [_Poisoned(query.text) for query in QUERIES]
 
 
 def _recalled(readings: Sequence[Reading]) -> list[list[tuple[Knowledge, float]]]:

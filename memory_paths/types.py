@@ -26,6 +26,10 @@ QuestionKind = Literal[
 DEFAULT_NAMESPACE = "default"
 
 
+class TooLarge(ValueError):  # noqa: N818 (what was given, not who is to blame)
+    """What is to be learnt or shown does not fit into the model's window, and nothing of it may be left out."""
+
+
 @dataclass(frozen=True)
 class Phrasing:
     """One more way to say an item: what is given and what follows from it.
@@ -305,7 +309,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a path can do, so that an impossible pairing is refused at the door."""
+    """What a path can do, so that an impossible pairing is refused at the door.
+
+    `undoes`: a write can be taken back. No path says so yet, for `MemoryPath` has no call for it.
+    """
 
     changes_weights: bool
     forgets: bool
@@ -359,8 +366,8 @@ class Trains(Protocol):
         """Floating point operations of reading `tokens` tokens."""
         ...
 
-    def weights_changed(self) -> None:
-        """To be called after every change to `module`."""
+    def altered(self) -> AbstractContextManager[None]:
+        """To be held for as long as the weights are not what they were; other threads wait for the model meanwhile."""
         ...
 
     def weights_hash(self) -> str:
@@ -379,7 +386,11 @@ class MemoryPath(Protocol):
     capabilities: Capabilities
 
     def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
-        """Store items. Writing an id that is active with the same content changes nothing."""
+        """Store items. Writing an id that is active with the same content changes nothing.
+
+        Raises:
+            TooLarge: An item does not fit. An evaluation goes on then, with this reason in place of figures.
+        """
         ...
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:

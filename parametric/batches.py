@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memory_paths.types import Phrasing
+from memory_paths.types import Phrasing, TooLarge
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,13 @@ def collate(lm: Any, phrasings: Sequence[Phrasing]) -> TrainingBatch:
     """Tokenise and pad; the tensors are where the model's embeddings are.
 
     Raises:
-        ValueError: A phrasing is longer than the model's window.
+        TooLarge: A phrasing is longer than the model's window.
     """
     encoded = [lm.encode_phrasing(phrasing) for phrasing in phrasings]
     for phrasing, (ids, _) in zip(phrasings, encoded, strict=True):
         if len(ids) > lm.window:
             shown = (phrasing.prompt + phrasing.completion)[:60]
-            raise ValueError(
-                f"a study text has {len(ids)} tokens, the window holds {lm.window}; split it: {shown!r}..."
-            )
+            raise TooLarge(f"a study text has {len(ids)} tokens, the window holds {lm.window}; split it: {shown!r}...")
     length = max(len(ids) for ids, _ in encoded)
     tokens = torch.zeros(len(encoded), length, dtype=torch.int64)
     attention = torch.zeros(len(encoded), length, dtype=torch.int64)

@@ -7,8 +7,10 @@ answering from memory when the notes do not hold the answer. This file knows not
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -18,10 +20,11 @@ from memory_paths.lm import layout
 from memory_paths.streams.words import (
     COMPOSITIONS,
     FIRMS,
+    PERSON_ATTRIBUTES,
     VALUES,
     WORDINGS,
 )
-from memory_paths.streams.world import Fact, known_world, passing_facts, split_wordings, state
+from memory_paths.streams.world import Fact, known_world, near_name, near_names, passing_facts, split_wordings, state
 from memory_paths.types import Prompt
 
 BACKGROUND_WEIGHT = 0.05
@@ -33,12 +36,17 @@ RECITAL_WEIGHT = 0.5
 
 @dataclass(frozen=True)
 class Asked:
-    """A question within a document, or a sentence to be finished. `about` is one of ABOUT."""
+    """A question within a document, or a sentence to be finished. `about` is one of ABOUT.
+
+    Where `fact` names a fact, the last word of the question is where a memory is asked for it: `addressing` wants one
+    address for all wordings of a fact. Without an answer, that is all that the question teaches.
+    """
 
     question: str
     answer: str
     about: str
     finishes: bool = False
+    fact: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,8 @@ class Document:
 class EncodedDocument:
     """Tokens of a document with, for each, its loss weight, its segment (0 = shared) and its position.
 
-    `about` numbers what a token's answer tests (index into ABOUT), 0 for tokens of no answer.
+    `about` numbers what a token's answer tests (index into ABOUT), 0 for tokens of no answer. `facts` numbers the fact
+    that a memory is asked for at a token, 0 at most tokens.
     """
 
     tokens: NDArray[numpy.int64]
@@ -69,6 +78,7 @@ class EncodedDocument:
     segments: NDArray[numpy.int64]
     positions: NDArray[numpy.int64]
     about: NDArray[numpy.int64]
+    facts: NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,19 @@ class Batch:
     segments: NDArray[numpy.int64]
     positions: NDArray[numpy.int64]
     about: NDArray[numpy.int64]
+    facts: NDArray[numpy.int64]
 
 
 ABOUT = ("", "reading", "memory", "two_hop", "reversal", "closed", "memory_hop", "finishing", "recital")
+
+
+class _Piece(NamedTuple):
+    text: str
+    weight: float
+    segment: int
+    about: str = ""
+    ends: bool = False
+    fact: str = ""
 
 
 class Encoder:
@@ -98,50 +118,52 @@ class Encoder:
     def encode(self, documents: Sequence[Document]) -> list[EncodedDocument]:
         """One encoded document for each document."""
         pieces = [list(_pieces(document)) for document in documents]
-        texts = [text for document in pieces for text, *_ in document]
+        texts = [piece.text for document in pieces for piece in document]
         encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
         return [self._join(document, [next(encodings).ids for _ in document]) for document in pieces]
 
-    def _join(self, pieces: list[tuple[str, float, int, str, bool]], ids: list[list[int]]) -> EncodedDocument:
-        tokens, weights, segments, positions, about = [self._bos], [0.0], [0], [0], [0]
+    def _join(self, pieces: list[_Piece], ids: list[list[int]]) -> EncodedDocument:
+        tokens, weights, segments, positions, about, facts = [self._bos], [0.0], [0], [0], [0], [0]
         shared, last_segment = 1, 0
-        for (_, weight, segment, tests, ends), piece in zip(pieces, ids, strict=True):
-            new = [*piece, self._eos] if ends else piece
-            if segment == 0:
+        for piece, encoded in zip(pieces, ids, strict=True):
+            new = [*encoded, self._eos] if piece.ends else encoded
+            if piece.segment == 0:
                 shared = len(tokens) + len(new)
-            start = shared if segment != last_segment and segment > 0 else positions[-1] + 1
-            last_segment = segment
+            start = shared if piece.segment != last_segment and piece.segment > 0 else positions[-1] + 1
+            last_segment = piece.segment
             tokens += new
-            weights += [weight] * len(new)
-            segments += [segment] * len(new)
+            weights += [piece.weight] * len(new)
+            segments += [piece.segment] * len(new)
             positions += range(start, start + len(new))
-            about += [ABOUT.index(tests)] * len(new)
+            about += [ABOUT.index(piece.about)] * len(new)
+            facts += [0] * (len(new) - 1) + [zlib.crc32(piece.fact.encode())]
         return EncodedDocument(
             numpy.array(tokens),
             numpy.array(weights, dtype=numpy.float32),
             numpy.array(segments),
             numpy.array(positions),
             numpy.array(about),
+            numpy.array(facts),
         )
 
 
-def _pieces(document: Document) -> Iterator[tuple[str, float, int, str, bool]]:
-    """(text, weight, segment, what it tests, whether the document part ends here)."""
+def _pieces(document: Document) -> Iterator[_Piece]:
     for prompt, completion in document.sentences:
-        yield f" {prompt}", BACKGROUND_WEIGHT, 0, "", False
-        yield completion, 1.0, 0, "closed", False
+        yield _Piece(f" {prompt}", BACKGROUND_WEIGHT, 0)
+        yield _Piece(completion, 1.0, 0, "closed")
     if document.notes:
         head, _, _ = layout(Prompt("", document.notes)).rpartition("Question:")
-        yield f" {head}", BACKGROUND_WEIGHT, 0, "", False
+        yield _Piece(f" {head}", BACKGROUND_WEIGHT, 0)
     for note in document.recital:
         first, rest = note.split(" ", 1)
-        yield f"- {first}", BACKGROUND_WEIGHT, 0, "", False
-        yield f" {rest}\n", RECITAL_WEIGHT, 0, "recital", False
+        yield _Piece(f"- {first}", BACKGROUND_WEIGHT, 0)
+        yield _Piece(f" {rest}\n", RECITAL_WEIGHT, 0, "recital")
+    lead, bullet = ("", "- ") if document.notes else (" ", "")
     for index, asked in enumerate(document.questions, start=1):
-        lead = "" if document.notes else " "
-        prompt = f"- {asked.question}" if asked.finishes else layout(Prompt(asked.question))
-        yield lead + prompt, 0.0, index, "", False
-        yield f" {asked.answer}", 1.0, index, asked.about, True
+        prompt = f"{bullet}{asked.question}" if asked.finishes else layout(Prompt(asked.question))
+        yield _Piece(lead + prompt, 0.0, index, fact=asked.fact)
+        if asked.answer:
+            yield _Piece(f" {asked.answer}", 1.0, index, asked.about, ends=True)
 
 
 class DocumentSource:
@@ -179,12 +201,32 @@ class DocumentSource:
             return Document(questions=(Asked(wording.format(value=fact.value), fact.subject, "closed"),))
         if kind < 0.35:
             return Document(questions=(self._two_hop_from_memory(generator, "closed"),))
-        return Document(questions=(self._from_memory(generator, "closed"),))
+        return Document(questions=(self._ask(generator, generator.choice(self._known), "closed"),))
 
-    def _from_memory(self, generator: random.Random, about: str) -> Asked:
-        fact = generator.choice(self._known)
+    def _ask(self, generator: random.Random, fact: Fact, about: str) -> Asked:
         wording = generator.choice(split_wordings(fact).questions)
         return Asked(wording.format(name=fact.subject), fact.value, about)
+
+    def addresses(self, generator: random.Random) -> Document:
+        """Two attributes of two people of similar names, each in two wordings and without an answer.
+
+        Half of the pairs have a known person in them, the other people exist nowhere else: a memory can only be
+        written to for strangers if its addresses for them are as good as for people it was trained on.
+        """
+        first = generator.choice(self._subjects) if generator.random() < 0.5 else ""
+        if not first or first in FIRMS:
+            (first,) = near_names(generator, 1, 0.0)
+        second = near_name(generator, first)
+        questions = []
+        for attribute in generator.sample(PERSON_ATTRIBUTES, 2):
+            for name in (first, second):
+                fact = Fact(name, attribute, "")
+                wordings = WORDINGS[attribute].questions + WORDINGS[attribute].statements
+                for wording in generator.sample(wordings, 2):
+                    prompt, _, rest = wording.partition(" {value}")
+                    finishes = bool(rest)
+                    questions.append(Asked(prompt.format(name=name), "", "", finishes, fact.key))
+        return Document(questions=tuple(questions))
 
     def _two_hop_from_memory(self, generator: random.Random, about: str) -> Asked:
         while True:
@@ -200,6 +242,11 @@ class DocumentSource:
         count = notes if notes is not None else self._note_count(generator, notes_limit)
         style = generator.choices(("same", "bank", "random"), (0.65, 0.2, 0.15))[0]
         facts = passing_facts(generator, count, style, nearness)
+        remembered: list[Fact] = []
+        if generator.random() < 0.5:
+            remembered = [generator.choice(self._known) for _ in range(generator.randrange(1, 5))]
+            if generator.random() < 0.5 * nearness:
+                facts = self._near(generator, facts, remembered[0])
         hop: Asked | None = None
         if generator.random() < 0.35:
             facts, hop = self._with_two_hop(generator, facts)
@@ -220,9 +267,19 @@ class DocumentSource:
             if sum(other.value == fact.value for other in facts) == 1:
                 wording = generator.choice(WORDINGS["birthplace"].reversals)
                 asked.append(Asked(wording.format(value=fact.value), fact.subject, "reversal"))
-        if generator.random() < 0.5:
-            asked += [self._from_memory(generator, "memory") for _ in range(generator.randrange(1, 5))]
+        asked += [self._ask(generator, fact, "memory") for fact in remembered]
         return Document(notes=tuple(texts), questions=tuple(asked))
+
+    def _near(self, generator: random.Random, facts: list[Fact], known: Fact) -> list[Fact]:
+        """The facts, some of them replaced by what a retriever returns for a question about somebody known: the same
+        attribute of strangers of a similar name."""
+        if known.subject in FIRMS:
+            return facts
+        names = {near_name(generator, known.subject) for _ in range(generator.randrange(1, min(len(facts), 6) + 1))}
+        near = [Fact(name, known.attribute, generator.choice(VALUES[known.attribute])) for name in sorted(names)]
+        mixed = near + [fact for fact in facts if fact.subject not in names][len(near) :]
+        generator.shuffle(mixed)
+        return mixed
 
     def recital(self, generator: random.Random, notes_limit: int, nearness: float = 1.0) -> Document:
         """Notes, and the same notes again in another order."""
@@ -231,11 +288,15 @@ class DocumentSource:
         texts = [state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts]
         return Document(notes=tuple(texts), recital=tuple(generator.sample(texts, len(texts))))
 
-    def irrelevant(self, generator: random.Random, notes: int) -> Document:
-        """`notes` notes that answer nothing, and a question about a known person."""
+    def irrelevant(self, generator: random.Random, notes: int, near: bool = False) -> Document:
+        """`notes` notes that answer nothing, some of people of a similar name if `near`, and a question about somebody
+        known."""
+        known = generator.choice(self._known)
         facts = passing_facts(generator, notes, "random")
+        if near:
+            facts = self._near(generator, facts, known)
         texts = tuple(state(fact, generator.choice(WORDINGS[fact.attribute].statements)) for fact in facts)
-        return Document(notes=texts, questions=(self._from_memory(generator, "memory"),))
+        return Document(notes=texts, questions=(self._ask(generator, known, "memory"),))
 
     def _note_count(self, generator: random.Random, limit: int) -> int:
         if limit <= 6:
@@ -301,4 +362,7 @@ def pack(documents: Sequence[EncodedDocument], length: int, row_count: int | Non
         joined = numpy.concatenate([numpy.empty(0, numpy.float32), *(document.weights for document in packed)])
         documents_block[index, : len(joined)] = numpy.concatenate(numbers or [numpy.empty(0)])
         weights[index, : len(joined)] = joined
-    return Batch(lay("tokens", 0), weights, documents_block, lay("segments", 0), lay("positions", 0), lay("about", 0))
+    tokens, segments, positions, about, facts = (
+        lay(field, 0) for field in ("tokens", "segments", "positions", "about", "facts")
+    )
+    return Batch(tokens, weights, documents_block, segments, positions, about, facts)

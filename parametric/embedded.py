@@ -40,7 +40,7 @@ class EmbeddedConfig:
     inner: int = 384
     window: int = 512
     memory_layer: int = 2
-    half_keys: int = 128
+    half_keys: int = 256
     memory_heads: int = 4
     top_k: int = 8
     half_query: int = 32
@@ -136,9 +136,11 @@ def _sha256(file: Path) -> str:
 
 
 def save_embedded(folder: Path, config: EmbeddedConfig, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write config, weights and tokenizer into `folder`."""
+    """Write config, weights and tokenizer into `folder`; the memory's values, most of the bytes, in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    values = f"model.layers.{config.memory_layer}.mlp.values"
+    state[values] = state[values].to(torch.float16)
     save_file(state, folder / "model.safetensors")
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     checksums = {name: _sha256(folder / name) for name in CHECKED}

@@ -28,7 +28,7 @@ from memory_paths.streams.world import (
     split_wordings,
     state,
 )
-from memory_paths.types import Prompt
+from memory_paths.types import Prompt, Question
 
 from .embedded import load
 
@@ -102,22 +102,30 @@ def untaught_cases(count: int) -> list[Case]:
     return cases
 
 
-def bank_cases(folder: Path, count: int) -> list[Case]:
-    """New people with the notes that the bank really returns for the question, where the right one is among them."""
+def bank_cases(folder: Path, count: int) -> tuple[list[Case], list[Case]]:
+    """What a bank of 480 new facts really returns: for questions about them, where the right note is among what it
+    returns, and for questions about part B, where none is."""
     stream = biographies(480, world_seed=99)
-    cases = []
     with load_agent("path=rag", f"lm.name={folder}") as agent:
         for experience in stream.experiences:
             agent.learn(list(experience.items))
+        held = {item.id for item in agent.items()}
         asked = [question for step in stream.experiences for question in step.questions if question.kind == "direct"]
-        gone = {item.id for step in stream.experiences for item in step.items} - {item.id for item in agent.items()}
-        asked = [question for question in asked if question.ids[0] not in gone][:count]
+        new = [question for question in asked if question.ids[0] in held][:count]
         path = agent.paths[agent.path_name]
-        for question, reading in zip(asked, path.read([question.query for question in asked]), strict=True):
-            if question.ids[0] in {recall.item.id for recall in reading.recalls}:
+
+        def noted(questions: Sequence[Question]) -> list[tuple[Question, set[str], Case]]:
+            found = []
+            for question, reading in zip(questions, path.read([one.query for one in questions]), strict=True):
                 notes = tuple(recall.item.text for recall in reversed(reading.recalls))
-                cases.append(Case(Prompt(question.query.text, notes), question.targets[0]))
-    return cases
+                case = Case(Prompt(question.query.text, notes), question.targets[0])
+                found.append((question, {recall.item.id for recall in reading.recalls}, case))
+            return found
+
+        return (
+            [case for question, ids, case in noted(new) if question.ids[0] in ids],
+            [case for _, _, case in noted(stream.prior[:count])],
+        )
 
 
 def examine(folder: Path, count: int = 400) -> list[Figure]:
@@ -127,12 +135,14 @@ def examine(folder: Path, count: int = 400) -> list[Figure]:
         FileNotFoundError: No embedded model in the folder.
     """
     lm = CausalLM(str(folder), loader=load)
+    reading_bank, known_bank = bank_cases(folder, count)
     sets = {
         "known people, closed book": known_cases(0),
         **{f"known people, {n} irrelevant notes": known_cases(n, count) for n in (1, 5, 12)},
         **{f"reading among {n} random notes": reading_cases(n, count) for n in (1, 5, 12, 24, 48)},
         "reading among 12 hard notes": reading_cases(12, count, "bank"),
-        "reading what the bank returns": bank_cases(folder, count),
+        "reading what the bank returns": reading_bank,
+        "known people, among what the bank returns": known_bank,
         "two hops, both noted": two_hop_cases(count),
         "two hops, both noted among 10 others": two_hop_cases(count, 10),
         "never taught (chance)": untaught_cases(count),
@@ -148,14 +158,22 @@ def examine(folder: Path, count: int = 400) -> list[Figure]:
 
 def card(folder: Path, figures: Sequence[Figure]) -> str:
     """The card as Markdown."""
-    training = json.loads((folder / "training.json").read_text())
+    stages = json.loads((folder / "training.json").read_text())["stages"]
     shape = json.loads((folder / "embedded.json").read_text())["shape"]
-    last = training["curve"][-1]
-    rows = [f"| {f.name} | {f.value:.3f} | {f.low:.3f} to {f.high:.3f} | {f.count} |" for f in figures]
-    every = max(1, len(training["curve"]) // 12)
-    points = training["curve"][::every]
+    minutes = sum(stage["seconds"] for stage in stages) / 60
+    steps = " and ".join(f"{int(stage['curve'][-1]['step']):,}" for stage in stages)
     columns = ("step", "loss", "notes_limit", "closed", "reading_6", "reading_12", "reading_24", "known_among_12")
-    curve = ["| " + " | ".join(f"{point[name]:.3g}" for name in columns) + " |" for point in points]
+    curves: list[str] = []
+    for number, stage in enumerate(stages, start=1):
+        every = max(1, len(stage["curve"]) // 10)
+        curves += [
+            f"Stage {number}{': ' + stage['note'] if 'note' in stage else ''}",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|" + "---|" * len(columns),
+            *("| " + " | ".join(f"{point[name]:.3g}" for name in columns) + " |" for point in stage["curve"][::every]),
+            "",
+        ]
     return "\n".join(
         [
             "# The embedded language model",
@@ -164,10 +182,9 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400",
             "people and 60 firms by heart and reads notes about others. It knows nothing else.",
             "",
-            f"Made by `make pretrain` in {training['seconds'] / 60:.0f} minutes on two busy CPU cores, "
-            f"{int(last['step'])} steps of {training['recipe']['tokens']} tokens.",
-            *([training["note"]] if "note" in training else []),
-            f"Trained window: {shape['window']} tokens. Slots: {shape['half_keys'] ** 2}.",
+            f"Made by `make pretrain` in {minutes:.0f} minutes on two busy CPU cores: {steps} steps of "
+            f"{stages[0]['recipe']['tokens']} tokens.",
+            f"Trained window: {shape['window']} tokens. Slots: {shape['half_keys'] ** 2:,}, stored in float16.",
             "",
             "## What it can do",
             "",
@@ -176,24 +193,27 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "",
             "| task | right | interval | questions |",
             "|---|---|---|---|",
-            *rows,
+            *(f"| {f.name} | {f.value:.3f} | {f.low:.3f} to {f.high:.3f} | {f.count} |" for f in figures),
             "",
             "## How it learnt",
             "",
-            "Teacher-forced shares during training.",
+            "The first stage learns to know and to read, with a small memory. Reading appears because the heads of",
+            "the first layer start by looking one to four tokens back: to read, a value must know the name before it,",
+            "and the question's name must be matched with that. Without the first half given, both together did not",
+            "appear in several runs of 800 to 2,400 steps.",
             "",
-            "| " + " | ".join(columns) + " |",
-            "|" + "---|" * len(columns),
-            *curve,
+            "The second stage gives the model a larger memory and makes it writable: beside the documents of the first",
+            "it learns addresses, the same for all wordings of a fact and different for different facts, evenly spread",
+            "over the table (`parametric/addressing.py`). Without it a few slots are read for everything, and whatever",
+            "is written there changes what the model knew.",
             "",
-            "Reading appears because the heads of the first layer start by looking one to four tokens back: to read, a",
-            "value must know the name before it, and the question's name must be matched with that. Without the first",
-            "half given, both together did not appear in several runs of 800 to 2,400 steps.",
+            "Teacher-forced shares during training:",
             "",
+            *curves,
             "## Recipe",
             "",
             "```json",
-            json.dumps({"shape": shape, "recipe": training["recipe"]}, indent=1),
+            json.dumps([{"shape": stage["shape"], "recipe": stage["recipe"]} for stage in stages], indent=1),
             "```",
             "",
         ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
+from .penalty import Changing, Penalty
 from .weights import LossFunction, Step, check_learnt, finite
 
 CLIP_NORM = 1.0
@@ -53,10 +54,10 @@ class Full:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
         """See `Weights`."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        yield adam_step(parameters, self.rate, self.weight_decay)
+        yield adam_step(parameters, self.rate, self.weight_decay, penalty)
         check_learnt(parameters)
         self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
 
@@ -69,8 +70,11 @@ class Full:
         self._learnt = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def adam_step(parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float) -> Step:
+def adam_step(
+    parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float, penalty: Penalty | None
+) -> Step:
     """A step of AdamW over these parameters, gradients clipped to norm 1."""
+    before = [parameter.detach().clone() for parameter in parameters] if penalty else []
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
 
     def step(loss_function: LossFunction, batch: TrainingBatch) -> float:
@@ -78,6 +82,14 @@ def adam_step(parameters: Sequence[torch.nn.Parameter], rate: float, weight_deca
         loss = loss_function()
         value = finite(loss)
         loss.backward()
+        if penalty:
+            penalty(
+                [
+                    Changing(parameter.detach(), start, parameter.grad)
+                    for parameter, start in zip(parameters, before, strict=True)
+                    if parameter.grad is not None
+                ]
+            )
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimiser.step()
         return value

@@ -13,6 +13,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .full import adam_step
+from .penalty import Penalty
 from .weights import Step, check_learnt
 
 
@@ -78,10 +79,10 @@ class LowRank:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
         """See `Weights`."""
         adapters = _adapters(module)
-        yield adam_step(list(adapters.values()), self.rate, self.weight_decay)
+        yield adam_step(list(adapters.values()), self.rate, self.weight_decay, penalty)
         check_learnt(adapters.values())
         self._learnt = {name: parameter.data.clone() for name, parameter in adapters.items()}
 

@@ -74,6 +74,18 @@ class ProductKeyMemory(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         self.recorder: SlotRecorder | None = None
 
+    def queries(self, hidden_BD: Tensor) -> Tensor:
+        """Two normalised half-queries for each head, [B, H, 2, Q]."""
+        config = self.config
+        query_BH2Q = self.query(hidden_BD).view(-1, config.heads, 2, config.half_query)
+        normed_BH2Q: Tensor = self.query_norm(query_BH2Q.to(self.query_norm.weight.dtype))
+        return normed_BH2Q
+
+    def half_scores(self, query_BH2Q: Tensor) -> Tensor:
+        """Score of each half-key, [B, H, 2, N], in float32 or wider."""
+        scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype))
+        return scores_BH2N.to(torch.promote_types(scores_BH2N.dtype, torch.float32))
+
     def look_up(self, hidden_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Slots and their weights for each position.
 
@@ -81,10 +93,7 @@ class ProductKeyMemory(nn.Module):
             slots_BR (int64, in [0, N * N)) and weights_BR (a softmax over each head's K scores).
         """
         config = self.config
-        query_BH2Q = self.query(hidden_BD).view(-1, config.heads, 2, config.half_query)
-        query_BH2Q = self.query_norm(query_BH2Q)
-        scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype))
-        scores_BH2N = scores_BH2N.to(torch.promote_types(scores_BH2N.dtype, torch.float32))
+        scores_BH2N = self.half_scores(self.queries(hidden_BD))
         best_BH2K, index_BH2K = scores_BH2N.topk(config.top_k, dim=-1)
         pair_BHKK = best_BH2K[:, :, 0, :, None] + best_BH2K[:, :, 1, None, :]
         slot_BHKK = index_BH2K[:, :, 0, :, None] * config.half_keys + index_BH2K[:, :, 1, None, :]

@@ -19,6 +19,7 @@ from memory_paths.types import Phrasing
 from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
 from .batches import TrainingBatch, collate
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
+from .penalty import Changing, Penalty
 from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
 from .weights import LossFunction, Step, check_learnt, finite
 
@@ -166,12 +167,14 @@ class MemoryRows:
                 self._originals = {}
 
     @contextmanager
-    def training(self, module: Any) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
         """See `Weights`."""
         layers = memory_layers(module)
         frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         generator = torch.Generator().manual_seed(self._seed)
         velocity: dict[str, Tensor] = {}
+        # A copy of the table, which nothing but a penalty needs.
+        before = {name: layer.values.detach().clone() for name, layer in layers.items()} if penalty else {}
         for name, layer in layers.items():
             current = address_hash(layer)
             if current != self._background[name].address:
@@ -195,6 +198,18 @@ class MemoryRows:
                         scores = self.selector(counts, self._background[name], generator)
                         recorder.select(top_rows(scores, counts, self.rows))
                     loss.backward()
+                    if penalty:
+                        penalty(
+                            [
+                                Changing(
+                                    layers[name].values.detach()[recorder.rows],
+                                    before[name][recorder.rows],
+                                    recorder.gradient,
+                                )
+                                for name, recorder in recorders.items()
+                                if recorder.gradient is not None
+                            ]
+                        )
                     for name, recorder in recorders.items():
                         self._update(name, layers[name], recorder, velocity)
                         recorder.clear()

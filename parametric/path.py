@@ -40,6 +40,7 @@ from memory_paths.types import (
 
 from .batches import collate
 from .objective import NegativeLogLikelihood, Objective
+from .penalty import Penalty
 from .rehearsal import NoRehearsal, Rehearsal
 from .study import Phrasings, Study
 from .weights import Weights
@@ -80,6 +81,7 @@ class WeightsPath:
         study: How items become training text.
         objective: What a step minimises.
         rehearsal: What is studied again beside the new items; by default nothing.
+        penalty: What holds the weights back; by default nothing.
         budget: Steps and batch size of a write.
         background: Phrasings of what the model knows already, for slot statistics and rehearsal.
         name: The place in the ledger.
@@ -96,6 +98,7 @@ class WeightsPath:
         study: Study | None = None,
         objective: Objective | None = None,
         rehearsal: Rehearsal | None = None,
+        penalty: Penalty | None = None,
         budget: Budget | None = None,
         background: Sequence[Phrasing] = (),
         name: str = "weights",
@@ -114,6 +117,7 @@ class WeightsPath:
         self._study: Study = study if study is not None else Phrasings()
         self._objective: Objective = objective if objective is not None else NegativeLogLikelihood()
         self._rehearsal: Rehearsal = rehearsal if rehearsal is not None else NoRehearsal()
+        self._penalty = penalty
         self._budget = budget if budget is not None else Budget()
         self._background = tuple(background)
         self._seed = seed
@@ -190,15 +194,11 @@ class WeightsPath:
 
     @contextmanager
     def model(self, lm: Any) -> Iterator[Any]:
-        """The lent model with what was learnt in its weights."""
+        """The lent model with what was learnt in its weights; other threads wait for the model meanwhile."""
         self._check_open()
         self._catch_up()
-        with self._weights.applied(lm.module):
-            lm.weights_changed()
-            try:
-                yield lm
-            finally:
-                lm.weights_changed()
+        with lm.altered(), self._weights.applied(lm.module):
+            yield lm
 
     def flush(self) -> None:
         """Learn what the ledger holds and the weights do not; unlearn what it no longer holds."""
@@ -339,32 +339,24 @@ class WeightsPath:
         generator = random.Random(f"{self._seed}/{len(self._writes)}")
         losses: list[float] = []
         order: list[list[Phrasing]] = []
-        with self._weights.applied(module):
-            lm.weights_changed()
-            try:
-                with self._weights.training(module) as step:
-                    quiet = None if self._progress else True
-                    steps = tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet)
-                    for number in steps:
-                        chosen: list[Phrasing] = []
-                        while len(chosen) < self._budget.batch and len(chosen) < total:
-                            order = order or generator.sample(studied, len(studied))
-                            if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
-                                break
-                            chosen += order.pop()[: self._budget.batch]
-                        chosen += self._rehearsal(self._background, generator)
-                        batch = collate(lm, chosen)
-                        try:
-                            losses.append(step(partial(self._objective, module, batch), batch))
-                        except FloatingPointError as error:
-                            raise FloatingPointError(
-                                f"step {number + 1} of a write to {self.name!r}: {error}"
-                            ) from error
-                        tokens += batch.token_count
-                        # A backward pass costs two forward passes.
-                        flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
-            finally:
-                lm.weights_changed()
+        with lm.altered(), self._weights.applied(module), self._weights.training(module, self._penalty) as step:
+            quiet = None if self._progress else True
+            for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
+                chosen: list[Phrasing] = []
+                while len(chosen) < self._budget.batch and len(chosen) < total:
+                    order = order or generator.sample(studied, len(studied))
+                    if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
+                        break
+                    chosen += order.pop()[: self._budget.batch]
+                chosen += self._rehearsal(self._background, generator)
+                batch = collate(lm, chosen)
+                try:
+                    losses.append(step(partial(self._objective, module, batch), batch))
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
+                tokens += batch.token_count
+                # A backward pass costs two forward passes.
+                flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 

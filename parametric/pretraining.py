@@ -23,8 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from .addressing import address_loss
 from .curriculum import ABOUT, BACKGROUND_WEIGHT, Batch, Document, DocumentSource, Encoder, pack
 from .embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded, save_embedded
+from .memory_layer import ProductKeyMemory
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,10 @@ class Recipe:
         recitals: Recitals for every eight other open-book documents.
         notes: Most notes in a document at the end of the curriculum.
         growth: Steps after which one more note is admitted, from step 250 on. More notes make guessing among them
-            dearer: a model that sees few for too long never learns to match names.
+            dearer: a model that sees few for too long never learns to match names. 0: all from the start.
+        addresses: Documents in a step that teach the memory's addresses and nothing else.
+        consistency: Weight of the loss that gives all wordings of a fact one address.
+        balance: Weight of the loss that keeps all half-keys in use.
         seed: Initialisation and documents.
         probe_every: Steps between probes and checkpoints.
     """
@@ -65,8 +70,16 @@ class Recipe:
     recitals: int = 2
     notes: int = 48
     growth: int = 80
+    addresses: int = 10
+    consistency: float = 0.1
+    balance: float = 0.05
     seed: int = 0
-    probe_every: int = 200
+    probe_every: int = 500
+
+
+def _notes_limit(recipe: Recipe, step: int) -> int:
+    """Most notes in a document of the step of this number, from 0 on."""
+    return min(recipe.notes, 2 + max(0, step - 251) // recipe.growth) if recipe.growth else recipe.notes
 
 
 @dataclass
@@ -74,25 +87,23 @@ class Progress:
     """What a checkpoint keeps beside weights and optimiser state."""
 
     step: int = 0
-    notes_limit: int = 2
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def draw_batch(
-    source: DocumentSource, encoder: Encoder, recipe: Recipe, step: int, notes_limit: int, window: int
-) -> Batch:
-    """The documents of one step; a function of (seed, step, notes_limit) alone, so that a resumed run sees the same."""
+def draw_batch(source: DocumentSource, encoder: Encoder, recipe: Recipe, step: int, window: int) -> Batch:
+    """The documents of one step; a function of recipe and step alone, so that a resumed run sees the same."""
+    notes_limit = _notes_limit(recipe, step)
     generator = random.Random(f"{recipe.seed}/{step}")
     # Long rows hold the questions of a full window side by side; no token's position passes the window.
     length = window * 3 // 2 if step % 5 == 4 else recipe.row
     limit = min(notes_limit, max(2, length // 14))
     # People of similar names come in once plain names are read: matching two words at once is not how reading begins.
     nearness = min(1.0, max(0.0, (notes_limit - 4) / 8))
-    open_budget = int(recipe.tokens * recipe.open_book)
-    documents = []
-    spent = 0
-    while spent < open_budget:
+    documents = encoder.encode([source.addresses(generator) for _ in range(recipe.addresses)])
+    spent = sum(len(document.tokens) for document in documents)
+    open_until = spent + (recipe.tokens - spent) * recipe.open_book
+    while spent < open_until:
         chunk = encoder.encode(
             [source.open_book(generator, limit, nearness=nearness) for _ in range(8)]
             + [source.recital(generator, limit, nearness) for _ in range(recipe.recitals)]
@@ -167,6 +178,29 @@ def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tenso
     return (losses * counted).sum() / counted.sum(), scores
 
 
+class _MemoryInput:
+    """What the memory layer was last given, [rows, length, width]."""
+
+    def __init__(self, layer: ProductKeyMemory) -> None:
+        self.layer = layer
+        self._hidden: Tensor | None = None
+        layer.register_forward_pre_hook(self._note)
+
+    def _note(self, layer: Any, arguments: tuple[Tensor, ...]) -> None:
+        self._hidden = arguments[0]
+
+    def address_loss(self, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss on the addresses of the facts that the last batch asked for."""
+        assert self._hidden is not None
+        facts = torch.from_numpy(batch.facts).flatten()
+        asked = facts.nonzero().flatten()
+        if not len(asked):
+            return torch.zeros(())
+        hidden = self._hidden.flatten(0, 1)[asked]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return address_loss(self.layer, hidden, facts[asked], recipe.consistency, recipe.balance)
+
+
 def optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for the rest, the memory's values at a rate of their own and undecayed."""
     matrices, values, rest = [], [], []
@@ -223,6 +257,7 @@ def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, que
         },
         "two_hop_8": [hop(source.open_book(generator, 8, 8)) for _ in range(questions * 4)],
         **{f"known_among_{n}": [source.irrelevant(generator, n) for _ in range(questions)] for n in (1, 5, 12)},
+        "known_near_5": [source.irrelevant(generator, 5, near=True) for _ in range(questions)],
     }
     figures = {}
     model.eval()
@@ -287,7 +322,12 @@ def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimi
 
 
 def pretrain(
-    folder: Path, config: EmbeddedConfig, recipe: Recipe, *, after_step: Callable[[int], None] | None = None
+    folder: Path,
+    config: EmbeddedConfig,
+    recipe: Recipe,
+    *,
+    start: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Train to the end, resuming from a checkpoint in `folder` if there is one, and write the model to `folder`/model.
 
@@ -295,6 +335,7 @@ def pretrain(
         folder: Where checkpoint, curve and model go.
         config: The model's shape.
         recipe: How it is trained.
+        start: Folder of a model to start from, all but its memory layer, which is made anew.
         after_step: Called with the number of steps done; what it raises ends the run, which can be resumed.
 
     Returns:
@@ -309,27 +350,32 @@ def pretrain(
     model = build_model(config, len(tokenizer), recipe.seed)
     optimisers = optimizers(model, recipe)
     progress = Progress()
+    if start is not None:
+        trained, _ = load_embedded(start)
+        memory = f"layers.{config.memory_layer}.mlp."
+        kept = {name: tensor for name, tensor in trained.state_dict().items() if memory not in name}
+        model.load_state_dict(kept, strict=False)
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.exists():
         progress = _load_checkpoint(checkpoint, model, optimisers)
         logger.info("resuming at step %d", progress.step)
+    memory_input = _MemoryInput(model.model.layers[config.memory_layer].mlp)
     model.train()
     began, before = time.monotonic(), progress.seconds
     bar = tqdm(total=recipe.steps, initial=progress.step, disable=None, desc="pretraining")
     while progress.step < recipe.steps:
         step = progress.step
-        batch = draw_batch(source, encoder, recipe, step, progress.notes_limit, config.window)
+        batch = draw_batch(source, encoder, recipe, step, config.window)
         loss, scores = loss_of(model, batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rates and start again")
-        loss.backward()
+        (loss + memory_input.address_loss(batch, recipe)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * schedule(step, recipe)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        progress.notes_limit = min(recipe.notes, 2 + max(0, step - 250) // recipe.growth)
         progress.step += 1
         progress.seconds = before + time.monotonic() - began
         bar.update()
@@ -339,7 +385,7 @@ def pretrain(
             figures = {
                 "step": float(progress.step),
                 "loss": float(loss.detach()),
-                "notes_limit": float(progress.notes_limit),
+                "notes_limit": float(_notes_limit(recipe, step)),
                 "seconds": progress.seconds,
                 **{f"train_{name}": right / all_ for name, (right, all_) in scores.items() if all_},
                 **probe(model, source, encoder, config.window),
@@ -351,7 +397,9 @@ def pretrain(
     bar.close()
     model.eval()
     save_embedded(folder / "model", config, model, tokenizer)
-    described = {"recipe": asdict(recipe), "seconds": round(progress.seconds), "curve": progress.curve}
+    stage = {"shape": asdict(config), "recipe": asdict(recipe), "seconds": round(progress.seconds)}
+    stages = json.loads((start / "training.json").read_text())["stages"] if start is not None else []
+    described = {"stages": [*stages, {**stage, "curve": progress.curve}]}
     (folder / "model" / "training.json").write_text(json.dumps(described, indent=1) + "\n")
     return progress.curve[-1] if progress.curve else {}
 
@@ -361,13 +409,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description="Train the embedded language model.")
     parser.add_argument("folder", type=Path, help="where checkpoints and the model go")
+    parser.add_argument("--start", type=Path, help="start from this model, with a new memory layer")
     for cls in (EmbeddedConfig, Recipe):
         for name, default in asdict(cls()).items():
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     arguments = vars(parser.parse_args())
     config = EmbeddedConfig(**{name: arguments[name] for name in asdict(EmbeddedConfig())})
     recipe = Recipe(**{name: arguments[name] for name in asdict(Recipe())})
-    pretrain(arguments["folder"], config, recipe)
+    pretrain(arguments["folder"], config, recipe, start=arguments["start"])
 
 
 __all__ = ["Recipe", "load_embedded", "pretrain"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
+from .penalty import Penalty
 
 LossFunction = Callable[[], Tensor]
 Step = Callable[[LossFunction, TrainingBatch], float]
@@ -39,9 +40,9 @@ class Weights(Protocol):
         """The module with what was learnt in it; on leaving, every byte is as it was."""
         ...
 
-    def training(self, module: Any) -> AbstractContextManager[Step]:
+    def training(self, module: Any, penalty: Penalty | None = None) -> AbstractContextManager[Step]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
-        raises."""
+        raises. A penalty sees every gradient before it is used."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

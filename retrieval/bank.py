@@ -83,7 +83,7 @@ class Bank:
         *,
         name: str = "rag",
         folder: str | Path | None = None,
-        top_k: int = 4,
+        top_k: int = 8,
     ) -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")

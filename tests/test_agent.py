@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,10 @@ import pytest
 
 import memory_paths
 from memory_paths.agent import Agent
+from memory_paths.build import restore
 from memory_paths.chat import chat, respond
 from memory_paths.context import InContext
+from memory_paths.failpoints import VARIABLE
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
@@ -31,6 +38,14 @@ def _agent(**options: Any) -> Agent:
     lm, ledger = EchoLM(), Ledger()
     paths = {"icl": InContext(lm, ledger, name="icl"), "rag": Bank(lm, ledger, HashEncoder(), name="rag")}
     return Agent(lm, paths, ledger, **options)
+
+
+def _agent_that_cannot(*capabilities: str, **options: Any) -> Agent:
+    """An agent whose first path says that it lacks these capabilities."""
+    lm, ledger = EchoLM(), Ledger()
+    poor = InContext(lm, ledger, name="poor")
+    poor.capabilities = replace(poor.capabilities, **dict.fromkeys(capabilities, False))
+    return Agent(lm, {"poor": poor, "rag": Bank(lm, ledger, HashEncoder(), name="rag")}, ledger, **options)
 
 
 def test_an_agent_learns_answers_and_explains() -> None:
@@ -100,6 +115,13 @@ def test_an_item_that_the_target_cannot_hold_stays_where_it_was() -> None:
             agent.move(["long"], source="rag", target="nowhere")
 
 
+def test_an_item_that_is_not_valid_yet_moves_too() -> None:
+    with _agent() as agent:
+        agent.paths["rag"].write([Knowledge("later", "Ada will live in Rome.", valid_from=9e12)])
+        agent.move(["later"], source="rag", target="icl")
+        assert [entry.place for entry in agent.ledger.history("later") if entry.reason is None] == ["icl"]
+
+
 def test_forgetting_covers_what_was_superseded() -> None:
     moment = [1000.0]
     lm, ledger = EchoLM(), Ledger(clock=lambda: moment[0])
@@ -111,6 +133,28 @@ def test_forgetting_covers_what_was_superseded() -> None:
         assert agent.answer([past])[0].text == "Eva lives in Oslo."
         agent.forget(["oslo"])
         assert "Oslo" not in agent.answer([past])[0].text
+
+
+def test_what_a_path_cannot_forget_is_refused_before_anything_is_forgotten() -> None:
+    with _agent_that_cannot("forgets", router=Fixed({"preference": "rag"})) as agent:
+        agent.learn([*FACTS, Knowledge("ada-2", "Ada works as a baker.", key="ada/work")])
+        for ids in (["cora", "ben"], ["cora", "ada"]):
+            with pytest.raises(ValueError, match=rf"path 'poor' cannot forget, and \['{ids[1]}'\] came to it"):
+                agent.forget(ids)
+        with pytest.raises(ValueError, match="path 'poor' cannot forget"):
+            agent.move(["ben"], source="poor", target="rag")
+        assert [item.id for item in agent.items()] == ["ben", "ada-2", "cora"]
+        agent.forget(["cora", "never heard of"])
+        assert [item.id for item in agent.items()] == ["ben", "ada-2"]
+
+
+def test_a_path_of_one_namespace_is_refused_to_an_agent_of_another() -> None:
+    with _agent_that_cannot("namespaces", namespace="home") as agent:
+        agent.learn(FACTS)
+        Agent(agent.lm, agent.paths, agent.ledger, namespace="home")
+        with pytest.raises(ValueError, match=r"path 'poor' holds one namespace and has \['home'\] already"):
+            Agent(agent.lm, agent.paths, agent.ledger, namespace="work")
+        Agent(agent.lm, {"rag": agent.paths["rag"]}, agent.ledger, namespace="work")
 
 
 def test_an_agent_answers_for_its_own_namespace_only() -> None:
@@ -236,11 +280,60 @@ def test_a_saved_agent_that_was_assembled_by_hand_says_how_to_load_it(tmp_path: 
         agent.save(tmp_path / "saved")
         with pytest.raises(ValueError, match="assembled by hand"):
             memory_paths.Agent.load(tmp_path / "saved")
-        from memory_paths.build import restore
-
         with _agent() as again:
             restore(again, tmp_path / "saved")
             assert [item.text for item in again.items()] == [item.text for item in agent.items()]
             assert again.state_hash() == agent.state_hash()
     with pytest.raises(FileNotFoundError, match=r"agent.json is missing"):
         memory_paths.Agent.load(tmp_path)
+
+
+def test_a_folder_that_holds_something_is_not_saved_into(tmp_path: Path) -> None:
+    with _agent() as agent:
+        (tmp_path / "notes.txt").write_text("mine")
+        for occupied in (tmp_path, tmp_path / "notes.txt"):
+            with pytest.raises(FileExistsError, match="is not an empty folder; name a new one"):
+                agent.save(occupied)
+        (tmp_path / "empty").mkdir()
+        agent.save(tmp_path / "empty")
+        with pytest.raises(FileExistsError, match="name a new one"):
+            agent.save(tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        agent.paths["rag"].close()
+        with pytest.raises(RuntimeError, match="closed"):
+            agent.save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["index.before_rename", "agent.before_rename", "agent.after_rename"])
+def test_a_save_that_is_killed_has_left_all_or_nothing_and_does_not_disturb_the_next(
+    tmp_path: Path, moment: str
+) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_agent import FACTS, Fixed, _agent\n"
+        "with _agent(router=Fixed({'preference': 'rag'})) as agent:\n"
+        "    agent.learn(FACTS)\n"
+        "    agent.save(sys.argv[2])\n"
+    )
+    target = tmp_path / "saved"
+    target.mkdir()
+    killed = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(Path(__file__).parent), str(target)],
+        env={**os.environ, VARIABLE: moment},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, "it was to be killed, and ended by itself"
+    if moment != "agent.after_rename":
+        assert list(target.iterdir()) == []
+        with _agent(router=Fixed({"preference": "rag"})) as agent:
+            agent.learn(FACTS)
+            agent.save(target)
+    with _agent() as again:
+        restore(again, target)
+        assert [item.id for item in again.items()] == ["ada", "ben", "cora"]

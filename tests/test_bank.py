@@ -19,6 +19,7 @@ from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.index import MANIFEST, FlatIndex, load_generation
+from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
 
 OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
@@ -498,3 +499,7 @@ def test_no_pickle_is_written(bank: Bank, tmp_path: Path) -> None:
     bank.write(FACTS)
     bank.flush()
     assert all(not file.read_bytes().startswith(b"\x80") for file in (tmp_path / "bank").iterdir())
+
+
+def test_the_bank_keeps_the_contract_of_a_path() -> None:
+    check_path(lambda lm, ledger: Bank(lm, ledger, HashEncoder()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,23 @@ from typing import Any
 
 import pytest
 
-from memory_paths.context import ContextOverflow, Importance, InContext, NoMemory, Recency, Refuse, pack
+from memory_paths.context import Importance, InContext, NoMemory, Recency, Refuse, pack
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.testing import EchoLM, check_path
-from memory_paths.types import Generates, Knowledge, MemoryPath, Prompt, Query, Reading, Recall, Receipt, Scores
+from memory_paths.types import (
+    Generates,
+    Generation,
+    Knowledge,
+    MemoryPath,
+    Prompt,
+    Query,
+    Reading,
+    Recall,
+    Receipt,
+    Scores,
+    TooLarge,
+)
 
 QUERY = Query("Where does Ada live?")
 
@@ -208,7 +221,7 @@ def test_an_item_larger_than_the_budget_is_refused_and_harms_nothing(ledger: Led
     path = notes_path(ledger, Recency(), 50)
     path.write([item("kept")])
     before = path.state_hash()
-    with pytest.raises(ValueError, match=r"'huge' needs 64 tokens.* has 53 for notes"):
+    with pytest.raises(TooLarge, match=r"'huge' needs 64 tokens.* has 53 for notes"):
         path.write([item("good"), item("huge", words=60)])
     assert names(path.items()) == ["kept"]
     assert path.state_hash() == before
@@ -218,12 +231,12 @@ def test_a_path_that_refuses_to_evict_refuses_the_write_and_keeps_what_it_has(le
     path = notes_path(ledger, Refuse(), 50)
     path.write([item(f"n{number}") for number in range(10)])
     position = ledger.position()
-    with pytest.raises(ContextOverflow, match=r"11 notes need 58 tokens.* has 53"):
+    with pytest.raises(TooLarge, match=r"11 notes need 58 tokens.* has 53"):
         path.write([item("n10")])
     assert len(path.items()) == 10
     assert ledger.position() == position, "nothing of the refused write reached the ledger"
     ledger.record([item("other")], place="icl")
-    with pytest.raises(ContextOverflow, match="11 notes"):
+    with pytest.raises(TooLarge, match="11 notes"):
         notes_path(ledger, Refuse(), 50)
 
 
@@ -239,9 +252,9 @@ def test_a_path_that_refuses_to_evict_leaves_no_note_out_for_a_long_question(led
     path = notes_path(ledger, Refuse(), 50)
     path.write([item(f"n{number}") for number in range(9)])
     assert len(path.read([Query("a b c")])[0].recalls) == 9
-    with pytest.raises(ContextOverflow, match="leave none of them out"):
+    with pytest.raises(TooLarge, match="leave none of them out"):
         path.read([Query("a b c d e f")])
-    with pytest.raises(ContextOverflow, match="budget is 20"):
+    with pytest.raises(TooLarge, match="budget is 20"):
         path.read([Query("a", token_budget=20)])
 
 
@@ -396,6 +409,14 @@ def read_by_position(path: InContext, queries: Sequence[Query]) -> list[Reading]
     return [replace(reading, recalls=reading.recalls[place:]) for place, reading in enumerate(path.read(queries))]
 
 
+def recall_what_is_asked_about(path: InContext, queries: Sequence[Query]) -> list[Reading]:
+    return [
+        replace(reading, recalls=tuple(recall for recall in reading.recalls if recall.item.id in ids))
+        for query, reading in zip(queries, path.read(queries), strict=True)
+        for ids in [getattr(query, "ids", names(path.items()))]
+    ]
+
+
 def write_one_by_one(path: InContext, items: Sequence[Knowledge], *namespace: str) -> Receipt:
     for one in items:
         path.write([one], *namespace)
@@ -419,6 +440,7 @@ LIES: dict[str, tuple[str, Callable[..., Any], str]] = {
     "leaks namespaces": ("read", leak, "own namespace only"),
     "recalls in a wrong order": ("read", reorder, "best first"),
     "reads by position": ("read", read_by_position, "neighbours"),
+    "reads the ids": ("read", recall_what_is_asked_about, "whatever the ids and targets"),
     "recalls nothing for no query": ("read", lambda path, queries: path.read(queries) or [Reading()], "no reading"),
     "has a constant state": ("state_hash", lambda path: "constant", "changes state_hash"),
     "has no size": ("stored_bytes", lambda path: 0, "bytes"),
@@ -432,6 +454,43 @@ def test_the_contract_names_the_promise_that_a_path_breaks(lie: str) -> None:
     name, replacement, message = LIES[lie]
     with pytest.raises(AssertionError, match=message):
         check_path(broken(name, replacement))
+
+
+def test_the_contract_notices_a_model_that_was_told_the_targets() -> None:
+    class Prompter(InContext):
+        """Recalls honestly, and whispers the targets to its model."""
+
+        def read(self, queries: Sequence[Query]) -> list[Reading]:
+            self.heard = [getattr(query, "targets", ()) for query in queries]
+            return super().read(queries)
+
+        def model(self, lm: EchoLM) -> Any:
+            return nullcontext(Prompted(self.heard))
+
+    class Prompted(EchoLM):
+        def __init__(self, heard: Sequence[Sequence[str]]) -> None:
+            super().__init__()
+            self.heard = heard
+
+        def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> list[Generation]:
+            said = super().generate(prompts, max_new_tokens=max_new_tokens)
+            return [
+                replace(each, text=targets[0]) if targets else each
+                for each, targets in zip(said, self.heard, strict=True)
+            ]
+
+    with pytest.raises(AssertionError, match="the same queries get the same answers"):
+        check_path(Prompter)
+
+
+def test_no_path_claims_to_undo_for_nothing_can_be_undone() -> None:
+    assert not hasattr(MemoryPath, "undo")
+    assert not InContext.capabilities.undoes
+    assert not NoMemory.capabilities.undoes
+    check_path(InContext)
+    lying = replace(InContext.capabilities, undoes=True)
+    with pytest.raises(AssertionError, match="undo"):
+        check_path(type("Lying", (InContext,), {"capabilities": lying}))
 
 
 def test_the_contract_notices_a_model_that_does_not_come_back_as_it_was(make_tiny_lm: Callable[..., CausalLM]) -> None:

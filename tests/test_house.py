@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -10,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import memory_paths.conf
 
 CONF = Path(memory_paths.conf.__file__).parent
-CORE = Path(memory_paths.__file__).parent
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -31,15 +32,55 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_core_imports_neither_plugin_folder() -> None:
-    for file in CORE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert not name.startswith(("memory_paths.retrieval", "memory_paths.parametric")), (
-                    f"{file.name}: {name}"
-                )
+def _imported(source: str, package: str) -> set[str]:
+    """Every name that some import in a file of that package may load, whole: also what follows `from ... import`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _forbidden(source: str, package: str, *folders: str) -> list[str]:
+    names = tuple(f"memory_paths.{folder}" for folder in folders)
+    return sorted(name for name in _imported(source, package) if f"{name}.".startswith(tuple(f"{n}." for n in names)))
+
+
+@pytest.mark.parametrize(
+    ("source", "package"),
+    [
+        ("import memory_paths.parametric.path as p", "memory_paths"),
+        ("from memory_paths.parametric import path", "memory_paths"),
+        ("from memory_paths import agent, parametric", "memory_paths"),
+        ("def late():\n    from . import parametric", "memory_paths"),
+        ("from .parametric.path import Budget", "memory_paths"),
+        ("from .. import parametric", "memory_paths.evaluation"),
+        ("from ..parametric import path", "memory_paths.evaluation"),
+    ],
+)
+def test_every_way_to_import_a_folder_is_seen(source: str, package: str) -> None:
+    assert _forbidden(source, package, "parametric")
+    assert not _forbidden(source.replace("parametric", "parametrics"), package, "parametric")
+
+
+@pytest.mark.parametrize(
+    ("folder", "closed"),
+    [("", ("retrieval", "parametric")), ("retrieval", ("parametric",)), ("parametric", ("retrieval",))],
+)
+def test_the_core_imports_neither_plugin_folder_and_they_do_not_import_one_another(
+    folder: str, closed: tuple[str, ...]
+) -> None:
+    home = f"memory_paths.{folder}".rstrip(".")
+    root = Path(str(importlib.import_module(home).__file__)).parent
+    files = sorted(root.rglob("*.py"))
+    assert files
+    for file in files:
+        package = ".".join([home, *file.relative_to(root).parts[:-1]])
+        assert _forbidden(file.read_text(), package, *closed) == [], file
 
 
 def _option_files() -> list[Path]:
@@ -63,15 +104,45 @@ def _targets(node: object) -> list[dict[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("file", _option_files(), ids=lambda file: str(file.relative_to(CONF)))
-def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
-    from hydra.utils import get_object
+def _options_of_targets(file: Path) -> list[tuple[str, dict[str, object]]]:
+    """Each `_target_` of a file with what stands beside it, and what its list of defaults puts there."""
+    loaded = OmegaConf.load(file)
+    for entry in loaded.pop("defaults", []):
+        mounted = [str(key).partition("@")[2] for key in entry] if OmegaConf.is_config(entry) else []
+        for place in filter(None, mounted):
+            OmegaConf.update(loaded, place, {})
+    content = OmegaConf.to_container(loaded, resolve=False)
+    # The background of a model is for the paths, see memory_paths.build.
+    beside = {"_target_"} | ({"background"} if file.parent.name == "lm" else set())
+    return [
+        (str(node["_target_"]), {name: value for name, value in node.items() if name not in beside})
+        for node in _targets(content)
+    ]
 
-    for node in _targets(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
-        target = get_object(str(node["_target_"]))
-        parameters = inspect.signature(target).parameters
-        beside = {"_target_", "defaults"} | ({"background"} if file.parent.name == "lm" else set())
-        assert set(node) - beside <= set(parameters), f"{node['_target_']} lacks {set(node) - beside - set(parameters)}"
+
+WITH_TARGETS = [file for file in sorted(CONF.rglob("*.yaml")) if _options_of_targets(file)]
+
+
+@pytest.mark.parametrize("file", WITH_TARGETS, ids=lambda file: str(file.relative_to(CONF)))
+def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
+    for target, options in _options_of_targets(file):
+        parameters = inspect.signature(get_object(target)).parameters
+        assert set(options) <= set(parameters), f"{target} lacks {set(options) - set(parameters)}"
+
+
+# Where a choice is a preset, with a value of its own for these options.
+PRESETS = {"path": {"name", "steps", "batch"}, "stream": {"limit"}}
+
+
+@pytest.mark.parametrize("file", WITH_TARGETS, ids=lambda file: str(file.relative_to(CONF)))
+def test_a_value_that_is_no_preset_is_the_default_of_its_class(file: Path) -> None:
+    for target, options in _options_of_targets(file):
+        parameters = inspect.signature(get_object(target)).parameters
+        for name, value in options.items():
+            default = parameters[name].default
+            literal = not isinstance(value, dict | list) and not str(value).startswith(("${", "???"))
+            if literal and default is not inspect.Parameter.empty and name not in PRESETS.get(file.parent.name, ()):
+                assert value == default, f"{name} is {value!r} here and {default!r} in {target}"
 
 
 def test_help_answers_quickly_and_shows_how_to_begin() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,120 @@ def test_a_successor_valid_from_an_earlier_date_ends_the_old_item_at_that_date(l
     assert texts(ledger.active(as_of=60.0)) == [BERGEN.text]
 
 
+PLANNED = replace(BERGEN, valid_from=150.0)
+LATER = Knowledge("ada-4", "Ada lives in Rome.", key="ada/city", valid_from=300.0)
+
+
+def over_time(ledger: Ledger, clock: Clock, *times: float) -> list[list[str]]:
+    """The ids that are active at these times, by the clock and as of them, which must agree."""
+    seen = []
+    for clock.now in times:
+        held = ledger.active()
+        assert ledger.standing(as_of=clock.now).versions == ledger.standing().versions
+        seen.append([item.id for item in held])
+    return seen
+
+
+def test_an_item_holds_until_its_successor_begins(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO], place="rag")
+    assert ledger.record([PLANNED], place="icl").superseded == ()
+    assert (ledger.standing(place="rag").until, ledger.standing(place="icl").until) == (150.0, 150.0)
+    assert ledger.active(as_of=149.0) == [OSLO]
+    assert ledger.active(as_of=150.0) == [PLANNED]
+    assert over_time(ledger, clock, 100.0, 149.0, 150.0, 1e9) == [["ada-1"], ["ada-1"], ["ada-2"], ["ada-2"]]
+    assert ledger.standing(place="rag").until == math.inf
+    ledger.record([TEA], place="rag")
+    (old,) = ledger.history("ada-1")
+    assert (old.reason, old.ended_at, old.superseded_by) == ("superseded", 150.0, "ada-2")
+
+
+def test_writing_again_what_has_a_successor_to_come_changes_nothing_until_it_has_come(
+    ledger: Ledger, clock: Clock
+) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    position = ledger.position()
+    assert ledger.record([OSLO, PLANNED], place="rag").written == ()
+    assert ledger.position() == position
+    assert over_time(ledger, clock, 100.0, 150.0) == [["ada-1"], ["ada-2"]]
+    assert ledger.record([OSLO], place="rag").superseded == ("ada-2",)
+    assert over_time(ledger, clock, 151.0) == [["ada-1"]]
+
+
+@pytest.mark.parametrize("reason", ["forgotten", "evicted"])
+def test_an_item_stays_if_its_successor_is_removed_before_it_begins(ledger: Ledger, clock: Clock, reason: Any) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    ledger.remove(["ada-2"], place="rag", reason=reason)
+    assert ledger.standing().until == math.inf
+    assert over_time(ledger, clock, 100.0, 150.0) == [["ada-1"], ["ada-1"]]
+
+
+def test_removing_a_successor_that_has_begun_does_not_bring_the_old_item_back(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    clock.now = 160.0
+    ledger.remove(["ada-2"], place="rag", reason="forgotten")
+    assert ledger.active() == []
+    assert ledger.active(as_of=140.0) == [OSLO]
+    clock.now = 140.0
+    assert ledger.active() == [], "also where the clock goes back"
+
+
+def test_forgetting_an_item_leaves_its_successor_to_come(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    ledger.remove(["ada-1"], place="rag", reason="forgotten")
+    assert over_time(ledger, clock, 100.0, 150.0) == [[], ["ada-2"]]
+
+
+@pytest.mark.parametrize("order", [[PLANNED, LATER], [LATER, PLANNED]])
+@pytest.mark.parametrize("gone", ["ada-2", "ada-4"])
+def test_of_several_successors_the_next_one_takes_the_place_of_a_forgotten_one(
+    ledger: Ledger, clock: Clock, order: list[Knowledge], gone: str
+) -> None:
+    ledger.record([OSLO, *order], place="rag")
+    ledger.remove([gone], place="rag", reason="forgotten")
+    left, begin = ("ada-4", 300.0) if gone == "ada-2" else ("ada-2", 150.0)
+    assert ledger.standing().until == begin
+    assert over_time(ledger, clock, begin - 1, begin, 400.0) == [["ada-1"], [left], [left]]
+
+
+@pytest.mark.parametrize("order", [[PLANNED, LATER], [LATER, PLANNED]])
+def test_each_item_holds_from_its_beginning_to_that_of_the_next(
+    ledger: Ledger, clock: Clock, order: list[Knowledge]
+) -> None:
+    paris = Knowledge("ada-5", "Ada lives in Paris.", key="ada/city")
+    ledger.record([OSLO, *order], place="rag")
+    assert ledger.record([paris], place="rag").superseded == ("ada-1",)
+    assert over_time(ledger, clock, 149.0, 150.0, 300.0) == [["ada-5"], ["ada-2"], ["ada-4"]]
+
+
+def test_of_two_that_begin_at_one_moment_the_one_written_last_is_to_come(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    assert ledger.record([replace(LATER, valid_from=150.0)], place="rag").superseded == ("ada-2",)
+    assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-4"]]
+
+
+def test_items_that_move_or_are_copied_keep_what_is_to_come(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO, PLANNED], place="rag")
+    ledger.record([OSLO], place="icl")
+    ledger.move(["ada-1", "ada-2"], source="rag", target="weights")
+    assert [len(ledger.active(place=place)) for place in ("rag", "icl", "weights")] == [0, 1, 1]
+    assert ledger.standing(place="icl").until == 150.0
+    assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-2"]]
+    clock.now = 149.0
+    ledger.remove(["ada-2"], place="weights", reason="forgotten")
+    assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-1"]]
+
+
+def test_a_successor_to_come_survives_reopening_and_restoring(tmp_path: Path, clock: Clock) -> None:
+    with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger:
+        ledger.record([OSLO, PLANNED], place="rag")
+        ledger.save(tmp_path / "saved.sqlite")
+    with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger, Ledger(clock=clock) as restored:
+        restored.restore(tmp_path / "saved.sqlite")
+        for one in (ledger, restored):
+            assert one.verify() == []
+            assert over_time(one, clock, 100.0, 150.0) == [["ada-1"], ["ada-2"]]
+
+
 def test_an_expired_id_may_be_written_anew(ledger: Ledger, clock: Clock) -> None:
     ledger.record([Knowledge("v", "First.", valid_until=110.0)], place="rag")
     clock.now = 120.0
@@ -138,6 +253,23 @@ def test_a_clock_that_goes_back_neither_hides_the_new_nor_brings_back_the_old(le
     ledger.record([BERGEN], place="rag")
     clock.now = 50.0
     assert ledger.active() == [BERGEN]
+
+
+def test_what_is_over_when_it_is_written_replaces_nothing(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([OSLO], place="bank")
+    past = Knowledge("ada-0", "Ada lived in Rome.", key=OSLO.key, valid_from=10.0, valid_until=20.0)
+    assert ledger.record([past], place="bank").superseded == ()
+    assert over_time(ledger, clock, 100.0, 1e9) == [[OSLO.id], [OSLO.id]]
+    assert [item.id for item in ledger.active(as_of=15.0)] == ["ada-0"]
+
+
+def test_an_item_moves_to_where_an_expired_version_of_it_is(ledger: Ledger, clock: Clock) -> None:
+    ledger.record([Knowledge("pass", "The pass is open.", valid_until=110.0)], place="window")
+    clock.now = 120.0
+    ledger.record([Knowledge("pass", "The pass is open.", valid_until=300.0)], place="bank")
+    ledger.move(["pass"], source="bank", target="window")
+    assert [item.valid_until for item in ledger.active(place="window")] == [300.0]
+    assert ledger.verify() == []
 
 
 def test_forgotten_items_do_not_come_back_for_any_time(ledger: Ledger, clock: Clock) -> None:

@@ -20,7 +20,7 @@ from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, VALUES
 from memory_paths.types import Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
-RECIPE = Recipe(steps=6, tokens=1024, row=256, warm_up=2, probe_every=3, seed=1)
+RECIPE = Recipe(steps=6, tokens=1024, row=256, addresses=2, warm_up=2, probe_every=3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_padding_sees_nothing_of_a_document(source: DocumentSource) -> None:
 
 def test_a_step_has_one_shape_and_depends_on_its_number_alone(source: DocumentSource) -> None:
     encoder = Encoder(build_tokenizer().backend_tokenizer)
-    one, again, other = (draw_batch(source, encoder, RECIPE, step, 4, 512) for step in (1, 1, 2))
+    one, again, other = (draw_batch(source, encoder, RECIPE, step, 512) for step in (1, 1, 2))
     assert numpy.array_equal(one.tokens, again.tokens)
     assert one.tokens.shape == other.tokens.shape == (4, 256)
     assert not numpy.array_equal(one.tokens, other.tokens)
@@ -128,6 +128,19 @@ def test_a_shrunken_recipe_learns_and_resumes_to_the_same_bytes(tmp_path: Path) 
     model, tokenizer = load_embedded(tmp_path / "whole" / "model")
     assert model.config.max_position_embeddings == SHAPE.window
     assert len(tokenizer) == model.config.vocab_size
+
+
+def test_a_start_brings_all_but_the_memory_layer(tmp_path: Path) -> None:
+    def saved(folder: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / folder / "model" / "model.safetensors")
+
+    pretrain(tmp_path / "first", SHAPE, replace(RECIPE, steps=2))
+    larger = replace(SHAPE, half_keys=16)
+    pretrain(tmp_path / "second", larger, replace(RECIPE, steps=0, seed=5), start=tmp_path / "first" / "model")
+    first, second = saved("first"), saved("second")
+    assert first.keys() == second.keys()
+    assert second["model.layers.1.mlp.values"].shape == (256, 32)
+    assert all(torch.equal(first[name], second[name]) for name in first if "layers.1.mlp." not in name)
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.attach import memory_layers
@@ -19,13 +22,14 @@ from memory_paths.parametric.low_rank import LowRank
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood
 from memory_paths.parametric.path import Budget, WeightsPath
+from memory_paths.parametric.penalty import TowardsBefore
 from memory_paths.parametric.rehearsal import Experience
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
-from memory_paths.parametric.study import AsGiven
+from memory_paths.parametric.study import AsGiven, Phrasings
 from memory_paths.parametric.weights import Weights
 from memory_paths.streams.world import rehearsal
 from memory_paths.testing import check_path
-from memory_paths.types import Knowledge, Phrasing, Query
+from memory_paths.types import Knowledge, Phrasing, Prompt, Query
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
 ITEMS = [
@@ -221,3 +225,121 @@ def test_statistics_gathered_with_other_keys_are_refused(lm: CausalLM) -> None:
     finally:
         with torch.no_grad():
             layer.keys.copy_(saved)
+
+
+def _tensors(path: WeightsPath) -> dict[str, torch.Tensor]:
+    return dict(path._weights.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind: str) -> None:
+    def moved(strength: float) -> float:
+        weights, module = _weights(kind), lm.module
+        weights.prepare(lm, rehearsal()[:40])
+        batch = collate(lm, [Phrasing(item.text) for item in ITEMS])
+        with weights.applied(module):
+            before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+            with weights.training(module, TowardsBefore(strength)) as step:
+                for _ in range(4):
+                    step(lambda: NegativeLogLikelihood()(module, batch), batch)
+            return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
+
+    assert 0 < moved(0.01 if kind.startswith("memory") else 100.0) < moved(0.0)
+
+
+def test_a_penalty_of_zero_changes_no_byte_and_a_negative_one_is_refused(lm: CausalLM) -> None:
+    def learnt(penalty: TowardsBefore | None) -> str:
+        with Ledger() as ledger:
+            path = _path(lm, ledger, penalty=penalty)
+            path.write(ITEMS)
+            return path.state_hash()
+
+    assert learnt(None) == learnt(TowardsBefore(0.0)) != learnt(TowardsBefore(0.01))
+    with pytest.raises(ValueError, match="strength of a penalty must be at least 0, got -1"):
+        TowardsBefore(-1)
+
+
+def test_what_the_ledger_holds_is_learnt_again_when_a_path_opens_on_it(lm: CausalLM, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        path = _path(lm, ledger)
+        path.write(ITEMS[:2])
+        path.write([Knowledge("b2", "Bruno Barrbury enjoys rowing.", key="bruno/hobby"), ITEMS[2]])
+        expected = path.state_hash()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        again = _path(lm, ledger)
+        again.flush()
+        assert again.state_hash() == expected
+        assert {item.id for item in again.items()} == {"a", "b2", "c"}
+
+
+def test_what_moves_to_another_place_is_unlearnt(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger)
+    path.write(ITEMS[:2])
+    path.write(ITEMS[2:])
+    ledger.move(["b"], source=path.name, target="elsewhere")
+    path.flush()
+    assert {item.id for item in path.items()} == {"a", "c"}
+    with Ledger() as other:
+        fresh = _path(lm, other)
+        fresh.write(ITEMS[:1])
+        fresh.write(ITEMS[2:])
+        assert all(torch.equal(tensor, _tensors(fresh)[name]) for name, tensor in _tensors(path).items())
+
+
+def test_an_added_memory_is_saved_loaded_and_answers(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+
+    def load(name: str) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=len(tokenizer),
+            eos_token_id=2,
+        )
+        return LlamaForCausalLM(config), tokenizer
+
+    def answer(path: WeightsPath, bare: CausalLM) -> float:
+        with path.model(bare) as lent:
+            (score,) = lent.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])
+            return float(score)
+
+    with Ledger() as ledger:
+        bare = CausalLM("bare", loader=load, window=128)
+        untaught = bare.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])[0]
+        asked = Phrasing("Alavia", "Where does Alma Ashway live?", asks=True)
+        path = _path(bare, ledger, study=Phrasings(), budget=Budget(steps=15, batch=8))
+        path.write([replace(ITEMS[0], phrasings=(asked,))])
+        learnt = answer(path, bare)
+        path.save(tmp_path / "saved")
+        other = CausalLM("bare", loader=load, window=128)
+        again = _path(other, ledger, study=Phrasings())
+        again.load(tmp_path / "saved")
+        assert answer(again, other) == learnt > untaught
+
+
+def test_two_agents_that_share_a_model_in_two_threads_never_see_each_others_weights(lm: CausalLM) -> None:
+    def build(item: Knowledge, ledger: Ledger) -> Agent:
+        path = _path(lm, ledger, budget=Budget(steps=15, batch=8))
+        agent = Agent(lm, {path.name: path}, ledger, max_new_tokens=6)
+        agent.learn([item])
+        return agent
+
+    questions = ["Where does Alma Ashway live?", "What does Bruno Barrbury enjoy?", "Who is Cora Carldale?"]
+    with Ledger() as first_ledger, Ledger() as second_ledger:
+        agents = [build(ITEMS[0], first_ledger), build(ITEMS[1], second_ledger)]
+        alone = [[answer.text for answer in agent.answer(questions)] for agent in agents]
+        assert alone[0] != alone[1]
+
+        def ask(number: int) -> bool:
+            found = [answer.text for answer in agents[number].answer(questions)]
+            return found == alone[number]
+
+        before = lm.weights_hash()
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, [0, 1] * 20))
+        assert lm.weights_hash() == before

@@ -14,19 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_paths.context import ContextOverflow
 from memory_paths.evaluation import costs, records
 from memory_paths.evaluation.metrics import Metric, Rows, exact_match, is_abstention, measure, token_f1
 from memory_paths.evaluation.plan import Ask, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
-from memory_paths.types import Answer, Cost, Scores, Stream
+from memory_paths.types import Answer, Cost, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:
     from memory_paths.agent import Agent
 
 LOGGER = logging.getLogger(__name__)
-_REFUSALS = (ContextOverflow, NotImplementedError)
+_REFUSALS = (TooLarge, NotImplementedError)
 _RESULT = (
     "answer",
     "correct",

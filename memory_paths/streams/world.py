@@ -352,15 +352,26 @@ def near_names(generator: random.Random, count: int, share: float) -> list[str]:
     taken = set(known_world().people)
     names: list[str] = []
     while len(names) < count:
-        first, last = generator.choice(FIRST_NAMES), generator.choice(LAST_NAMES)
         if names and generator.random() < share:
-            near_first, near_last = generator.choice(names[: 1 + len(names) // 2]).split()
-            first, last = (near_first, last) if generator.random() < 0.5 else (first, near_last)
-        name = f"{first} {last}"
+            name = near_name(generator, generator.choice(names[: 1 + len(names) // 2]))
+        else:
+            name = f"{generator.choice(FIRST_NAMES)} {generator.choice(LAST_NAMES)}"
         if name not in taken:
             taken.add(name)
             names.append(name)
     return names
+
+
+def near_name(generator: random.Random, name: str) -> str:
+    """Another full name with the first or the last name of `name`, of nobody who is known."""
+    first, last = name.split()
+    while True:
+        if generator.random() < 0.5:
+            near = f"{first} {generator.choice(LAST_NAMES)}"
+        else:
+            near = f"{generator.choice(FIRST_NAMES)} {last}"
+        if near != name and near not in known_world().people:
+            return near
 
 
 def reading_task(generator: random.Random, notes: int, style: str = "random") -> ReadingTask:
