@@ -27,7 +27,7 @@ notebooks: .venv/ready
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/reads --half-keys 128 --addresses 0 --steps 7000
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/writable --start .work/reads/model \
-		--steps 2400 --growth 0 --rate 0.001 --matrix-rate 0.0025 --decay 0.6
+		--steps 3600 --growth 0 --rate 0.001 --matrix-rate 0.0025 --decay 0.6
 	$(BIN)/python -m memory_paths.parametric.examination .work/writable/model
 
 proofs: .venv/ready

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memory_paths.types import Phrasing, TooLarge
+from memory_paths.types import Phrasing
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class TrainingBatch:
 def collate(lm: Any, phrasings: Sequence[Phrasing]) -> TrainingBatch:
     """Tokenise and pad; the tensors are where the model's embeddings are.
 
-    Raises:
-        TooLarge: A phrasing is longer than the model's window.
+    A text that is longer than the model's window becomes several sequences, one after another.
     """
-    encoded = [lm.encode_phrasing(phrasing) for phrasing in phrasings]
-    for phrasing, (ids, _) in zip(phrasings, encoded, strict=True):
-        if len(ids) > lm.window:
-            shown = (phrasing.prompt + phrasing.completion)[:60]
-            raise TooLarge(f"a study text has {len(ids)} tokens, the window holds {lm.window}; split it: {shown!r}...")
+    encoded = [
+        (ids[start : start + lm.window], [False, *flags[start + 1 : start + lm.window]])
+        for ids, flags in (lm.encode_phrasing(phrasing) for phrasing in phrasings)
+        for start in range(0, len(ids), lm.window)
+        if any(flags[start + 1 : start + lm.window])
+    ]
     length = max(len(ids) for ids, _ in encoded)
     tokens = torch.zeros(len(encoded), length, dtype=torch.int64)
     attention = torch.zeros(len(encoded), length, dtype=torch.int64)

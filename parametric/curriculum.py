@@ -245,7 +245,7 @@ class DocumentSource:
         remembered: list[Fact] = []
         if generator.random() < 0.5:
             remembered = [generator.choice(self._known) for _ in range(generator.randrange(1, 5))]
-            if generator.random() < 0.5 * nearness:
+            if generator.random() < 0.75 * nearness:
                 facts = self._near(generator, facts, remembered[0])
         hop: Asked | None = None
         if generator.random() < 0.35:
@@ -275,7 +275,7 @@ class DocumentSource:
         attribute of strangers of a similar name."""
         if known.subject in FIRMS:
             return facts
-        names = {near_name(generator, known.subject) for _ in range(generator.randrange(1, min(len(facts), 6) + 1))}
+        names = {near_name(generator, known.subject) for _ in range(generator.randrange(1, min(len(facts), 8) + 1))}
         near = [Fact(name, known.attribute, generator.choice(VALUES[known.attribute])) for name in sorted(names)]
         mixed = near + [fact for fact in facts if fact.subject not in names][len(near) :]
         generator.shuffle(mixed)

@@ -75,7 +75,7 @@ class MemoryRows:
         self,
         *,
         rows: int = 32,
-        rate: float = 100.0,
+        rate: float = 7000.0,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         selector: Selector | None = None,

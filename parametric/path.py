@@ -135,7 +135,7 @@ class WeightsPath:
 
         Raises:
             FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
-            ValueError: An active id with another text, a second namespace, or a text longer than the window.
+            ValueError: An active id with another text, or a second namespace.
         """
         self._check(namespace)
         self._catch_up()
@@ -356,7 +356,8 @@ class WeightsPath:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
                 tokens += batch.token_count
                 # A backward pass costs two forward passes.
-                flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
+                sequences = len(batch.tokens)
+                flops += 3 * sequences * lm.forward_flops(batch.token_count // sequences)
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 

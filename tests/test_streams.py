@@ -217,7 +217,8 @@ def test_groups_of_lines_make_one_item_and_another_file_may_ask(tmp_path: Path) 
 
 def test_ordinary_texts_come_from_lines_or_from_a_whole_file(tmp_path: Path) -> None:
     lines = _write(tmp_path / "stories.jsonl", {"text": "one"}, {"text": "two"})
-    assert [phrasing.completion for phrasing in texts(lines)] == ["one", "two"]
+    assert [phrasing.completion for phrasing in texts(lines, skip=0)] == ["one", "two"]
+    assert [phrasing.completion for phrasing in texts(lines, skip=1)] == ["two"]
     facts = _write(tmp_path / "facts.jsonl", {"id": "a", "text": "x"})
     story = _write(tmp_path / "story.jsonl", {"text": "one two three four"}, {"text": "five six"})
     (question,) = jsonl(facts, texts=story, texts_limit=1).prior

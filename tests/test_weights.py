@@ -27,6 +27,7 @@ from memory_paths.parametric.rehearsal import Experience
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
 from memory_paths.parametric.study import AsGiven, Phrasings
 from memory_paths.parametric.weights import Weights
+from memory_paths.streams.words import FIRST_NAMES
 from memory_paths.streams.world import rehearsal
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, Phrasing, Prompt, Query
@@ -152,11 +153,17 @@ def test_a_second_namespace_is_refused(lm: CausalLM, ledger: Ledger) -> None:
         path.read([Query("?", namespace="work")])
 
 
-def test_a_study_text_longer_than_the_window_is_refused_before_anything_changes(lm: CausalLM, ledger: Ledger) -> None:
+def test_a_study_text_longer_than_the_window_is_studied_in_parts(lm: CausalLM, ledger: Ledger) -> None:
+    text = " ".join(f"{name} enjoys chess." for name in FIRST_NAMES) * 4
+    ids, _ = lm.encode_phrasing(Phrasing(text))
+    parts = -(-len(ids) // lm.window)
+    batch = collate(lm, [Phrasing(text), Phrasing("Alma enjoys chess.")])
+    assert 1 < parts == len(batch.tokens) - 1
+    assert batch.tokens[:-1][batch.attention[:-1].bool()].tolist() == ids
+    assert int(batch.targets[:-1].sum()) == len(ids) - parts, "the first token of a part has nothing before it"
     path = _path(lm, ledger)
-    with pytest.raises(ValueError, match=r"tokens, the window holds 512"):
-        path.write([Knowledge("long", "chess " * 600)])
-    assert path.items() == []
+    path.write([Knowledge("long", text)])
+    assert [item.id for item in path.items()] == ["long"]
 
 
 def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:

@@ -107,9 +107,15 @@ def jsonl(
     return Stream(name=source.name.split(".")[0], experiences=tuple(steps), prior=prior)
 
 
-def texts(file: str | Path, *, limit: int = 500) -> list[Phrasing]:
-    """Ordinary texts as background for the weights path: see `jsonl` for the formats."""
-    return [Phrasing(text) for text in _texts(Path(file))[:limit]]
+def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasing]:
+    """Ordinary texts as background for the weights path: see `jsonl` for the formats.
+
+    Args:
+        file: What the model can continue.
+        skip: The first so many are left to `jsonl` to measure the prior on.
+        limit: At most so many.
+    """
+    return [Phrasing(text) for text in _texts(Path(file))[skip : skip + limit]]
 
 
 def _plan(mapping: Mapping[str, Any]) -> Plan:
