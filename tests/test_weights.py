@@ -25,7 +25,7 @@ from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.parametric.penalty import TowardsBefore
 from memory_paths.parametric.rehearsal import Experience
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
-from memory_paths.parametric.study import AsGiven, Phrasings
+from memory_paths.parametric.study import AsGiven
 from memory_paths.parametric.weights import Weights
 from memory_paths.streams.words import FIRST_NAMES
 from memory_paths.streams.world import rehearsal
@@ -319,12 +319,12 @@ def test_an_added_memory_is_saved_loaded_and_answers(tmp_path: Path) -> None:
         bare = CausalLM("bare", loader=load, window=128)
         untaught = bare.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])[0]
         asked = Phrasing("Alavia", "Where does Alma Ashway live?", asks=True)
-        path = _path(bare, ledger, study=Phrasings(), budget=Budget(steps=15, batch=8))
+        path = WeightsPath(bare, ledger, weights=MemoryRows(rows=400, rate=50.0), progress=False)
         path.write([replace(ITEMS[0], phrasings=(asked,))])
         learnt = answer(path, bare)
         path.save(tmp_path / "saved")
         other = CausalLM("bare", loader=load, window=128)
-        again = _path(other, ledger, study=Phrasings())
+        again = WeightsPath(other, ledger, weights=MemoryRows(rows=400, rate=50.0), progress=False)
         again.load(tmp_path / "saved")
         assert answer(again, other) == learnt > untaught
 
@@ -337,14 +337,17 @@ def test_two_agents_that_share_a_model_in_two_threads_never_see_each_others_weig
         return agent
 
     questions = ["Where does Alma Ashway live?", "What does Bruno Barrbury enjoy?", "Who is Cora Carldale?"]
+
+    def answers(agent: Agent) -> list[tuple[str, float | None]]:
+        return [(answer.text, answer.confidence) for answer in agent.answer(questions)]
+
     with Ledger() as first_ledger, Ledger() as second_ledger:
         agents = [build(ITEMS[0], first_ledger), build(ITEMS[1], second_ledger)]
-        alone = [[answer.text for answer in agent.answer(questions)] for agent in agents]
+        alone = [answers(agent) for agent in agents]
         assert alone[0] != alone[1]
 
         def ask(number: int) -> bool:
-            found = [answer.text for answer in agents[number].answer(questions)]
-            return found == alone[number]
+            return answers(agents[number]) == alone[number]
 
         before = lm.weights_hash()
         with ThreadPoolExecutor(4) as pool:
