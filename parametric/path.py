@@ -100,7 +100,7 @@ class WeightsPath:
         rehearsal: Rehearsal | None = None,
         penalty: Penalty | None = None,
         budget: Budget | None = None,
-        background: Sequence[Phrasing] = (),
+        background: Sequence[Phrasing] | None = None,
         name: str = "weights",
         seed: int = 0,
         progress: bool = True,
@@ -119,7 +119,7 @@ class WeightsPath:
         self._rehearsal: Rehearsal = rehearsal if rehearsal is not None else NoRehearsal()
         self._penalty = penalty
         self._budget = budget if budget is not None else Budget()
-        self._background = tuple(background)
+        self._background = tuple(background or ())
         self._seed = seed
         self._progress = progress
         self._weights.fit(lm)
