@@ -94,6 +94,10 @@ class Agent:
                 f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"
             )
         for name, path in paths.items():
+            if path.name != name:
+                raise ValueError(
+                    f"path {path.name!r} is given under the name {name!r}; its name is its place in the ledger"
+                )
             if path.capabilities.namespaces:
                 continue
             if others := {change.namespace for change in ledger.changes(place=name)} - {namespace}:
@@ -230,8 +234,10 @@ class Agent:
                 if lost:
                     raise ValueError(f"path {target!r} has no room for {sorted(lost)}; they stay at {source!r}")
             except Exception:
-                self.ledger.remove(moved, place=target, namespace=self.namespace, reason="evicted")
-                self.ledger.record([taken[id] for id in moved], place=source, namespace=self.namespace)
+                there = list(self._held(moved, target))
+                self.ledger.move(there, source=target, target=source, namespace=self.namespace)
+                gone = [taken[id] for id in moved if id not in there]
+                self.ledger.record(gone, place=source, namespace=self.namespace)
                 raise
             finally:
                 self.paths[source].flush()
@@ -287,7 +293,7 @@ class Agent:
 
         Raises:
             FileExistsError: The folder holds something already.
-            OSError: The disk is full or cannot be written; nothing is left then.
+            OSError, LedgerError: The disk is full or cannot be written; nothing is left then.
         """
         with self._lock, whole_folder(Path(folder), part="agent") as partial:
             self.flush()

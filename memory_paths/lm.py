@@ -277,9 +277,10 @@ class CausalLM:
         import torch
 
         digest = hashlib.sha256()
-        for name, tensor in sorted([*self.module.named_parameters(), *self.module.named_buffers()]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        with self._lock:
+            for name, tensor in sorted([*self.module.named_parameters(), *self.module.named_buffers()]):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def weights_changed(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memory_paths.types import Phrasing
+from memory_paths.types import Phrasing, TooLarge
+
+Encoded = tuple[list[int], list[bool]]
+"""Token ids, and which of them are to be learnt."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,35 @@ class TrainingBatch:
         return int(self.attention.sum())
 
 
-def collate(lm: Any, phrasings: Sequence[Phrasing]) -> TrainingBatch:
-    """Tokenise and pad; the tensors are where the model's embeddings are.
+def encode(lm: Any, phrasings: Iterable[Phrasing]) -> list[Encoded]:
+    """The phrasings as sequences of at most the model's window.
 
-    A text that is longer than the model's window becomes several sequences, one after another.
+    A longer text without a prompt becomes several sequences; the first token of each has nothing before it and is not
+    learnt.
+
+    Raises:
+        TooLarge: A phrasing with a prompt, which cannot be parted from its completion, is longer than the window.
     """
-    encoded = [
-        (ids[start : start + lm.window], [False, *flags[start + 1 : start + lm.window]])
-        for ids, flags in (lm.encode_phrasing(phrasing) for phrasing in phrasings)
-        for start in range(0, len(ids), lm.window)
-        if any(flags[start + 1 : start + lm.window])
-    ]
-    length = max(len(ids) for ids, _ in encoded)
-    tokens = torch.zeros(len(encoded), length, dtype=torch.int64)
-    attention = torch.zeros(len(encoded), length, dtype=torch.int64)
-    targets = torch.zeros(len(encoded), length, dtype=torch.bool)
-    for row, (ids, flags) in enumerate(encoded):
+    window, sequences = lm.window, []
+    for phrasing in phrasings:
+        ids, flags = lm.encode_phrasing(phrasing)
+        if phrasing.prompt and len(ids) > window:
+            shown = (phrasing.prompt + phrasing.completion)[:60]
+            raise TooLarge(f"a study text has {len(ids)} tokens, the window holds {window}; split it: {shown!r}...")
+        for start in range(0, len(ids), window):
+            learnt = [False, *flags[start + 1 : start + window]]
+            if any(learnt):
+                sequences.append((ids[start : start + window], learnt))
+    return sequences
+
+
+def collate(lm: Any, sequences: Sequence[Encoded]) -> TrainingBatch:
+    """Pad; the tensors are where the model's embeddings are."""
+    length = max(len(ids) for ids, _ in sequences)
+    tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
+    attention = torch.zeros(len(sequences), length, dtype=torch.int64)
+    targets = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, (ids, flags) in enumerate(sequences):
         tokens[row, : len(ids)] = torch.tensor(ids)
         attention[row, : len(ids)] = 1
         targets[row, : len(ids)] = torch.tensor(flags)

@@ -38,8 +38,8 @@ RECITAL_WEIGHT = 0.5
 class Asked:
     """A question within a document, or a sentence to be finished. `about` is one of ABOUT.
 
-    Where `fact` names a fact, the last word of the question is where a memory is asked for it: `addressing` wants one
-    address for all wordings of a fact. Without an answer, that is all that the question teaches.
+    Where `fact` names a fact, the last token of the laid-out question is where a memory is asked for it: `addressing`
+    wants one address for all wordings of a fact. Without an answer, that is all that the question teaches.
     """
 
     question: str
@@ -210,8 +210,10 @@ class DocumentSource:
     def addresses(self, generator: random.Random) -> Document:
         """Two attributes of two people of similar names, each in two wordings and without an answer.
 
-        Half of the pairs have a known person in them, the other people exist nowhere else: a memory can only be
-        written to for strangers if its addresses for them are as good as for people it was trained on.
+        Half of the pairs have a known person in them, the others are strangers: a memory can only be written to for
+        strangers if its addresses for them are as good as for people it was trained on. Names are drawn from all
+        names and wordings from all wordings, those that are held out for a fact included: what is held out is never
+        seen with its answer.
         """
         first = generator.choice(self._subjects) if generator.random() < 0.5 else ""
         if not first or first in FIRMS:

@@ -159,19 +159,21 @@ def examine(folder: Path, count: int = 400) -> list[Figure]:
 def card(folder: Path, figures: Sequence[Figure]) -> str:
     """The card as Markdown."""
     stages = json.loads((folder / "training.json").read_text())["stages"]
-    shape = json.loads((folder / "embedded.json").read_text())["shape"]
+    described = json.loads((folder / "embedded.json").read_text())
+    shape = described["shape"]
     minutes = sum(stage["seconds"] for stage in stages) / 60
     steps = " and ".join(f"{int(stage['curve'][-1]['step']):,}" for stage in stages)
     columns = ("step", "loss", "notes_limit", "closed", "reading_6", "reading_12", "reading_24", "known_among_12")
     curves: list[str] = []
     for number, stage in enumerate(stages, start=1):
         every = max(1, len(stage["curve"]) // 10)
+        points = [*stage["curve"][:-1][::every], stage["curve"][-1]]
         curves += [
             f"Stage {number}{': ' + stage['note'] if 'note' in stage else ''}",
             "",
             "| " + " | ".join(columns) + " |",
             "|" + "---|" * len(columns),
-            *("| " + " | ".join(f"{point[name]:.3g}" for name in columns) + " |" for point in stage["curve"][::every]),
+            *("| " + " | ".join(f"{point[name]:.3g}" for name in columns) + " |" for point in points),
             "",
         ]
     return "\n".join(
@@ -182,9 +184,11 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400",
             "people and 60 firms by heart and reads notes about others. It knows nothing else.",
             "",
-            f"Made by `make pretrain` in {minutes:.0f} minutes on two busy CPU cores: {steps} steps of "
-            f"{stages[0]['recipe']['tokens']} tokens.",
+            f"Made in {minutes:.0f} minutes on two CPU cores: {steps} steps of {stages[0]['recipe']['tokens']} tokens. "
+            "`make pretrain` runs the recipe below,",
+            "without the detours that the notes below tell of.",
             f"Trained window: {shape['window']} tokens. Slots: {shape['half_keys'] ** 2:,}, stored in float16.",
+            f"SHA-256 of the weights: `{described['sha256']['model.safetensors']}`.",
             "",
             "## What it can do",
             "",
@@ -205,7 +209,9 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "The second stage gives the model a larger memory and makes it writable: beside the documents of the first",
             "it learns addresses, the same for all wordings of a fact and different for different facts, evenly spread",
             "over the table (`parametric/addressing.py`). Without it a few slots are read for everything, and whatever",
-            "is written there changes what the model knew.",
+            "is written there changes what the model knew. Names and wordings of the address documents are drawn from",
+            "all there are, so the address of some facts that an evaluation teaches has been trained, though never",
+            "with an answer: notebooks/results/three_seeds.md shows how far that matters.",
             "",
             "Teacher-forced shares during training:",
             "",

@@ -12,7 +12,7 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
-from .penalty import Changing, Penalty
+from .penalty import Changed, Penalty
 from .weights import LossFunction, Step, check_learnt, finite
 
 CLIP_NORM = 1.0
@@ -82,16 +82,10 @@ def adam_step(
         loss = loss_function()
         value = finite(loss)
         loss.backward()
-        if penalty:
-            penalty(
-                [
-                    Changing(parameter.detach(), start, parameter.grad)
-                    for parameter, start in zip(parameters, before, strict=True)
-                    if parameter.grad is not None
-                ]
-            )
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimiser.step()
+        if penalty:
+            penalty([Changed(parameter.detach(), start) for parameter, start in zip(parameters, before, strict=True)])
         return value
 
     return step

@@ -17,9 +17,9 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
-from .batches import TrainingBatch, collate
+from .batches import TrainingBatch, collate, encode
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
-from .penalty import Changing, Penalty
+from .penalty import Changed, Penalty
 from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
 from .weights import LossFunction, Step, check_learnt, finite
 
@@ -122,8 +122,9 @@ class MemoryRows:
             layers = memory_layers(lm.module)
             reads: dict[str, list[Tensor]] = {name: [] for name in layers}
             with torch.no_grad(), _recorded(layers) as recorders:
-                for start in range(0, len(background), self.background_batch):
-                    batch = collate(lm, background[start : start + self.background_batch])
+                sequences = encode(lm, background)
+                for start in range(0, len(sequences), self.background_batch):
+                    batch = collate(lm, sequences[start : start + self.background_batch])
                     lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
                     real = batch.attention.flatten().bool()
                     tokens += batch.token_count
@@ -154,7 +155,8 @@ class MemoryRows:
         """See `Weights`."""
         with self._in_place(module):
             layers = memory_layers(module)
-            self._originals = {name: _Originals(layer.values) for name, layer in layers.items()}
+            # Blocks may be nested: each puts back what it found.
+            outer, self._originals = self._originals, {name: _Originals(layer.values) for name, layer in layers.items()}
             try:
                 for name, (rows, learnt) in self._learnt.items():
                     self._originals[name].remember(rows)
@@ -164,7 +166,7 @@ class MemoryRows:
             finally:
                 for originals in self._originals.values():
                     originals.restore()
-                self._originals = {}
+                self._originals = outer
 
     @contextmanager
     def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
@@ -198,20 +200,15 @@ class MemoryRows:
                         scores = self.selector(counts, self._background[name], generator)
                         recorder.select(top_rows(scores, counts, self.rows))
                     loss.backward()
-                    if penalty:
-                        penalty(
-                            [
-                                Changing(
-                                    layers[name].values.detach()[recorder.rows],
-                                    before[name][recorder.rows],
-                                    recorder.gradient,
-                                )
-                                for name, recorder in recorders.items()
-                                if recorder.gradient is not None
-                            ]
-                        )
                     for name, recorder in recorders.items():
                         self._update(name, layers[name], recorder, velocity)
+                    if penalty:
+                        with torch.no_grad():
+                            for name, recorder in recorders.items():
+                                present = layers[name].values[recorder.rows]
+                                penalty([Changed(present, before[name][recorder.rows])])
+                                layers[name].values[recorder.rows] = present
+                    for recorder in recorders.values():
                         recorder.clear()
                     return value
 

@@ -38,7 +38,7 @@ from memory_paths.types import (
     Usage,
 )
 
-from .batches import collate
+from .batches import Encoded, collate, encode
 from .objective import NegativeLogLikelihood, Objective
 from .penalty import Penalty
 from .rehearsal import NoRehearsal, Rehearsal
@@ -122,7 +122,9 @@ class WeightsPath:
         self._background = tuple(background or ())
         self._seed = seed
         self._progress = progress
-        self._weights.fit(lm)
+        with lm.altered():
+            self._weights.fit(lm)
+        self._applied = False
         self._prepared = False
         self._closed = False
         # Versions of each write in its order: forgetting replays them without the forgotten ones.
@@ -135,12 +137,19 @@ class WeightsPath:
 
         Raises:
             FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
-            ValueError: An active id with another text, or a second namespace.
+            ValueError: An active id with another text, an item that does not hold yet, or a second namespace.
+            TooLarge: A phrasing with a prompt that is longer than the window.
         """
         self._check(namespace)
         self._catch_up()
         held = self._held()
+        now = self._ledger.now()
         for item in items:
+            if item.valid_from is not None and item.valid_from > now:
+                raise ValueError(
+                    f"item {item.id!r} holds from {item.valid_from} on, and weights learn at once; write it then, or "
+                    "use path=rag"
+                )
             if item.id in held and held[item.id].content_hash() != item.content_hash():
                 raise ValueError(
                     f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
@@ -196,9 +205,17 @@ class WeightsPath:
     def model(self, lm: Any) -> Iterator[Any]:
         """The lent model with what was learnt in its weights; other threads wait for the model meanwhile."""
         self._check_open()
-        self._catch_up()
-        with lm.altered(), self._weights.applied(lm.module):
-            yield lm
+        with lm.altered():
+            if self._applied:
+                yield lm
+                return
+            self._catch_up()
+            self._applied = True
+            try:
+                with self._weights.applied(lm.module):
+                    yield lm
+            finally:
+                self._applied = False
 
     def flush(self) -> None:
         """Learn what the ledger holds and the weights do not; unlearn what it no longer holds."""
@@ -331,24 +348,25 @@ class WeightsPath:
         lm, module = self._lm, self._lm.module
         began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
-            tokens = self._weights.prepare(lm, self._background)
+            with lm.altered():
+                tokens = self._weights.prepare(lm, self._background)
             flops = lm.forward_flops(tokens // max(1, len(self._background))) * len(self._background) if tokens else 0.0
             self._prepared = True
-        studied = [self._study([item]) for item in items]
-        total = sum(len(phrasings) for phrasings in studied)
+        studied = [encode(lm, self._study([item])) for item in items]
+        total = sum(len(sequences) for sequences in studied)
         generator = random.Random(f"{self._seed}/{len(self._writes)}")
         losses: list[float] = []
-        order: list[list[Phrasing]] = []
+        order: list[list[Encoded]] = []
         with lm.altered(), self._weights.applied(module), self._weights.training(module, self._penalty) as step:
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
-                chosen: list[Phrasing] = []
+                chosen: list[Encoded] = []
                 while len(chosen) < self._budget.batch and len(chosen) < total:
                     order = order or generator.sample(studied, len(studied))
                     if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
                         break
                     chosen += order.pop()[: self._budget.batch]
-                chosen += self._rehearsal(self._background, generator)
+                chosen += encode(lm, self._rehearsal(self._background, generator))
                 batch = collate(lm, chosen)
                 try:
                     losses.append(step(partial(self._objective, module, batch), batch))
@@ -356,8 +374,7 @@ class WeightsPath:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
                 tokens += batch.token_count
                 # A backward pass costs two forward passes.
-                sequences = len(batch.tokens)
-                flops += 3 * sequences * lm.forward_flops(batch.token_count // sequences)
+                flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 

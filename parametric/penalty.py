@@ -1,4 +1,4 @@
-"""What holds weights back while they learn: a change to their gradients between the backward pass and the update."""
+"""What holds weights back while they learn, after each step."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Changing:
-    """A tensor that a step is about to change; all three have one shape.
+class Changed:
+    """A tensor that a step has just changed.
 
     Args:
-        present: Its values.
-        before: Its values before this write.
-        gradient: Of the loss, to be changed in place.
+        present: Its values, to be changed in place.
+        before: Its values before this write, of the same shape.
     """
 
     present: Tensor
     before: Tensor
-    gradient: Tensor
 
 
 class Penalty(Protocol):
-    """Called at every step with all that the step is about to change."""
+    """Called after every step with all that the step has changed."""
 
-    def __call__(self, changing: Sequence[Changing]) -> None:
-        """Change the gradients in place."""
+    def __call__(self, changed: Sequence[Changed]) -> None:
+        """Change the present values in place."""
         ...
 
 
@@ -38,22 +36,24 @@ def no_penalty() -> None:
 
 @dataclass(frozen=True)
 class TowardsBefore:
-    """Adds the gradient of strength / 2 times the squared distance to the weights before this write.
+    """Takes back a share of the way that the weights have gone since before this write.
+
+    The proximal form of an L2 penalty: its strength means the same for every optimiser and learning rate.
 
     Args:
-        strength: At least 0.
+        strength: The share, in [0, 1).
 
     Raises:
-        ValueError: A negative strength.
+        ValueError: A strength outside of it.
     """
 
     strength: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"strength of a penalty must be at least 0, got {self.strength}")
+        if not 0 <= self.strength < 1:
+            raise ValueError(f"strength of a penalty must be in [0, 1), got {self.strength}")
 
-    def __call__(self, changing: Sequence[Changing]) -> None:
+    def __call__(self, changed: Sequence[Changed]) -> None:
         """See `Penalty`."""
-        for one in changing:
-            one.gradient.add_(one.present - one.before, alpha=self.strength)
+        for one in changed:
+            one.present.lerp_(one.before, self.strength)

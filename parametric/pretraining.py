@@ -46,7 +46,7 @@ class Recipe:
         value_rate: Peak learning rate of the memory's values (AdamW).
         warm_up: Steps of linear warm-up.
         decay: Share of the steps, at the end, over which the rates fall linearly to zero.
-        open_book: Share of the tokens in open-book documents.
+        open_book: Share of the tokens that address documents leave in open-book documents.
         recitals: Recitals for every eight other open-book documents.
         notes: Most notes in a document at the end of the curriculum.
         growth: Steps after which one more note is admitted, from step 250 on. More notes make guessing among them
@@ -321,6 +321,22 @@ def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimi
     return progress
 
 
+def _take_over(model: Any, trained: Any, memory_layer: int) -> None:
+    """Everything but the memory layer.
+
+    Raises:
+        ValueError: The two models differ elsewhere too.
+    """
+    memory = f"layers.{memory_layer}.mlp."
+    mine, other = (
+        {name: tensor.shape for name, tensor in one.state_dict().items() if memory not in name}
+        for one in (model, trained)
+    )
+    if mine != other:
+        raise ValueError("the model to start from must have the same shape but for its memory layer")
+    model.load_state_dict({name: trained.state_dict()[name] for name in mine}, strict=False)
+
+
 def pretrain(
     folder: Path,
     config: EmbeddedConfig,
@@ -350,11 +366,10 @@ def pretrain(
     model = build_model(config, len(tokenizer), recipe.seed)
     optimisers = optimizers(model, recipe)
     progress = Progress()
+    stages: list[Any] = []
     if start is not None:
-        trained, _ = load_embedded(start)
-        memory = f"layers.{config.memory_layer}.mlp."
-        kept = {name: tensor for name, tensor in trained.state_dict().items() if memory not in name}
-        model.load_state_dict(kept, strict=False)
+        stages = json.loads((start / "training.json").read_text())["stages"]
+        _take_over(model, load_embedded(start)[0], config.memory_layer)
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.exists():
         progress = _load_checkpoint(checkpoint, model, optimisers)
@@ -367,9 +382,10 @@ def pretrain(
         step = progress.step
         batch = draw_batch(source, encoder, recipe, step, config.window)
         loss, scores = loss_of(model, batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
+        loss = loss + memory_input.address_loss(batch, recipe)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rates and start again")
-        (loss + memory_input.address_loss(batch, recipe)).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -398,7 +414,6 @@ def pretrain(
     model.eval()
     save_embedded(folder / "model", config, model, tokenizer)
     stage = {"shape": asdict(config), "recipe": asdict(recipe), "seconds": round(progress.seconds)}
-    stages = json.loads((start / "training.json").read_text())["stages"] if start is not None else []
     described = {"stages": [*stages, {**stage, "curve": progress.curve}]}
     (folder / "model" / "training.json").write_text(json.dumps(described, indent=1) + "\n")
     return progress.curve[-1] if progress.curve else {}

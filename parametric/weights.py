@@ -42,7 +42,7 @@ class Weights(Protocol):
 
     def training(self, module: Any, penalty: Penalty | None = None) -> AbstractContextManager[Step]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
-        raises. A penalty sees every gradient before it is used."""
+        raises. A penalty sees what every step has changed."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

@@ -15,7 +15,7 @@ from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.attach import memory_layers
-from memory_paths.parametric.batches import collate
+from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.low_rank import LowRank
@@ -30,7 +30,7 @@ from memory_paths.parametric.weights import Weights
 from memory_paths.streams.words import FIRST_NAMES
 from memory_paths.streams.world import rehearsal
 from memory_paths.testing import check_path
-from memory_paths.types import Knowledge, Phrasing, Prompt, Query
+from memory_paths.types import Knowledge, Phrasing, Prompt, Query, TooLarge
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
 ITEMS = [
@@ -101,7 +101,7 @@ def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, k
     weights.prepare(lm, rehearsal()[:40])
     module = lm.module
     (name, layer), *_ = memory_layers(module).items()
-    batch = collate(lm, [Phrasing(item.text) for item in ITEMS])
+    batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
     with weights.applied(module), weights.training(module) as step:
         for _ in range(5):
             before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
@@ -157,13 +157,15 @@ def test_a_study_text_longer_than_the_window_is_studied_in_parts(lm: CausalLM, l
     text = " ".join(f"{name} enjoys chess." for name in FIRST_NAMES) * 4
     ids, _ = lm.encode_phrasing(Phrasing(text))
     parts = -(-len(ids) // lm.window)
-    batch = collate(lm, [Phrasing(text), Phrasing("Alma enjoys chess.")])
+    batch = collate(lm, encode(lm, [Phrasing(text), Phrasing("Alma enjoys chess.")]))
     assert 1 < parts == len(batch.tokens) - 1
     assert batch.tokens[:-1][batch.attention[:-1].bool()].tolist() == ids
     assert int(batch.targets[:-1].sum()) == len(ids) - parts, "the first token of a part has nothing before it"
     path = _path(lm, ledger)
     path.write([Knowledge("long", text)])
     assert [item.id for item in path.items()] == ["long"]
+    with pytest.raises(TooLarge, match=r"tokens, the window holds 512"):
+        encode(lm, [Phrasing(" Alma", text)])
 
 
 def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
@@ -238,32 +240,45 @@ def _tensors(path: WeightsPath) -> dict[str, torch.Tensor]:
     return dict(path._weights.state())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "memory_as_shipped"])
 def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind: str) -> None:
-    def moved(strength: float) -> float:
-        weights, module = _weights(kind), lm.module
+    def moved(penalty: TowardsBefore | None) -> float:
+        weights, module = MemoryRows() if kind == "memory_as_shipped" else _weights(kind), lm.module
         weights.prepare(lm, rehearsal()[:40])
-        batch = collate(lm, [Phrasing(item.text) for item in ITEMS])
+        batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
         with weights.applied(module):
             before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-            with weights.training(module, TowardsBefore(strength)) as step:
+            with weights.training(module, penalty) as step:
                 for _ in range(4):
                     step(lambda: NegativeLogLikelihood()(module, batch), batch)
             return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
 
-    assert 0 < moved(0.01 if kind.startswith("memory") else 100.0) < moved(0.0)
+    assert 0 < moved(TowardsBefore(0.5)) < moved(None) == moved(TowardsBefore(0.0))
 
 
-def test_a_penalty_of_zero_changes_no_byte_and_a_negative_one_is_refused(lm: CausalLM) -> None:
-    def learnt(penalty: TowardsBefore | None) -> str:
-        with Ledger() as ledger:
-            path = _path(lm, ledger, penalty=penalty)
-            path.write(ITEMS)
-            return path.state_hash()
+def test_a_penalty_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strength of a penalty must be in \[0, 1\), got 1"):
+        TowardsBefore(1)
 
-    assert learnt(None) == learnt(TowardsBefore(0.0)) != learnt(TowardsBefore(0.01))
-    with pytest.raises(ValueError, match="strength of a penalty must be at least 0, got -1"):
-        TowardsBefore(-1)
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_lent_twice_is_given_back_once_and_whole(lm: CausalLM, ledger: Ledger, kind: str) -> None:
+    before = lm.weights_hash()
+    path = _path(lm, ledger, kind)
+    path.write(ITEMS)
+    with path.model(lm):
+        learnt = lm.weights_hash()
+        with path.model(lm):
+            assert lm.weights_hash() == learnt
+        assert lm.weights_hash() == learnt != before
+    assert lm.weights_hash() == before
+
+
+def test_an_item_that_does_not_hold_yet_is_refused(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger)
+    with pytest.raises(ValueError, match="weights learn at once"):
+        path.write([replace(ITEMS[0], valid_from=9e12)])
+    assert path.items() == []
 
 
 def test_what_the_ledger_holds_is_learnt_again_when_a_path_opens_on_it(lm: CausalLM, tmp_path: Path) -> None:
@@ -330,26 +345,21 @@ def test_an_added_memory_is_saved_loaded_and_answers(tmp_path: Path) -> None:
 
 
 def test_two_agents_that_share_a_model_in_two_threads_never_see_each_others_weights(lm: CausalLM) -> None:
-    def build(item: Knowledge, ledger: Ledger) -> Agent:
-        path = _path(lm, ledger, budget=Budget(steps=15, batch=8))
-        agent = Agent(lm, {path.name: path}, ledger, max_new_tokens=6)
-        agent.learn([item])
-        return agent
-
     questions = ["Where does Alma Ashway live?", "What does Bruno Barrbury enjoy?", "Who is Cora Carldale?"]
 
-    def answers(agent: Agent) -> list[tuple[str, float | None]]:
-        return [(answer.text, answer.confidence) for answer in agent.answer(questions)]
+    def taught(number: int) -> list[list[tuple[str, float | None]]]:
+        found = []
+        with Ledger() as ledger:
+            path = _path(lm, ledger, ("full", "memory")[number])
+            agent = Agent(lm, {path.name: path}, ledger, max_new_tokens=6)
+            for item in ITEMS:
+                agent.learn([item])
+                found.append([(answer.text, answer.confidence) for answer in agent.answer(questions)])
+        return found
 
-    with Ledger() as first_ledger, Ledger() as second_ledger:
-        agents = [build(ITEMS[0], first_ledger), build(ITEMS[1], second_ledger)]
-        alone = [answers(agent) for agent in agents]
-        assert alone[0] != alone[1]
-
-        def ask(number: int) -> bool:
-            return answers(agents[number]) == alone[number]
-
-        before = lm.weights_hash()
-        with ThreadPoolExecutor(4) as pool:
-            assert all(pool.map(ask, [0, 1] * 20))
-        assert lm.weights_hash() == before
+    alone = [taught(0), taught(1)]
+    assert alone[0] != alone[1]
+    before = lm.weights_hash()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(taught, [0, 1] * 4)) == alone * 4
+    assert lm.weights_hash() == before

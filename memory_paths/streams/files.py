@@ -114,8 +114,14 @@ def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasin
         file: What the model can continue.
         skip: The first so many are left to `jsonl` to measure the prior on.
         limit: At most so many.
+
+    Raises:
+        ValueError: No text is left.
     """
-    return [Phrasing(text) for text in _texts(Path(file))[skip : skip + limit]]
+    found = _texts(Path(file))
+    if len(found) <= skip:
+        raise ValueError(f"{file} holds {len(found)} texts, and the first {skip} are left out; give a smaller skip")
+    return [Phrasing(text) for text in found[skip : skip + limit]]
 
 
 def _plan(mapping: Mapping[str, Any]) -> Plan:
