@@ -57,23 +57,27 @@ def build_agent(cfg: Any) -> Agent:
 
     lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
     lm = instantiate(lm_options, _convert_="all")
-    ledger = Ledger(cfg.ledger) if cfg.ledger else Ledger()
-    path = instantiate(cfg.path.memory, lm=lm, ledger=ledger, _convert_="all")
-    paths = {path.name: path}
-    for extra in (cfg.more_paths or {}).values():
-        other = instantiate(extra, lm=lm, ledger=ledger, _convert_="all")
-        if other.name in paths:
-            raise ValueError(f"two paths are named {other.name!r}; give one of them another name")
-        paths[other.name] = other
-    return Agent(
-        lm,
-        paths,
-        ledger,
-        router=instantiate(cfg.router, _convert_="all"),
-        namespace=cfg.namespace,
-        max_new_tokens=cfg.max_new_tokens,
-        config=plain(cfg),
-    )
+    with contextlib.ExitStack() as opened:  # what is open is closed again where the rest cannot be built
+        ledger = Ledger(cfg.ledger) if cfg.ledger else Ledger()
+        opened.callback(ledger.close)
+        paths: dict[str, Any] = {}
+        for described in (cfg.path.memory, *(cfg.more_paths or {}).values()):
+            path = instantiate(described, lm=lm, ledger=ledger, _convert_="all")
+            opened.callback(path.close)
+            if path.name in paths:
+                raise ValueError(f"two paths are named {path.name!r}; give one of them another name")
+            paths[path.name] = path
+        agent = Agent(
+            lm,
+            paths,
+            ledger,
+            router=instantiate(cfg.router, _convert_="all"),
+            namespace=cfg.namespace,
+            max_new_tokens=cfg.max_new_tokens,
+            config=plain(cfg),
+        )
+        opened.pop_all()
+    return agent
 
 
 def plain(cfg: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import memory_paths
+
 SMALL = ("stream.facts=12", "evaluation.samples=4", "progress=false")
 
 
@@ -125,3 +127,11 @@ def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: 
         "-m", "memory_paths", "path=rag", "encoder@path.memory.encoder=hash", *arguments, cwd=tmp_path, expect=1
     )
     assert message in done.stderr
+
+
+def test_an_agent_that_cannot_be_built_leaves_nothing_open(tmp_path: Path) -> None:
+    options = ["path=rag", f"path.memory.folder={tmp_path}", "encoder@path.memory.encoder=hash"]
+    with pytest.raises(Exception, match="in use"):
+        memory_paths.load(*options, "+more_paths.second=${path.memory}")
+    with memory_paths.load(*options) as agent:
+        assert agent.items() == []
