@@ -56,17 +56,26 @@ class Budget:
     """How long one write studies.
 
     Args:
-        steps: Optimiser steps for each write.
+        steps: Most optimiser steps for each write.
         batch: Most phrasings of new items in one step. An item's phrasings stay together, as many items as fit: slots
             are chosen for each step, and fewer items in a step make the choice more specific.
+        passes: A write ends earlier where it has been over all its items so often; None: it never does.
     """
 
     steps: int = 80
     batch: int = 96
+    passes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}")
+        if min(self.steps, self.batch, 1 if self.passes is None else self.passes) < 1:
+            raise ValueError(
+                f"steps, batch and passes must be at least 1, got {self.steps}, {self.batch} and {self.passes}"
+            )
+
+    def steps_for(self, sequences: int) -> int:
+        """Steps of a write that studies so many sequences."""
+        pass_steps = -(-sequences // self.batch)
+        return self.steps if self.passes is None else min(self.steps, self.passes * pass_steps)
 
 
 class WeightsPath:
@@ -359,7 +368,9 @@ class WeightsPath:
         order: list[list[Encoded]] = []
         with lm.altered(), self._weights.applied(module), self._weights.training(module, self._penalty) as step:
             quiet = None if self._progress else True
-            for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
+            for number in tqdm(
+                range(self._budget.steps_for(total)), f"{self.name}: studying", leave=False, disable=quiet
+            ):
                 chosen: list[Encoded] = []
                 while len(chosen) < self._budget.batch and len(chosen) < total:
                     order = order or generator.sample(studied, len(studied))

@@ -131,7 +131,7 @@ def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
 
 
 # Where a choice is a preset, with a value of its own for these options.
-PRESETS = {"path": {"name", "steps", "batch"}, "stream": {"limit"}}
+PRESETS = {"path": {"name", "steps", "batch", "passes"}, "stream": {"limit"}}
 
 
 @pytest.mark.parametrize("file", WITH_TARGETS, ids=lambda file: str(file.relative_to(CONF)))

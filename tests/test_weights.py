@@ -363,3 +363,13 @@ def test_two_agents_that_share_a_model_in_two_threads_never_see_each_others_weig
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(taught, [0, 1] * 4)) == alone * 4
     assert lm.weights_hash() == before
+
+
+def test_a_small_write_ends_after_its_passes(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger, budget=Budget(steps=50, batch=1, passes=4))
+    assert path.write(ITEMS[:1]).details["steps"] == 4
+    assert path.write(ITEMS[1:]).details["steps"] == 8
+    assert Budget(steps=50, batch=2, passes=4).steps_for(9) == 20
+    assert Budget(steps=50, batch=2, passes=400).steps_for(9) == 50
+    with pytest.raises(ValueError, match="steps, batch and passes must be at least 1, got 8, 8 and 0"):
+        Budget(8, 8, 0)
