@@ -198,6 +198,7 @@ def _read(folder: Path, kind: str) -> pyarrow.Table:
     for file in files:
         try:
             table = pyarrow.parquet.read_table(file)
+            table.validate(full=True)  # a text that is no Unicode any more is only noticed when it is looked at
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise RecordError(f"the records part {file} is damaged ({error}); {_ADVICE}") from error
         if not table.schema.equals(_schema(kind)):
