@@ -211,9 +211,9 @@ class DocumentSource:
         """Two attributes of two people of similar names, each in two wordings and without an answer.
 
         Half of the pairs have a known person in them, the others are strangers: a memory can only be written to for
-        strangers if its addresses for them are as good as for people it was trained on. Names are drawn from all
-        names and wordings from all wordings, those that are held out for a fact included: what is held out is never
-        seen with its answer.
+        strangers if its addresses for them are as good as for people it was trained on. Nobody that a stream may
+        bring is among them, and known people are asked for in their study wordings alone: the addresses of new facts,
+        and those of held-out wordings, have to be found without training.
         """
         first = generator.choice(self._subjects) if generator.random() < 0.5 else ""
         if not first or first in FIRMS:
@@ -223,7 +223,9 @@ class DocumentSource:
         for attribute in generator.sample(PERSON_ATTRIBUTES, 2):
             for name in (first, second):
                 fact = Fact(name, attribute, "")
-                wordings = WORDINGS[attribute].questions + WORDINGS[attribute].statements
+                known = name in self._people
+                available = split_wordings(fact) if known else WORDINGS[attribute]
+                wordings = available.questions + available.statements
                 for wording in generator.sample(wordings, 2):
                     prompt, _, rest = wording.partition(" {value}")
                     finishes = bool(rest)

@@ -21,8 +21,8 @@ from memory_paths.streams.words import COMPOSITIONS, FIRMS, PERSON_ATTRIBUTES, V
 from memory_paths.streams.world import (
     Fact,
     biographies,
-    draw_names,
     known_world,
+    new_names,
     passing_facts,
     reading_task,
     split_wordings,
@@ -81,7 +81,7 @@ def two_hop_cases(count: int, beside: int = 0) -> list[Case]:
     known = known_world()
     firms = [firm for firm in FIRMS if firm not in known.seats]
     cases = []
-    for name in draw_names(generator, count, known.people):
+    for name in new_names(generator, count):
         firm, city = generator.choice(firms), generator.choice(VALUES["seat"])
         facts = [Fact(name, "employer", firm), Fact(firm, "seat", city)]
         facts += passing_facts(generator, beside, "random") if beside else []
@@ -95,7 +95,7 @@ def untaught_cases(count: int) -> list[Case]:
     """People of whom nothing was ever said, with values drawn for them: chance."""
     generator = random.Random("untaught")
     cases = []
-    for name in draw_names(generator, count, known_world().people):
+    for name in new_names(generator, count):
         attribute = generator.choice(PERSON_ATTRIBUTES)
         question = generator.choice(WORDINGS[attribute].questions).format(name=name)
         cases.append(Case(Prompt(question), generator.choice(VALUES[attribute])))
@@ -169,7 +169,7 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
         every = max(1, len(stage["curve"]) // 10)
         points = [*stage["curve"][:-1][::every], stage["curve"][-1]]
         curves += [
-            f"Stage {number}{': ' + stage['note'] if 'note' in stage else ''}",
+            f"Stage {number}",
             "",
             "| " + " | ".join(columns) + " |",
             "|" + "---|" * len(columns),
@@ -184,9 +184,8 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "biographies world of this repository (`memory_paths/streams/world.py`) and no other data. It knows 400",
             "people and 60 firms by heart and reads notes about others. It knows nothing else.",
             "",
-            f"Made in {minutes:.0f} minutes on two CPU cores: {steps} steps of {stages[0]['recipe']['tokens']} tokens. "
-            "`make pretrain` runs the recipe below,",
-            "without the detours that the notes below tell of.",
+            f"Made by `make pretrain` in {minutes:.0f} minutes on two CPU cores: {steps} steps of "
+            f"{stages[0]['recipe']['tokens']:,} tokens.",
             f"Trained window: {shape['window']} tokens. Slots: {shape['half_keys'] ** 2:,}, stored in float16.",
             f"SHA-256 of the weights: `{described['sha256']['model.safetensors']}`.",
             "",
@@ -209,9 +208,8 @@ def card(folder: Path, figures: Sequence[Figure]) -> str:
             "The second stage gives the model a larger memory and makes it writable: beside the documents of the first",
             "it learns addresses, the same for all wordings of a fact and different for different facts, evenly spread",
             "over the table (`parametric/addressing.py`). Without it a few slots are read for everything, and whatever",
-            "is written there changes what the model knew. Names and wordings of the address documents are drawn from",
-            "all there are, so the address of some facts that an evaluation teaches has been trained, though never",
-            "with an answer: notebooks/results/three_seeds.md shows how far that matters.",
+            "is written there changes what the model knew. Nobody whom a stream brings is named in any training",
+            "document, and known people are asked for in their study wordings only.",
             "",
             "Teacher-forced shares during training:",
             "",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -285,7 +286,9 @@ def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, que
     return figures
 
 
-def _save_checkpoint(folder: Path, model: Any, optimisers: list[torch.optim.Optimizer], progress: Progress) -> None:
+def _save_checkpoint(
+    folder: Path, model: Any, optimisers: list[torch.optim.Optimizer], progress: Progress, run: dict[str, Any]
+) -> None:
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     for number, optimiser in enumerate(optimisers):
         for index, state in optimiser.state_dict()["state"].items():
@@ -295,16 +298,25 @@ def _save_checkpoint(folder: Path, model: Any, optimisers: list[torch.optim.Opti
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
         temporary,
-        metadata={"progress": json.dumps(asdict(progress))},
+        metadata={"progress": json.dumps(asdict(progress)), "run": json.dumps(run)},
     )
     os.replace(temporary, folder / "checkpoint.safetensors")
 
 
-def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimizer]) -> Progress:
-    from safetensors import safe_open
-
+def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimizer], run: dict[str, Any]) -> Progress:
     with safe_open(file, framework="pt") as opened:
-        progress = Progress(**json.loads(opened.metadata()["progress"]))
+        described = opened.metadata()
+    begun = json.loads(described["run"])
+    differing = [
+        f"{name} {begun.get(name)!r} there, {run.get(name)!r} here"
+        for name in sorted(begun.keys() | run.keys())
+        if begun.get(name) != run.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{file} is of another run ({'; '.join(differing)}); go on with its settings or choose another folder"
+        )
+    progress = Progress(**json.loads(described["progress"]))
     tensors = load_file(file)
     model.load_state_dict(
         {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")},
@@ -359,6 +371,7 @@ def pretrain(
 
     Raises:
         FloatingPointError: The loss is not finite; the last checkpoint is left as it was.
+        ValueError: The checkpoint in `folder` is of a run with other settings or from another start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -367,12 +380,14 @@ def pretrain(
     optimisers = optimizers(model, recipe)
     progress = Progress()
     stages: list[Any] = []
+    run: dict[str, Any] = {**asdict(config), **asdict(recipe), "start": ""}
     if start is not None:
+        run["start"] = json.loads((start / "embedded.json").read_text())["sha256"]["model.safetensors"]
         stages = json.loads((start / "training.json").read_text())["stages"]
         _take_over(model, load_embedded(start)[0], config.memory_layer)
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.exists():
-        progress = _load_checkpoint(checkpoint, model, optimisers)
+        progress = _load_checkpoint(checkpoint, model, optimisers, run)
         logger.info("resuming at step %d", progress.step)
     memory_input = _MemoryInput(model.model.layers[config.memory_layer].mlp)
     model.train()
@@ -407,7 +422,7 @@ def pretrain(
                 **probe(model, source, encoder, config.window),
             }
             progress.curve.append(figures)
-            _save_checkpoint(folder, model, optimisers, progress)
+            _save_checkpoint(folder, model, optimisers, progress, run)
             (folder / "curve.json").write_text(json.dumps(progress.curve, indent=1))
             logger.info(" ".join(f"{name} {value:.3g}" for name, value in figures.items()))
     bar.close()

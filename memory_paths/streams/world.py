@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,16 +89,32 @@ def cloze(fact: Fact, wording: str) -> Phrasing:
     return Phrasing(f" {fact.value}{rest}", prompt.format(name=fact.subject))
 
 
-def draw_names(generator: random.Random, count: int, taken: Iterable[str] = ()) -> list[str]:
-    """`count` different full names, none of them in `taken`."""
-    used = set(taken)
-    names: list[str] = []
+def is_reserved(name: str) -> bool:
+    """Whether a full name is kept for the people that streams bring: no training document names anybody so, but for
+    the known people. Half of all names are."""
+    return zlib.crc32(name.encode()) % 2 == 0
+
+
+def _draw_name(generator: random.Random) -> str:
+    return f"{generator.choice(FIRST_NAMES)} {generator.choice(LAST_NAMES)}"
+
+
+def _draw_people(generator: random.Random, count: int) -> list[str]:
+    names: dict[str, None] = {}
     while len(names) < count:
-        name = f"{generator.choice(FIRST_NAMES)} {generator.choice(LAST_NAMES)}"
-        if name not in used:
-            used.add(name)
-            names.append(name)
-    return names
+        names.setdefault(_draw_name(generator))
+    return list(names)
+
+
+def new_names(generator: random.Random, count: int, taken: Iterable[str] = ()) -> list[str]:
+    """`count` different full names that no training document holds and that are not in `taken` either."""
+    used = known_world().people | set(taken)
+    names: dict[str, None] = {}
+    while len(names) < count:
+        name = _draw_name(generator)
+        if is_reserved(name) and name not in used:
+            names.setdefault(name)
+    return list(names)
 
 
 @functools.cache
@@ -109,7 +126,7 @@ def known_world() -> KnownWorld:
     values = {**VALUES, "employer": tuple(firms)}
     people = [
         tuple(Fact(name, attribute, generator.choice(values[attribute])) for attribute in PERSON_ATTRIBUTES)
-        for name in draw_names(generator, KNOWN_PEOPLE)
+        for name in _draw_people(generator, KNOWN_PEOPLE)
     ]
     middle = KNOWN_PEOPLE // 2
     return KnownWorld(
@@ -179,7 +196,7 @@ def _new_facts(
     person_facts = facts - firm_count - change_count
     firms = generator.sample([firm for firm in FIRMS if firm not in known.seats], min(firm_count, KNOWN_FIRMS))
     person_facts += firm_count - len(firms)
-    names = draw_names(generator, -(-person_facts // len(PERSON_ATTRIBUTES)), known.people)
+    names = new_names(generator, -(-person_facts // len(PERSON_ATTRIBUTES)))
     steps: list[list[Fact]] = [[] for _ in range(experiences)]
     firm_step = {firm: index % experiences for index, firm in enumerate(firms)}
     for firm, step in firm_step.items():
@@ -277,7 +294,7 @@ def biographies(
     prior_generator = random.Random(f"prior/{order_seed}")
     prior = tuple(_question(prior_generator, fact, "prior", split_wordings(fact).held_out) for fact in known.part_b)
     stranger_generator = random.Random(f"strangers/{world_seed}/{facts}")
-    strangers = draw_names(stranger_generator, 40, known.people | {fact.subject for fact in everything})
+    strangers = new_names(stranger_generator, 40, {fact.subject for fact in everything})
     unknown = tuple(
         _question(prior_generator, Fact(name, attribute, ""), "unknown", WORDINGS[attribute].questions)
         for name in strangers
@@ -302,7 +319,7 @@ def _chance(facts: Sequence[Fact]) -> float:
 
 
 def passing_facts(generator: random.Random, count: int, style: str, nearness: float = 1.0) -> list[Fact]:
-    """`count` facts of people who exist nowhere else, with distractors as hard as `style` makes them.
+    """`count` facts of passers-by, people who exist nowhere else, with distractors as hard as `style` makes them.
 
     Args:
         generator: Where chance comes from.
@@ -315,14 +332,13 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
     Returns:
         Facts with no (subject, attribute) twice, shuffled.
     """
-    known = known_world()
     facts: dict[tuple[str, str], Fact] = {}
 
     def add(name: str, attribute: str) -> None:
         facts.setdefault((name, attribute), Fact(name, attribute, generator.choice(VALUES[attribute])))
 
     if style == "random":
-        names = draw_names(generator, max(1, round(count * generator.uniform(0.3, 1.0))), known.people)
+        names = near_names(generator, max(1, round(count * generator.uniform(0.3, 1.0))), share=0.0)
         while len(facts) < count:
             add(generator.choice(names), generator.choice(PERSON_ATTRIBUTES))
     elif style == "same":
@@ -348,29 +364,31 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
 
 
 def near_names(generator: random.Random, count: int, share: float) -> list[str]:
-    """Full names of which about `share` have their first or last name in common with an earlier one."""
-    taken = set(known_world().people)
-    names: list[str] = []
+    """Full names of passers-by, of which about `share` have their first or last name in common with an earlier one."""
+    names: dict[str, None] = {}
     while len(names) < count:
         if names and generator.random() < share:
-            name = near_name(generator, generator.choice(names[: 1 + len(names) // 2]))
+            name = near_name(generator, generator.choice(list(names)[: 1 + len(names) // 2]))
         else:
-            name = f"{generator.choice(FIRST_NAMES)} {generator.choice(LAST_NAMES)}"
-        if name not in taken:
-            taken.add(name)
-            names.append(name)
-    return names
+            name = _draw_name(generator)
+        if _may_pass(name):
+            names.setdefault(name)
+    return list(names)
+
+
+def _may_pass(name: str) -> bool:
+    return not is_reserved(name) and name not in known_world().people
 
 
 def near_name(generator: random.Random, name: str) -> str:
-    """Another full name with the first or the last name of `name`, of nobody who is known."""
+    """Another full name with the first or the last name of `name`, neither known nor reserved."""
     first, last = name.split()
     while True:
         if generator.random() < 0.5:
             near = f"{first} {generator.choice(LAST_NAMES)}"
         else:
             near = f"{generator.choice(FIRST_NAMES)} {last}"
-        if near != name and near not in known_world().people:
+        if near != name and _may_pass(near):
             return near
 
 
