@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 
 from memory_paths.evaluation.report import Report
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect
-from memory_paths.evaluation.table import render_table
+from memory_paths.evaluation.table import render_markdown, render_table
 
 LOGGER = logging.getLogger(__name__)
 _failed_folders: list[str] = []
@@ -66,13 +66,22 @@ class SweepTable(Callback):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit status 1 where a run failed, 2 where there is none."""
+    """The command line. Exit status 1 where a run failed, 2 where there is none or no such metric."""
     parser = argparse.ArgumentParser(prog="python -m memory_paths.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", help="folder of a run, or of a sweep; searched however deep")
+    parser.add_argument(
+        "--markdown", nargs="*", metavar="METRIC", help="print a Markdown table of these metrics, and write nothing"
+    )
     given = parser.parse_args(arguments)
     try:
-        summary = show(given.folder)
-    except FileNotFoundError as error:
+        if given.markdown is not None:
+            summary = collect(given.folder)
+            print(render_markdown(summary, given.markdown))
+            for failure in summary.failures:
+                print(f"failed: {failure.folder}: {failure.reason}", file=sys.stderr)
+        else:
+            summary = show(given.folder)
+    except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if summary.failures else 0

@@ -21,7 +21,7 @@ from memory_paths.evaluation import charts
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report
 from memory_paths.evaluation.summary import Summary, amount, collect, score, summarise, verdict
-from memory_paths.evaluation.table import render_table
+from memory_paths.evaluation.table import render_markdown, render_table
 
 NAMES = ("acquisition", "retention", "paraphrase", "composition", "prior_before", "prior_after", "skill_after")
 
@@ -159,6 +159,21 @@ def test_the_table_is_aligned_and_fits_the_width_it_is_given(sweep: Path) -> Non
         assert any("[.94 1.0]" in line for line in body)
     assert "a: the stream has no reversal questions" in wide
     assert wide[-1].startswith("One seed")
+
+
+def test_the_markdown_table_shows_the_metrics_that_are_named(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = render_markdown(collect(sweep), ["retention", "reversal"]).splitlines()
+    assert lines[0] == "| path | items | seeds | retention | reversal |"
+    assert "| icl | 48 | 1 | .97 [.94 1.0] | - a |" in lines
+    assert "a: the stream has no reversal questions" in lines[-2]
+    assert entry.main([str(sweep), "--markdown"]) == 1, "a run of it failed"
+    told = capsys.readouterr()
+    assert "| acquisition | retention |" in told.out
+    assert "failed: " in told.err
+    assert entry.main([str(sweep), "--markdown", "retentoin"]) == 2
+    told = capsys.readouterr()
+    assert "no run has a metric named retentoin" in told.err
+    assert "retention" in told.err.replace("retentoin", "")
 
 
 def test_figures_and_amounts_are_short() -> None:

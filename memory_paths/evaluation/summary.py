@@ -28,7 +28,9 @@ _TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "full_context")
 FAILED = "failed.json"
 _CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change", "skill_change")
-_UNREAD = ("choice", "loglikelihood_gain", "paraphrase_gain", "prior_gain", "chance", "recall_at_1", "recall_at_5")
+_GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
+SIGNED = (*_CHANGES, *_GAINS)
+_UNREAD = ("choice", *_GAINS, "chance", "recall_at_1", "recall_at_5")
 _PLACES = ("file", "folder", "dir", "ledger", "progress", "threads")
 
 
@@ -334,7 +336,7 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     if len(given) == 1:
         return given[0]
     values = [_value(metric) for metric in given]
-    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name.endswith("_gain") else SHARE
+    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in _GAINS else SHARE
     interval = seeds_interval(values, bounds=bounds)
     low: float | None = interval.low
     high: float | None = interval.high

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory_paths.evaluation.costs import unit
-from memory_paths.evaluation.summary import Line, Summary, amount, score
+from memory_paths.evaluation.summary import SIGNED, Line, Summary, amount, score
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,16 @@ class Column:
         head: Its title, in one line or two.
         name: Name of the metric; empty for a quantity.
         quantity: Gives the text where it is no metric.
-        signed: Whether the figure is a difference.
     """
 
     head: tuple[str, str]
     name: str = ""
     quantity: Callable[[Line], str] = lambda line: ""
-    signed: bool = False
+
+    @property
+    def signed(self) -> bool:
+        """Whether the figure is a difference, which is shown with its sign."""
+        return self.name in SIGNED
 
 
 SCORES = (
@@ -32,13 +35,13 @@ SCORES = (
     Column(("", "paraphrase"), "paraphrase"),
     Column(("", "composition"), "composition"),
     Column(("", "reversal"), "reversal"),
-    Column(("forward", "transfer"), "forward_transfer", signed=True),
+    Column(("forward", "transfer"), "forward_transfer"),
     Column(("prior", "before"), "prior_before"),
     Column(("prior", "after"), "prior_after"),
     Column(("skill", "after"), "skill_after"),
 )
 UNREAD_SCORES = (
-    Column(("log-lik.", "gain"), "loglikelihood_gain", signed=True),
+    Column(("log-lik.", "gain"), "loglikelihood_gain"),
     Column(("choice", "of 4"), "choice"),
 )
 COSTS = (
@@ -65,6 +68,40 @@ def render_table(summary: Summary, width: int = 200) -> str:
     Cells without a value bear a letter, and the reason stands below the table.
     """
     shown = columns(summary)
+    rows, notes = _cells(summary, shown)
+    heads = [("", "path"), ("", "items"), *(column.head for column in shown)]
+    text = _aligned(heads, [[(" ".join(filter(None, cell)), "") for cell in row] for row in rows])
+    if len(text[0]) > width:
+        text = _in_blocks(heads, rows, width)
+    return "\n".join([*(line.rstrip() for line in text), *notes])
+
+
+def render_markdown(summary: Summary, names: Sequence[str] = ()) -> str:
+    """The same as a Markdown table.
+
+    Args:
+        summary: What to show.
+        names: Of the metrics to show; none: the scores of the plain table.
+
+    Raises:
+        ValueError: A metric that no run has; the message lists those that there are.
+    """
+    known = sorted({name for line in summary.lines for name in line.metrics})
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no run has a metric named {', '.join(unknown)}; there are {', '.join(known)}")
+    given = tuple(Column((name.replace("_", " "), ""), name) for name in names)
+    shown = given or tuple(column for column in columns(summary) if column.name)
+    rows, notes = _cells(summary, shown)
+    heads = ["path", "items", "seeds", *(" ".join(filter(None, column.head)) for column in shown)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for line, ((name, _), (load, _), *cells) in zip(summary.lines, rows, strict=True):
+        shown_cells = [" ".join(filter(None, cell)) for cell in cells]
+        lines.append(f"| {' | '.join([name, load, str(len(line.seeds)), *shown_cells])} |")
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes)]).rstrip()
+
+
+def _cells(summary: Summary, shown: Sequence[Column]) -> tuple[list[list[tuple[str, str]]], list[str]]:
+    """Name, load and columns of each line, a value beside its interval, and what is to be said below them."""
     reasons: dict[str, str] = {}
     families = list(dict.fromkeys(line.family for line in summary.lines))
     rows: list[list[tuple[str, str]]] = []
@@ -82,14 +119,10 @@ def render_table(summary: Summary, width: int = 200) -> str:
                 value = f"- {letter}"
             cells.append((value, interval))
         rows.append(cells)
-    heads = [("", "path"), ("", "items"), *(column.head for column in shown)]
-    text = _aligned(heads, [[(" ".join(filter(None, cell)), "") for cell in row] for row in rows])
-    if len(text[0]) > width:
-        text = _in_blocks(heads, rows, width)
     notes = [f"{letter}: {reason}" for reason, letter in reasons.items()]
     if {len(line.seeds) for line in summary.lines} == {1}:
         notes.append("One seed: intervals are over items only.")
-    return "\n".join([*(line.rstrip() for line in text), *notes])
+    return rows, notes
 
 
 def _in_blocks(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]], width: int) -> list[str]:
