@@ -20,12 +20,11 @@ logger = logging.getLogger("memory_paths")
 def run(cfg: Any, folder: Path) -> None:
     """One evaluation into `folder`; a finished one is left alone."""
     from memory_paths import build
-    from memory_paths.agent import Agent
     from memory_paths.evaluation.evaluator import Evaluator
+    from memory_paths.evaluation.report import REPORT, Report
 
     config = build.plain(cfg)
-    finished = folder / "report.json"
-    if finished.exists() and json.loads(finished.read_text())["config"] == config:
+    if (folder / REPORT).exists() and Report.read(folder).config == config:
         logger.info("%s is finished already", folder)
         return
     build.threads(cfg.threads)
@@ -41,7 +40,7 @@ def run(cfg: Any, folder: Path) -> None:
             unknown_threshold=cfg.evaluation.unknown_threshold,
             progress=cfg.progress,
             config=config,
-            restore=Agent.load,
+            restore=build.restore,
         )
         evaluator.run(agent)
 

@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +29,9 @@ from memory_paths.types import (
     Prompt,
     Query,
     Reading,
-    Recall,
     Receipt,
     Scores,
+    TooLarge,
     Trains,
 )
 
@@ -72,7 +73,8 @@ class Agent:
         config: What built this agent, kept so that `Agent.load` can build it again.
 
     Raises:
-        ValueError: No path at all, or one that holds a single namespace and has another one already.
+        ValueError: No path at all, one that holds a single namespace and has another one already, or a
+            `max_new_tokens` for which the window has no room.
         TypeError: The model cannot generate.
     """
 
@@ -93,6 +95,8 @@ class Agent:
             raise TypeError(
                 f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"
             )
+        if not 1 <= max_new_tokens < lm.window:
+            raise ValueError(f"max_new_tokens must be from 1 to {lm.window - 1}, got {max_new_tokens}")
         for name, path in paths.items():
             if path.name != name:
                 raise ValueError(
@@ -119,16 +123,17 @@ class Agent:
         """Name of the default path."""
         return next(iter(self.paths))
 
-    def learn(self, items: str | Sequence[Knowledge | str]) -> Receipt:
+    def learn(self, items: str | Knowledge | Sequence[Knowledge | str]) -> Receipt:
         """Store knowledge where the router says.
 
         Args:
             items: Plain text, or items; a plain text becomes an item whose id is its content's hash.
 
         Raises:
+            TypeError: Something else than texts and items.
             ValueError: An active id with another text, or what the path refuses; nothing of that path is stored then.
         """
-        given = [items] if isinstance(items, str) else items
+        given = [items] if isinstance(items, str | Knowledge) else items
         knowledge = [_as_knowledge(item) for item in given]
         names = list(self.paths)
         groups: dict[str, list[Knowledge]] = {}
@@ -151,7 +156,8 @@ class Agent:
         """One answer for each query, in order.
 
         Args:
-            queries: Questions in words, or queries. A query of another namespace is refused.
+            queries: Questions in words, or queries. A query of another namespace is refused; the default one stands
+                for the agent's own.
             notes: For each query, texts that stand in the prompt in place of what the path would recall.
         """
         asked = self._queries(queries)
@@ -184,6 +190,7 @@ class Agent:
 
         Raises:
             TypeError: The model does not score.
+            TooLarge: An answer that alone fills the window.
         """
         if not isinstance(self.lm, Scores):
             raise TypeError(f"{type(self.lm).__name__} gives no log-likelihoods")
@@ -192,9 +199,13 @@ class Agent:
         with self._lock:
             # A given answer stands in the window beside its prompt, however long it is.
             lengths = self.lm.count_answer_tokens(
-                [(Prompt(query.text), answer) for query, (_, answer) in zip(queries, pairs, strict=True)]
+                [(query.prompt(), answer) for query, (_, answer) in zip(queries, pairs, strict=True)]
             )
-            prompts, _ = self._prompts(path, queries, notes, reserves=lengths)
+            if (longest := max(lengths, default=0)) >= self.lm.window:
+                raise TooLarge(
+                    f"an answer to be scored has {longest} tokens, the window holds {self.lm.window}; shorten it"
+                )
+            prompts, _, _ = self._prompts(path, queries, notes, reserves=lengths)
             given = [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
             with path.model(self.lm) as model:
                 likelihoods, tokens = model.loglikelihood(given), model.count_answer_tokens(given)
@@ -217,8 +228,8 @@ class Agent:
         """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.
 
         Raises:
-            ValueError: No such path, an id that neither path holds, a source that cannot forget, or a target without
-                room.
+            ValueError: No such path, an id that neither path holds, or a source that cannot forget.
+            TooLarge: The target has no room; nothing has changed then.
             Exception: What the target says when it cannot take them in; they are back at the source then.
         """
         for name in (source, target):
@@ -226,30 +237,24 @@ class Agent:
                 raise ValueError(f"this agent has the paths {list(self.paths)}, got {name!r}")
         with self._lock:
             self._refuse_unforgettable(ids, source)
-            taken = self._held(ids, source)
+            self.paths[target].admit(self._held(ids, source), self.namespace)
             moved = self.ledger.move(ids, source=source, target=target, namespace=self.namespace)
             try:
                 self.paths[target].flush()
-                lost = set(moved) - set(self._held(moved, target))
-                if lost:
-                    raise ValueError(f"path {target!r} has no room for {sorted(lost)}; they stay at {source!r}")
             except Exception:
-                there = list(self._held(moved, target))
-                self.ledger.move(there, source=target, target=source, namespace=self.namespace)
-                gone = [taken[id] for id in moved if id not in there]
-                self.ledger.record(gone, place=source, namespace=self.namespace)
+                self.ledger.move(moved, source=target, target=source, namespace=self.namespace)
                 raise
             finally:
                 self.paths[source].flush()
 
-    def _held(self, ids: Sequence[str], place: str) -> dict[str, Knowledge]:
+    def _held(self, ids: Sequence[str], place: str) -> list[Knowledge]:
         """What the ledger holds at a place, valid by now or not."""
-        return {
-            id: entry.item
+        return [
+            entry.item
             for id in ids
             for entry in self.ledger.history(id, namespace=self.namespace)
             if entry.place == place and entry.reason is None
-        }
+        ]
 
     def items(self) -> list[Knowledge]:
         """What the paths hold now."""
@@ -324,10 +329,10 @@ class Agent:
 
     def close(self) -> None:
         """Release files and locks."""
-        with self._lock:
+        with self._lock, ExitStack() as stack:  # one that fails to close must not keep the others open
+            stack.callback(self.ledger.close)
             for path in self.paths.values():
-                path.close()
-            self.ledger.close()
+                stack.callback(path.close)
 
     def __enter__(self) -> Agent:
         return self
@@ -341,22 +346,24 @@ class Agent:
         if self.paths[name].capabilities.forgets:
             return
         # By the ledger, for weights that cannot forget still know what was superseded or has expired.
+        # What was moved away had not been learnt: a path that cannot forget is never moved from.
         kept = [
-            id for id in ids if any(entry.place == name for entry in self.ledger.history(id, namespace=self.namespace))
+            id
+            for id in ids
+            for entry in self.ledger.history(id, namespace=self.namespace)
+            if entry.place == name and entry.reason != "moved"
         ]
         if kept:
             raise ValueError(
-                f"path {name!r} cannot forget, and {kept} came to it; build it anew from a ledger without them,"
-                " or keep what may have to be forgotten on a path that can (such as path=rag)"
+                f"path {name!r} cannot forget, and {sorted(set(kept))} came to it; build it anew from a ledger without"
+                " them, or keep what may have to be forgotten on a path that can (such as path=rag)"
             )
 
     def _queries(self, queries: str | Sequence[str | Query]) -> list[Query]:
         given = [queries] if isinstance(queries, str) else queries
         asked = [Query(query, self.namespace) if isinstance(query, str) else query for query in given]
         for query in asked:
-            if query.namespace == DEFAULT_NAMESPACE != self.namespace:
-                continue
-            if query.namespace != self.namespace:
+            if query.namespace not in (DEFAULT_NAMESPACE, self.namespace):
                 raise ValueError(
                     f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}"
                 )
@@ -368,13 +375,15 @@ class Agent:
         queries: Sequence[Query],
         notes: Sequence[Sequence[str]] | None,
         reserves: Sequence[int] | None = None,
-    ) -> tuple[list[Prompt], list[Reading]]:
+    ) -> tuple[list[Prompt], list[Reading], list[Reading]]:
+        """Prompts, what was found for them, and what of it stands in them."""
         if notes is not None:
-            prompts = [Prompt(query.text, tuple(given)) for query, given in zip(queries, notes, strict=True)]
-            return prompts, [Reading() for _ in queries]
+            prompts = [query.prompt(given) for query, given in zip(queries, notes, strict=True)]
+            return prompts, [Reading() for _ in queries], [Reading() for _ in queries]
         least = self._max_new_tokens
         kept = [least] * len(queries) if reserves is None else [max(least, reserve) for reserve in reserves]
-        readings = [
+        found = path.read(queries)
+        shown = [
             replace(
                 reading,
                 recalls=pack(
@@ -386,17 +395,17 @@ class Agent:
                     order=reading.order,
                 ),
             )
-            for query, reading, reserve in zip(queries, path.read(queries), kept, strict=True)
+            for query, reading, reserve in zip(queries, found, kept, strict=True)
         ]
         prompts = [
-            Prompt(query.text, tuple(recall.item.text for recall in reading.recalls))
-            for query, reading in zip(queries, readings, strict=True)
+            query.prompt([recall.item.text for recall in reading.recalls])
+            for query, reading in zip(queries, shown, strict=True)
         ]
-        return prompts, readings
+        return prompts, found, shown
 
     def _answer(self, name: str, queries: Sequence[Query], notes: Sequence[Sequence[str]] | None) -> list[Answer]:
         path = self.paths[name]
-        prompts, readings = self._prompts(path, queries, notes)
+        prompts, found, shown = self._prompts(path, queries, notes)
         with path.model(self.lm) as model:
             generations = model.generate(prompts, max_new_tokens=self._max_new_tokens)
         return [
@@ -404,17 +413,22 @@ class Agent:
                 text=generation.text,
                 path=name,
                 recalls=reading.recalls,
+                offered=tuple(recall.item.id for recall in offered.recalls),
                 confidence=math.exp(generation.loglikelihood / max(1, len(generation.token_ids))),
                 prompt_hash=generation.prompt_hash,
                 cost=reading.cost + Cost(lm=generation.usage),
             )
-            for generation, reading in zip(generations, readings, strict=True)
+            for generation, offered, reading in zip(generations, found, shown, strict=True)
         ]
 
 
-def _as_knowledge(item: Knowledge | str) -> Knowledge:
+def _as_knowledge(item: Any) -> Knowledge:
     if isinstance(item, Knowledge):
         return item
+    if not isinstance(item, str):
+        raise TypeError(
+            f"an agent learns texts and Knowledge, got {type(item).__name__}: {item!r:.80}; write Knowledge(id, text)"
+        )
     import hashlib
 
     return Knowledge(id=hashlib.sha256(item.encode()).hexdigest()[:16], text=item)
@@ -423,10 +437,8 @@ def _as_knowledge(item: Knowledge | str) -> Knowledge:
 def _better(old: Answer | None, new: Answer) -> Answer:
     if old is None:
         return new
-    if old.confidence is None:
-        return replace(new, cost=old.cost + new.cost)
-    paid = replace(new, cost=old.cost + new.cost)
-    return replace(old, cost=paid.cost) if (new.confidence or 0.0) < old.confidence else paid
+    surer = old.confidence is not None and (new.confidence or 0.0) < old.confidence
+    return replace(old if surer else new, cost=old.cost + new.cost)
 
 
 def _given(answer: Answer | None) -> Answer:
@@ -434,4 +446,4 @@ def _given(answer: Answer | None) -> Answer:
     return answer
 
 
-__all__ = ["Agent", "Explanation", "Recall", "Score"]
+__all__ = ["Agent", "Explanation", "Score"]

@@ -92,8 +92,8 @@ def build_run(cfg: Any) -> Run:
     from hydra.utils import instantiate
 
     return Run(
+        stream=instantiate(cfg.stream, _convert_="all"),  # first, for it opens nothing that would have to be closed
         agent=build_agent(cfg),
-        stream=instantiate(cfg.stream, _convert_="all"),
         oracle=bool(cfg.path.get("oracle", False)),
     )
 
@@ -109,10 +109,15 @@ def load_saved(folder: Path) -> Agent:
         )
     # A copy must not open the files that the original may still be using.
     config = OmegaConf.create({**described["config"], "ledger": None})
-    if OmegaConf.select(config, "path.memory.folder") is not None:
-        config.path.memory.folder = None
+    for path in (config.path.memory, *(config.more_paths or {}).values()):
+        if path.get("folder") is not None:
+            path.folder = None
     agent = build_agent(config)
-    restore(agent, folder)
+    try:
+        restore(agent, folder)
+    except BaseException:
+        agent.close()
+        raise
     return agent
 
 
@@ -147,16 +152,21 @@ def _own_hydra() -> Iterator[None]:
     """Hydra's global state is set aside and put back, so that a host's Hydra app does not notice."""
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
 
     with _HYDRA:
-        state = GlobalHydra.instance()
-        hosts = state.hydra
+        state, base = GlobalHydra.instance(), VersionBase.instance()
+        hosts, version = state.hydra, base.version_base
         state.hydra = None
         try:
             with initialize_config_module(config_module="memory_paths.conf", version_base="1.3"):
                 yield
         finally:
+            # Leaving the block above puts a copy in the singleton's place, made while it was set aside.
             state.hydra = hosts
+            GlobalHydra.set_instance(state)
+            VersionBase.set_instance(base)
+            base.version_base = version
 
 
 def threads(count: int | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -76,13 +77,14 @@ def pack(
             "chronological" (by rising score, for a path whose score is the time of writing).
 
     Raises:
-        ValueError: An unknown order, a budget over the window less the reserve, or a question that alone is too long.
+        TooLarge: The question alone is longer than the budget.
+        ValueError: An unknown order, or a budget over the window less the reserve.
     """
     arrange = _arrangement(order)
     room = _room(lm, query, budget, reserve)
-    bare = lm.count_tokens(Prompt(query.text))
+    bare = lm.count_tokens(query.prompt())
     if bare > room:
-        raise ValueError(
+        raise TooLarge(
             f"the question alone has {bare} tokens, the budget is {room}; ask more briefly or raise the budget:"
             f" {query.text[:80]!r}"
         )
@@ -101,7 +103,7 @@ def pack(
     # Tokens of single notes need not add up in every tokenizer; what counts is the prompt as it is laid out.
     while chosen:
         packed = tuple(arrange(list(chosen.values())))
-        if lm.count_tokens(Prompt(query.text, tuple(recall.item.text for recall in packed))) <= room:
+        if lm.count_tokens(query.prompt([recall.item.text for recall in packed])) <= room:
             return packed
         chosen.popitem()
     return ()
@@ -182,7 +184,7 @@ class InContext:
         TooLarge: The ledger holds more than fits, and the eviction refuses.
     """
 
-    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=False, namespaces=True)
+    capabilities = Capabilities(changes_weights=False, forgets=True, namespaces=True)
 
     def __init__(
         self,
@@ -227,14 +229,27 @@ class InContext:
                 if (tokens := self._tokens([item])) > self.note_budget:
                     raise TooLarge(
                         f"item {item.id!r} needs {tokens} tokens, path {self.name!r} has {self.note_budget} for notes;"
-                        " split it, raise the budget, or teach it to another path"
+                        " split it, raise the budget, or teach it to another path",
+                        items=[item.id],
                     )
-            self._leaving(self._after(items, namespace))
+            self._leaving(self._after(items, namespace))  # may refuse, before anything is stored
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
             evicted = self._settle(namespace)
         cost = Cost(index=Usage(seconds=time.perf_counter() - started))
         details = {"superseded": recorded.superseded, "evicted": evicted}
-        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+        kept = dict.fromkeys(item.id for item in items if item.id not in evicted)
+        return Receipt(tuple(kept), cost, details=details)
+
+    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """See `MemoryPath`.
+
+        Raises:
+            TooLarge: Some of them would be evicted at once.
+        """
+        self._check_open()
+        moved = {item.id for item in items}
+        if lost := moved.intersection(self._leaving(self._after(items, namespace))):
+            raise TooLarge(f"path {self.name!r} has no room for {sorted(lost)}; move fewer, or raise its budget")
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
         """All that is held, the newest first; the score is the place in the order of writing, higher for newer.
@@ -253,7 +268,7 @@ class InContext:
                 held[group] = tuple(Recall(item, float(score)) for score, item in enumerate(items))[::-1]
             self._refuse_overflow(query, [recall.item for recall in reversed(held[group])])
             cost = Cost(index=Usage(seconds=time.perf_counter() - started))
-            readings.append(Reading(held[group], cost, budget=self.budget))
+            readings.append(Reading(held[group], cost, self.order, self.budget))
         return readings
 
     def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
@@ -320,9 +335,12 @@ class InContext:
         return self._lm.count_tokens(Prompt("", tuple(item.text for item in items)))
 
     def _after(self, items: Sequence[Knowledge], namespace: str) -> list[Knowledge]:
-        """What would be held after a write."""
+        """What would stand in the window after a write; what holds at another time does not."""
         held = {item.id: item for item in self._ledger.active(place=self.name, namespace=namespace)}
+        now = self._ledger.now()
         for item in items:
+            if not (item.valid_from or 0.0) <= now < (math.inf if item.valid_until is None else item.valid_until):
+                continue
             held = {id: other for id, other in held.items() if not item.key or other.key != item.key or id == item.id}
             held[item.id] = item
         return list(held.values())
@@ -357,7 +375,7 @@ class InContext:
         if not items or self._eviction(items):
             return
         room = min(self.budget, query.token_budget or self.budget)
-        tokens = self._lm.count_tokens(Prompt(query.text, tuple(item.text for item in items)))
+        tokens = self._lm.count_tokens(query.prompt([item.text for item in items]))
         if tokens > room:
             raise TooLarge(
                 f"{len(items)} notes and the question need {tokens} tokens, the budget is {room}, and"
@@ -374,8 +392,7 @@ class NoMemory:
         name: Of the path.
     """
 
-    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=False, namespaces=True)
-    order = "relevance_last"
+    capabilities = Capabilities(changes_weights=False, forgets=True, namespaces=True)
 
     def __init__(self, lm: Any, ledger: Ledger, *, name: str = "none") -> None:
         self.name = name
@@ -383,6 +400,15 @@ class NoMemory:
     def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """An empty receipt."""
         return Receipt(())
+
+    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """See `MemoryPath`.
+
+        Raises:
+            TooLarge: There is anything to hold.
+        """
+        if items:
+            raise TooLarge(f"path {self.name!r} holds nothing; move {[item.id for item in items]} to another path")
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
         """Empty readings."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ def write_durably(file: Path, content: bytes, *, part: str) -> None:
 def whole_folder(folder: Path, *, part: str) -> Iterator[Path]:
     """A temporary folder to fill, which on leaving is synced and renamed to `folder`: all of it is there, or nothing.
 
-    What a crash leaves is a hidden folder beside it, `.<name>.<random>.partial`, which nobody reads.
+    What a crash leaves is a hidden folder beside it, `.<name>.<random>.partial`, which the next save there removes.
 
     Args:
         folder: Where; its parent is made where it is missing.
@@ -57,6 +59,9 @@ def whole_folder(folder: Path, *, part: str) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; name a new one, or delete this one first")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Eight characters are what tempfile puts there; a star would also match the save of a folder `name.2`.
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.{'?' * 8}.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
     # One folder inside another, for a temporary folder is readable by its owner alone and a save need not be.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as temporary:
         partial = Path(temporary, folder.name)

@@ -9,8 +9,8 @@ from memory_paths.types import Answer
 
 
 def question_of(given: Any) -> str:
-    """The question in a str, in a mapping's "question" or "input", or in the last human message of a list or a
-    prompt value.
+    """The question in a str, in a mapping's "question", "input" or "messages", or in the last human message of a list
+    or a prompt value.
 
     Raises:
         TypeError: Nothing of these.
@@ -28,6 +28,8 @@ def question_of(given: Any) -> str:
     for message in reversed(messages):
         if isinstance(message, tuple) and message[0] in ("human", "user"):
             return str(message[1])
+        if isinstance(message, Mapping) and message.get("role") in ("human", "user"):
+            return str(message["content"])
         if getattr(message, "type", None) == "human":
             content = message.content
             if isinstance(content, str):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memory_paths.types import Generation, Phrasing, Prompt, Usage
+from memory_paths.types import Generation, Phrasing, Prompt, TooLarge, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def one_line(text: str) -> str:
 
 def layout(prompt: Prompt) -> str:
     """The prompt as the text that a model without a chat template continues with `" " + answer`."""
-    return f"{_notes(prompt)}Question: {one_line(prompt.question)}\nAnswer:"
+    asked = one_line(prompt.question)
+    return f"{_notes(prompt)}{asked}" if prompt.continues else f"{_notes(prompt)}Question: {asked}\nAnswer:"
 
 
 def _notes(prompt: Prompt) -> str:
@@ -120,9 +121,7 @@ class CausalLM:
         if device_map is None:
             self.module.to(device)
         self.module.eval()
-        self.window = _window(self.name, self.module.config) if window is None else window
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 token, got {self.window}")
+        self.window = _window(self.name, self.module.config, window)
         # Asked of the bare model once: a wrapper around it (an adapter's) hides the signature and passes arguments on.
         self._accepted = frozenset(inspect.signature(self.module.forward).parameters)
         if "past_key_values" not in self._accepted:
@@ -147,7 +146,9 @@ class CausalLM:
             ValueError: The tokenizer or its chat template makes a control token of plain text all the same.
         """
         with self._lock:
-            return self._chat_ids(prompt) if self._chats else [*self._lead, *self._text_ids(layout(prompt))]
+            if self._chats and not prompt.continues:
+                return self._chat_ids(prompt)
+            return [*self._lead, *self._text_ids(layout(prompt))]
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Exact number of tokens of the laid-out prompt."""
@@ -175,7 +176,8 @@ class CausalLM:
             seed: Of the sampling; the n-th prompt of a call draws the same numbers in whatever batch it is.
 
         Raises:
-            ValueError: A prompt longer than the window, or an option out of range.
+            TooLarge: A prompt longer than the window.
+            ValueError: An option out of range.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -212,7 +214,8 @@ class CausalLM:
         """Log-likelihood of each answer after its prompt, in nats, the stop excluded.
 
         Raises:
-            ValueError: An answer without text, or a prompt and answer that are longer than the window.
+            TooLarge: A prompt and answer that are longer than the window.
+            ValueError: An answer without text.
         """
         import torch
 
@@ -365,7 +368,7 @@ class CausalLM:
         answer = one_line(answer)
         if not answer:
             raise ValueError(f"an answer needs text, got none for the question {prompt.question[:80]!r}")
-        if not self._chats:
+        if not self._chats or prompt.continues:
             return self._continued(layout(prompt), f" {answer}")
         given = self.token_ids(prompt)
         with self._lock:
@@ -402,7 +405,7 @@ class CausalLM:
     def _check_window(self, rows: Sequence[_Row]) -> None:
         longest = max((len(row.ids) for row in rows), default=0)
         if longest > self.window:
-            raise ValueError(
+            raise TooLarge(
                 f"a prompt has {longest} tokens, the window of {self.name!r} holds {self.window};"
                 " give it fewer or shorter notes, or set a token budget"
             )
@@ -619,13 +622,17 @@ def _hash_ids(ids: Sequence[int]) -> str:
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
 
 
-def _window(name: str, config: Any) -> int:
+def _window(name: str, config: Any, wanted: int | None) -> int:
     config = config.get_text_config()
-    for entry in ("trained_window", "max_position_embeddings", "max_seq_len"):
-        found = getattr(config, entry, None)
-        if isinstance(found, int):
-            return found
-    raise ValueError(f"the config of {name!r} does not tell how many tokens the model reads; give the window yourself")
+    entries = (getattr(config, entry, None) for entry in ("trained_window", "max_position_embeddings", "max_seq_len"))
+    trained = next((found for found in entries if isinstance(found, int)), None)
+    if trained is None and wanted is None:
+        raise ValueError(
+            f"the config of {name!r} does not tell how many tokens the model reads; give the window yourself"
+        )
+    if wanted is not None and not 1 <= wanted <= (trained or wanted):
+        raise ValueError(f"window of {name!r} must be from 1 to {trained or 'its trained'} tokens, got {wanted}")
+    return wanted or trained or 1
 
 
 def _load(name: str, dtype: str, device_map: Any, trust_remote_code: bool) -> tuple[Any, Any]:

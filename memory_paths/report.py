@@ -6,7 +6,6 @@ A thin entry: collecting, comparing and drawing are in `memory_paths.evaluation`
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from memory_paths.evaluation.report import Report
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect
 from memory_paths.evaluation.table import render_markdown, render_table
 
-LOGGER = logging.getLogger(__name__)
 _failed_folders: list[str] = []
 
 
@@ -53,15 +51,18 @@ class SweepTable(Callback):
         """Show a single run, if it left a report."""
         folder = Path(str(config.hydra.runtime.output_dir))
         if (folder / "report.json").exists():
-            show(folder)
+            self._show(folder)
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Show every run of a sweep."""
-        folder = str(config.hydra.sweep.dir)
+        self._show(Path(str(config.hydra.sweep.dir)))
+
+    def _show(self, folder: Path) -> None:
         try:
             show(folder)
         except Exception:
-            _failed_folders.append(folder)  # Hydra only warns when a callback fails; the exit status must still say so.
+            # Hydra only warns when a callback fails; the exit status must still say so.
+            _failed_folders.append(str(folder))
             raise
 
 

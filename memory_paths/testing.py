@@ -16,7 +16,7 @@ from typing import Any
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import layout, one_line
-from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Reading, Usage
+from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Reading, TooLarge, Usage
 
 UNKNOWN = "unknown"
 
@@ -47,7 +47,7 @@ class EchoLM:
         """The best note, cut after `max_new_tokens` words.
 
         Raises:
-            ValueError: A prompt longer than the window.
+            TooLarge: A prompt longer than the window.
         """
         return [self._generate(prompt, max_new_tokens) for prompt in prompts]
 
@@ -67,7 +67,7 @@ class EchoLM:
     def _generate(self, prompt: Prompt, max_new_tokens: int) -> Generation:
         read = self.count_tokens(prompt)
         if read > self.window:
-            raise ValueError(f"a prompt has {read} tokens, the window of {self.name!r} holds {self.window}")
+            raise TooLarge(f"a prompt has {read} tokens, the window of {self.name!r} holds {self.window}")
         words = self._best(prompt).split()
         said = words[: min(max_new_tokens, self.window - read)]
         return Generation(
@@ -165,7 +165,6 @@ def _has_the_shape_of_a_path(trial: _Trial) -> None:
         missing = sorted(name for name in _members() if not hasattr(path, name))
         assert not missing, f"a path has all members of types.MemoryPath; {type(path).__name__} lacks {missing}"
         assert isinstance(path.name, str), "a path has a name"
-        assert not path.capabilities.undoes, "no path claims to undo: types.MemoryPath has no call for it"
         assert path.name, "the name of a path is not empty: it is its place in the ledger"
 
 
@@ -176,6 +175,9 @@ def _writing_nothing_changes_nothing(trial: _Trial) -> None:
         path.flush()
         assert path.state_hash() == before, "an empty write changes nothing"
         assert path.read([]) == [], "no query, no reading"
+        path.admit([])
+        _raises(ValueError, lambda: path.admit([BEN]))
+        assert path.state_hash() == before, "to be asked whether there is room changes nothing"
 
 
 def _what_was_written_is_held_in_order(trial: _Trial) -> None:

@@ -27,7 +27,17 @@ DEFAULT_NAMESPACE = "default"
 
 
 class TooLarge(ValueError):  # noqa: N818 (what was given, not who is to blame)
-    """What is to be learnt or shown does not fit into the model's window, and nothing of it may be left out."""
+    """What is to be learnt or shown does not fit into the model's window, and nothing of it may be left out.
+
+    Args:
+        message: What was given and what is allowed.
+        items: Ids of items that fit at no time, so that the others may be tried again without them; empty where there
+            is only no more room.
+    """
+
+    def __init__(self, message: str, items: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.items = tuple(items)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Knowledge:
         valid_until: Seconds since the epoch, or None for "for good".
 
     Raises:
+        TypeError: An id, text, key or source that is no str.
         ValueError: An empty id or text, an unknown kind, a trust outside [0, 1], or an empty interval of validity.
     """
 
@@ -75,6 +86,13 @@ class Knowledge:
     valid_until: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("id", "text", "key", "source"):
+            if not isinstance(given := getattr(self, name), str):
+                raise TypeError(f"{name} of an item must be a str, got {given!r}; write str(...)")
+        # The same content in the same bytes: 1 and 1.0 would be stored as two contents of one id.
+        for name in ("trust", "valid_from", "valid_until"):
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(number))
         if not self.id or not self.text.strip():
             raise ValueError(f"an item needs an id and a text, got id={self.id!r}, text={self.text!r}")
         if self.kind not in get_args(KnowledgeKind):
@@ -109,12 +127,18 @@ class Query:
         namespace: Whose knowledge may be used.
         as_of: Seconds since the epoch: answer as if it were then. None: now.
         token_budget: Most tokens that the prompt may have, or None for the model's own window.
+        continues: Whether the text is no question but the beginning of a text, to be continued as it stands.
     """
 
     text: str
     namespace: str = DEFAULT_NAMESPACE
     as_of: float | None = None
     token_budget: int | None = None
+    continues: bool = False
+
+    def prompt(self, notes: Sequence[str] = ()) -> Prompt:
+        """What a model is asked, with these notes before it."""
+        return Prompt(self.text, tuple(notes), self.continues)
 
 
 @dataclass(frozen=True)
@@ -173,11 +197,6 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.lm + other.lm, self.encoder + other.encoder, self.index + other.index)
 
-    @property
-    def total(self) -> Usage:
-        """The sum over components."""
-        return self.lm + self.encoder + self.index
-
 
 @dataclass(frozen=True)
 class Recall:
@@ -212,6 +231,7 @@ class Answer:
         text: The answer in words, as the model ended it by itself.
         path: Name of the path that served it.
         recalls: What stood in the prompt beside the question; empty where the knowledge sits in weights.
+        offered: Ids of all that the path found, best first, whether or not it fitted into the prompt.
         confidence: Geometric mean probability of the answer's tokens, in [0, 1]; None where it was not computed.
         prompt_hash: SHA-256 of the exact token ids of the prompt.
         cost: What it took.
@@ -220,6 +240,7 @@ class Answer:
     text: str
     path: str = ""
     recalls: tuple[Recall, ...] = ()
+    offered: tuple[str, ...] = ()
     confidence: float | None = None
     prompt_hash: str = ""
     cost: Cost = Cost()
@@ -262,7 +283,7 @@ class Stream:
         prior: Questions about what the model knew before (kind "prior").
         skill: Reading tasks, the notes given: what the model must still be able to do.
         unknown: Questions about what is never taught (kind "unknown").
-        chance: Share of right answers of always giving an attribute's most frequent value, in [0, 1].
+        chance: Share of right answers of always giving an attribute's most frequent value, in [0, 1]; None: unknown.
     """
 
     name: str
@@ -270,7 +291,7 @@ class Stream:
     prior: tuple[Question, ...] = ()
     skill: tuple[ReadingTask, ...] = ()
     unknown: tuple[Question, ...] = ()
-    chance: float = 0.0
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -280,10 +301,12 @@ class Prompt:
     Args:
         question: The question in words.
         notes: Texts that stand before the question, the first one first.
+        continues: Whether the question is no question but the beginning of a text, to be continued as it stands.
     """
 
     question: str
     notes: tuple[str, ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -309,14 +332,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a path can do, so that an impossible pairing is refused at the door.
-
-    `undoes`: a write can be taken back. No path says so yet, for `MemoryPath` has no call for it.
-    """
+    """What a path can do, so that an impossible pairing is refused at the door."""
 
     changes_weights: bool
     forgets: bool
-    undoes: bool
     namespaces: bool
 
 
@@ -390,6 +409,14 @@ class MemoryPath(Protocol):
 
         Raises:
             TooLarge: An item does not fit. An evaluation goes on then, with this reason in place of figures.
+        """
+        ...
+
+    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Asked before items are moved here; changes nothing.
+
+        Raises:
+            ValueError: They could not all be held.
         """
         ...
 

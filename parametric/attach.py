@@ -26,8 +26,9 @@ class AdditiveMemory(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
         base: Tensor = self.mlp(hidden)
-        added: Tensor = self.scale.to(base.dtype) * self.memory(hidden)
-        return base + added
+        # The memory stays in float32 beside a narrower model: small updates of a row would be rounded away.
+        added: Tensor = self.memory(hidden.to(self.memory.values.dtype)).to(base.dtype)
+        return base + self.scale.to(base.dtype) * added
 
     def open_empty(self) -> None:
         """Gate 1 over values of zero: still the MLP's output, but gradients now reach the values."""
@@ -65,7 +66,7 @@ def attach(module: nn.Module, layer: str, config: MemoryLayerConfig, *, seed: in
     try:
         with torch.no_grad():
             fits = mlp(probe).shape == probe.shape
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to itself: {error}") from error
     if not fits:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to [..., {config.width}]")

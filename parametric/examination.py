@@ -62,7 +62,7 @@ def known_cases(notes: int, count: int | None = None) -> list[Case]:
     facts = known_world().part_b if count is None else generator.sample(known_world().part_b, count)
     cases = []
     for fact in facts:
-        beside = passing_facts(generator, notes, "random") if notes else []
+        beside = passing_facts(generator, notes, "random", bearers="reading") if notes else []
         question = generator.choice(split_wordings(fact).held_out).format(name=fact.subject)
         cases.append(Case(Prompt(question, _noted(beside, generator)), fact.value))
     return cases
@@ -84,7 +84,7 @@ def two_hop_cases(count: int, beside: int = 0) -> list[Case]:
     for name in new_names(generator, count):
         firm, city = generator.choice(firms), generator.choice(VALUES["seat"])
         facts = [Fact(name, "employer", firm), Fact(firm, "seat", city)]
-        facts += passing_facts(generator, beside, "random") if beside else []
+        facts += passing_facts(generator, beside, "random", bearers="reading") if beside else []
         generator.shuffle(facts)
         question = generator.choice(COMPOSITIONS).format(name=name)
         cases.append(Case(Prompt(question, _noted(facts, generator)), city))

@@ -33,8 +33,18 @@ class Full:
         self.weight_decay = weight_decay
         self._learnt: dict[str, Tensor] = {}
 
+    backward = 2.0
+
     def fit(self, lm: Any) -> None:
-        """See `Weights`; any model will do."""
+        """See `Weights`.
+
+        Raises:
+            ValueError: The model's weights are of half precision, in which small steps would be rounded away.
+        """
+        if narrow := {str(p.dtype) for p in lm.module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
+            raise ValueError(
+                f"full finetuning needs float32 weights, this model has {sorted(narrow)}: lm.dtype=float32"
+            )
 
     def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; nothing to do."""
@@ -46,7 +56,7 @@ class Full:
         lent = {name: parameter.data for name, parameter in module.named_parameters()}
         try:
             for name, parameter in module.named_parameters():
-                parameter.data = self._learnt.get(name, lent[name]).clone()
+                parameter.data = self._learnt.get(name, lent[name]).to(lent[name].device, copy=True)
             yield
         finally:
             for name, parameter in module.named_parameters():
@@ -54,7 +64,7 @@ class Full:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
         """See `Weights`."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         yield adam_step(parameters, self.rate, self.weight_decay, penalty)
@@ -70,9 +80,7 @@ class Full:
         self._learnt = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def adam_step(
-    parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float, penalty: Penalty | None
-) -> Step:
+def adam_step(parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float, penalty: Penalty) -> Step:
     """A step of AdamW over these parameters, gradients clipped to norm 1."""
     before = [parameter.detach().clone() for parameter in parameters] if penalty else []
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)

@@ -42,6 +42,8 @@ class LowRank:
         self._seed = seed
         self._learnt: dict[str, Tensor] = {}
 
+    backward = 1.0
+
     def fit(self, lm: Any) -> None:
         """See `Weights`; any model will do."""
 
@@ -79,7 +81,7 @@ class LowRank:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
         """See `Weights`."""
         adapters = _adapters(module)
         yield adam_step(list(adapters.values()), self.rate, self.weight_decay, penalty)

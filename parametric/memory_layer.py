@@ -82,7 +82,7 @@ class ProductKeyMemory(nn.Module):
         return normed_BH2Q
 
     def half_scores(self, query_BH2Q: Tensor) -> Tensor:
-        """Score of each half-key, [B, H, 2, N], in float32 or wider."""
+        """Score of each half-key, [B, H, 2, N], as float32 or wider (under autocast, of autocast's precision)."""
         scores_BH2N = torch.einsum("bhcq,hcnq->bhcn", query_BH2Q, self.keys.to(query_BH2Q.dtype))
         return scores_BH2N.to(torch.promote_types(scores_BH2N.dtype, torch.float32))
 
@@ -135,30 +135,35 @@ class SlotRecorder:
 
     Args:
         slots: N * N.
+        device: Where the layer's values are.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, device: torch.device | str = "cpu") -> None:
         self.reads: list[Tensor] = []
-        self.rows = torch.empty(0, dtype=torch.int64)
+        self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.gradient: Tensor | None = None
-        self._position = torch.full((slots,), -1, dtype=torch.int64)
+        self._position = torch.full((slots,), -1, dtype=torch.int64, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
-        """How often each slot was read, [N * N] float64; `position_weights` [B] of 0 leaves a padded position out."""
-        counts = torch.zeros(len(self._position), dtype=torch.float64)
+        """How often each slot was read, [N * N] float64 on the CPU.
+
+        Args:
+            position_weights: [B]; 0 leaves a position out.
+        """
+        counts = torch.zeros(len(self._position), dtype=torch.float64, device=self._position.device)
         for slots_BR in self.reads:
             if position_weights is None:
-                ones = torch.ones(slots_BR.numel(), dtype=torch.float64)
+                ones = counts.new_ones(slots_BR.numel())
             else:
-                ones = position_weights.to(torch.float64)[:, None].expand_as(slots_BR).reshape(-1)
+                ones = position_weights.to(counts)[:, None].expand_as(slots_BR).reshape(-1)
             counts.index_add_(0, slots_BR.reshape(-1), ones)
-        return counts
+        return counts.cpu()
 
     def select(self, rows: Tensor) -> None:
         """Let gradients flow to these rows (int64, [t], no duplicates) and to no others."""
         self._position[self.rows] = -1
-        self.rows = rows
-        self._position[rows] = torch.arange(len(rows))
+        self.rows = rows.to(self._position.device)
+        self._position[self.rows] = torch.arange(len(rows), device=self._position.device)
         self.gradient = None
 
     def clear(self) -> None:
@@ -172,7 +177,7 @@ class SlotRecorder:
         chosen = position_BR >= 0
         batch_index, _ = chosen.nonzero(as_tuple=True)
         if self.gradient is None:
-            self.gradient = torch.zeros(len(self.rows), values.shape[1], dtype=values.dtype)
+            self.gradient = values.new_zeros(len(self.rows), values.shape[1])
         contribution = grad_BD.to(values.dtype)[batch_index] * weights_BR.to(values.dtype)[chosen][:, None]
         self.gradient.index_add_(0, position_BR[chosen], contribution)
 

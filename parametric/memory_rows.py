@@ -31,7 +31,7 @@ class _Originals:
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
-        self._seen = torch.zeros(len(values), dtype=torch.bool)
+        self._seen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         self._rows: list[Tensor] = []
         self._bytes: list[Tensor] = []
 
@@ -102,6 +102,8 @@ class MemoryRows:
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, _Originals] = {}
 
+    backward = 1.0
+
     def fit(self, lm: Any) -> None:
         """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`."""
         if memory_layers(lm.module):
@@ -159,9 +161,11 @@ class MemoryRows:
             outer, self._originals = self._originals, {name: _Originals(layer.values) for name, layer in layers.items()}
             try:
                 for name, (rows, learnt) in self._learnt.items():
+                    values = layers[name].values
+                    rows = rows.to(values.device)
                     self._originals[name].remember(rows)
                     with torch.no_grad():
-                        layers[name].values[rows] = learnt
+                        values[rows] = learnt.to(values.device)
                 yield
             finally:
                 for originals in self._originals.values():
@@ -169,7 +173,7 @@ class MemoryRows:
                 self._originals = outer
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty | None = None) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
         """See `Weights`."""
         layers = memory_layers(module)
         frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -252,7 +256,7 @@ class MemoryRows:
 
 @contextmanager
 def _recorded(layers: Mapping[str, ProductKeyMemory]) -> Iterator[dict[str, SlotRecorder]]:
-    recorders = {name: SlotRecorder(layer.config.slots) for name, layer in layers.items()}
+    recorders = {name: SlotRecorder(layer.config.slots, layer.values.device) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.recorder = recorders[name]
     try:

@@ -34,13 +34,14 @@ from memory_paths.types import (
     Query,
     Reading,
     Receipt,
+    TooLarge,
     Trains,
     Usage,
 )
 
 from .batches import Encoded, collate, encode
 from .objective import NegativeLogLikelihood, Objective
-from .penalty import Penalty
+from .penalty import NoPenalty, Penalty
 from .rehearsal import NoRehearsal, Rehearsal
 from .study import Phrasings, Study
 from .weights import Weights
@@ -57,8 +58,9 @@ class Budget:
 
     Args:
         steps: Most optimiser steps for each write.
-        batch: Most phrasings of new items in one step. An item's phrasings stay together, as many items as fit: slots
-            are chosen for each step, and fewer items in a step make the choice more specific.
+        batch: Most phrasings of new items in one step. An item's phrasings stay together (in groups of so many where
+            it has more), as many items as fit: slots are chosen for each step, and fewer items in a step make the
+            choice more specific.
         passes: A write ends earlier where it has been over all its items so often; None: it never does.
     """
 
@@ -71,11 +73,6 @@ class Budget:
             raise ValueError(
                 f"steps, batch and passes must be at least 1, got {self.steps}, {self.batch} and {self.passes}"
             )
-
-    def steps_for(self, sequences: int) -> int:
-        """Steps of a write that studies so many sequences."""
-        pass_steps = -(-sequences // self.batch)
-        return self.steps if self.passes is None else min(self.steps, self.passes * pass_steps)
 
 
 class WeightsPath:
@@ -119,14 +116,14 @@ class WeightsPath:
                 f"path {name!r} writes into weights and needs a model that trains; {type(lm).__name__} does not"
             )
         self.name = name
-        self.capabilities = Capabilities(changes_weights=True, forgets=True, undoes=False, namespaces=False)
+        self.capabilities = Capabilities(changes_weights=True, forgets=True, namespaces=False)
         self._lm = lm
         self._ledger = ledger
         self._weights = weights
         self._study: Study = study if study is not None else Phrasings()
         self._objective: Objective = objective if objective is not None else NegativeLogLikelihood()
         self._rehearsal: Rehearsal = rehearsal if rehearsal is not None else NoRehearsal()
-        self._penalty = penalty
+        self._penalty: Penalty = penalty if penalty is not None else NoPenalty()
         self._budget = budget if budget is not None else Budget()
         self._background = tuple(background or ())
         self._seed = seed
@@ -180,6 +177,16 @@ class WeightsPath:
             self._writes.append(versions)
         self._catch_up()
         return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+
+    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """See `MemoryPath`.
+
+        Raises:
+            ValueError: A second namespace.
+            TooLarge: A phrasing with a prompt that is longer than the window.
+        """
+        self._check(namespace)
+        self._studied(items)
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
         """Empty readings: the knowledge is in the model.
@@ -361,22 +368,28 @@ class WeightsPath:
                 tokens = self._weights.prepare(lm, self._background)
             flops = lm.forward_flops(tokens // max(1, len(self._background))) * len(self._background) if tokens else 0.0
             self._prepared = True
-        studied = [encode(lm, self._study([item])) for item in items]
+            if self._writes:
+                tokens, flops = 0, 0.0  # charged to the first write, in whichever process that was
+        studied = self._studied(items)
         total = sum(len(sequences) for sequences in studied)
         generator = random.Random(f"{self._seed}/{len(self._writes)}")
         losses: list[float] = []
         order: list[list[Encoded]] = []
+        begun = 0
         with lm.altered(), self._weights.applied(module), self._weights.training(module, self._penalty) as step:
             quiet = None if self._progress else True
-            for number in tqdm(
-                range(self._budget.steps_for(total)), f"{self.name}: studying", leave=False, disable=quiet
-            ):
+            for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
                 chosen: list[Encoded] = []
                 while len(chosen) < self._budget.batch and len(chosen) < total:
-                    order = order or generator.sample(studied, len(studied))
+                    if not order:
+                        if begun == self._budget.passes:
+                            break
+                        order, begun = generator.sample(studied, len(studied)), begun + 1
                     if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
                         break
-                    chosen += order.pop()[: self._budget.batch]
+                    chosen += order.pop()
+                if not chosen:
+                    break
                 chosen += encode(lm, self._rehearsal(self._background, generator))
                 batch = collate(lm, chosen)
                 try:
@@ -384,10 +397,22 @@ class WeightsPath:
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
                 tokens += batch.token_count
-                # A backward pass costs two forward passes.
-                flops += 3 * len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
+                forward = len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
+                flops += (1 + self._weights.backward) * forward
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
+
+    def _studied(self, items: Sequence[Knowledge]) -> list[list[Encoded]]:
+        """The sequences of each item; an item with more than a step holds is several groups."""
+        size = self._budget.batch
+        groups = []
+        for item in items:
+            try:
+                sequences = encode(self._lm, self._study([item]))
+            except TooLarge as error:
+                raise TooLarge(f"item {item.id!r}: {error}", items=[item.id]) from error
+            groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        return groups
 
 
 def _bytes(tensor: Any) -> bytes:

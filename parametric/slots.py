@@ -47,8 +47,10 @@ class TfIdf:
 
     def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
         """See `Selector`."""
-        inverse = torch.log((background.batches + 1) / (background.document_frequency.to(torch.float64) + 1))
-        return counts / counts.sum().clamp(min=1) * inverse
+        share = counts / counts.sum().clamp(min=1)
+        if not background.batches:
+            return share  # nothing is known of ordinary text, and every inverse frequency would be 0
+        return share * torch.log((background.batches + 1) / (background.document_frequency.to(torch.float64) + 1))
 
 
 @dataclass(frozen=True)
@@ -89,5 +91,5 @@ def gather_background(accesses: Sequence[Tensor], slots: int, address: str) -> B
     """Statistics from the accesses of each background batch (int64 tensors of slots, of any shape)."""
     frequency = torch.zeros(slots, dtype=torch.int64)
     for read in accesses:
-        frequency[read.unique()] += 1
+        frequency[read.unique().cpu()] += 1
     return Background(len(accesses), frequency, address)

@@ -22,7 +22,13 @@ token)."""
 
 
 class Weights(Protocol):
-    """Learnt weights, kept apart from the model that lends itself to them."""
+    """Learnt weights, kept apart from the model that lends itself to them.
+
+    `backward`: work of a backward pass, in forward passes: 2 where every matrix gets a gradient, 1 where only what
+    flows through them does.
+    """
+
+    backward: float
 
     def fit(self, lm: Any) -> None:
         """Called once, at the door, on the untouched model.
@@ -40,7 +46,7 @@ class Weights(Protocol):
         """The module with what was learnt in it; on leaving, every byte is as it was."""
         ...
 
-    def training(self, module: Any, penalty: Penalty | None = None) -> AbstractContextManager[Step]:
+    def training(self, module: Any, penalty: Penalty) -> AbstractContextManager[Step]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
         raises. A penalty sees what every step has changed."""
         ...

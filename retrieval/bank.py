@@ -69,11 +69,11 @@ class Bank:
         top_k: Most items to offer for a query.
 
     Raises:
-        ValueError: A `top_k` below 1, an empty name.
+        ValueError: A `top_k` below 1, an empty name, or a folder beside a ledger that is in memory.
         RuntimeError: Another bank uses the folder.
     """
 
-    capabilities = Capabilities(changes_weights=False, forgets=True, undoes=False, namespaces=True)
+    capabilities = Capabilities(changes_weights=False, forgets=True, namespaces=True)
 
     def __init__(
         self,
@@ -87,6 +87,11 @@ class Bank:
     ) -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if folder is not None and ledger.file == ":memory:":
+            raise ValueError(
+                f"folder {str(folder)!r} keeps the index alone, and the ledger, which holds the items, is in memory;"
+                " set ledger=FILE too"
+            )
         if not name:
             raise ValueError("a bank needs a name: it is its place in the ledger")
         self.name = name
@@ -101,7 +106,7 @@ class Bank:
         self._saved_position, self._unsaved = -1, 0
         self._writer = None if self._folder is None else _lock(self._folder)
         try:
-            self._open()
+            self._open(self._folder)
         except BaseException:
             self._release()
             raise
@@ -125,6 +130,10 @@ class Bank:
             "superseded": recorded.superseded,
         }
         return Receipt(ids=tuple(item.id for item in items), cost=cost, details=details)
+
+    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """A bank has room for everything."""
+        self._check_open()
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
         """The nearest items that hold for each query's namespace and time, best first: min(top_k, those that hold).
@@ -227,17 +236,14 @@ class Bank:
             self._snapshot(folder)
 
     def load(self, folder: Path) -> None:
-        """Take the index from a folder, then replay what the ledger has had since.
-
-        Raises:
-            FileNotFoundError: There is no saved bank.
-            ValueError: It is damaged, or was made from another ledger or place or by another encoder; the bank stays
-                as it was.
+        """Take the index from a folder and replay what the ledger has had since; where the index is damaged or was
+        made by another encoder or from another ledger, make it anew, which only takes longer.
         """
         with self._guard:
             self._check_open()
-            self._adopt(Path(folder))
-            self._catch_up()
+            self._index, self._position = FlatIndex(self._encoder.manifest.dimension), 0
+            self._filters.clear()
+            self._open(Path(folder))
             self._saved_position = -1
 
     def verify(self) -> list[str]:
@@ -265,10 +271,10 @@ class Bank:
                 self._closed = True
                 self._release()
 
-    def _open(self) -> None:
-        if self._folder is not None:
+    def _open(self, folder: Path | None) -> None:
+        if folder is not None:
             try:
-                self._adopt(self._folder)
+                self._adopt(folder)
             except FileNotFoundError:
                 pass
             except ValueError as error:

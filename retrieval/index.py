@@ -200,7 +200,7 @@ def save_generation(
     manifest = Manifest(place, position, fingerprint, encoder, index.dimension, len(index), file, checksum)
     _write_durably(folder / file, data)
     _write_durably(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
-    for old in folder.glob("vectors-*"):
+    for old in folder.glob("*vectors-*"):  # what a killed save left begins with a dot
         if old.name != file:
             old.unlink(missing_ok=True)
     return manifest

@@ -1,21 +1,57 @@
-"""Models for tests: tiny ones with random weights, made from nothing, and a small real one where it is at hand."""
+"""What several tests need: models (tiny ones with random weights, and a small real one where it is at hand), a clock
+that stands still, a full disk, two facts about one thing, and programs that are run to their end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memory_paths.lm import CausalLM
+from memory_paths.types import Knowledge
 
+OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
+BERGEN = Knowledge("ada-2", "Ada lives in Bergen.", key="ada/city")
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Within the block no file of this process grows beyond `limit` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run(*command: str | Path, expect: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program, run to its end; its exit status is to be `expect`, and what it says is text. Options: of
+    `subprocess.run`."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, **options)
+    assert done.returncode == expect, done.stdout[-1500:] + done.stderr[-1500:]
+    return done
 
 
 def build_tokenizer(*, chat: bool = False) -> Any:

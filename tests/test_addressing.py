@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -12,7 +13,8 @@ from memory_paths.parametric.addressing import TEMPERATURE, address_loss, balanc
 from memory_paths.parametric.curriculum import DocumentSource, Encoder
 from memory_paths.parametric.embedded import build_tokenizer
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory
-from memory_paths.streams.world import known_world
+from memory_paths.streams.words import WORDINGS
+from memory_paths.streams.world import biographies, known_world, reading_task, split_wordings
 
 
 def test_consistency_equals_the_formula_written_out() -> None:
@@ -102,3 +104,35 @@ def test_address_documents_ask_two_wordings_of_four_facts_and_answer_none() -> N
         (first, second) = (set(name.split("-")) for name in names)
         assert first & second
     assert 5 < with_known < 35
+
+
+def test_no_training_document_names_whom_a_stream_brings_or_asks_as_an_evaluation_does() -> None:
+    source, known, stream = DocumentSource(), known_world(), biographies(480)
+    met = {question.cluster for step in stream.experiences for question in step.questions}
+    met |= {question.cluster for question in stream.unknown}
+    met |= {reading_task(random.Random(seed), 12).question.cluster for seed in range(20)}
+    people = {name for name in met if " " in name}
+    assert len(people) > 100
+    held_out = {
+        wording.format(name=fact.subject)
+        for fact in known.part_a + known.part_b
+        for wording in (*split_wordings(fact).held_out, *WORDINGS[fact.attribute].new_questions)
+    }
+    named = 0
+    for seed in range(300):
+        generator = random.Random(seed)
+        for document in (
+            source.closed_book(generator),
+            source.open_book(generator, 24),
+            source.addresses(generator),
+            source.recital(generator, 24),
+            source.irrelevant(generator, 12, near=True),
+        ):
+            asked = {question.question for question in document.questions}
+            assert not asked & held_out
+            text = "\n".join([*document.notes, *asked, *(f"{a}{b}" for a, b in document.sentences)])
+            words = text.replace("'s", "").replace("?", " ").replace(".", " ").replace(",", " ").split()
+            pairs = {f"{first} {last}" for first, last in itertools.pairwise(words)}
+            assert not pairs & people
+            named += bool(pairs & known.people)
+    assert named > 300

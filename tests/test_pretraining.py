@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from memory_paths.lm import layout
-from memory_paths.parametric.curriculum import ABOUT, Document, DocumentSource, Encoder, pack
+from memory_paths.parametric import pretraining
+from memory_paths.parametric.addressing import consistency_loss
+from memory_paths.parametric.curriculum import ABOUT, Batch, Document, DocumentSource, Encoder, pack
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer, load, load_embedded
-from memory_paths.parametric.pretraining import Recipe, attention_mask, draw_batch, forward, pretrain
+from memory_paths.parametric.pretraining import Recipe, attention_mask, draw_batch, forward, loss_of, pretrain
 from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, VALUES
 from memory_paths.types import Prompt
 
@@ -121,6 +124,8 @@ def test_a_shrunken_recipe_learns_and_resumes_to_the_same_bytes(tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(tmp_path / "parts", SHAPE, RECIPE, after_step=stop)
+    with pytest.raises(ValueError, match=r"of another run.*seed 1 there, 2 here"):
+        pretrain(tmp_path / "parts", SHAPE, replace(RECIPE, seed=2))
     pretrain(tmp_path / "parts", SHAPE, RECIPE)
     whole, parts = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -143,10 +148,45 @@ def test_a_start_brings_all_but_the_memory_layer(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first if "layers.1.mlp." not in name)
 
 
-def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="at step"):
-        pretrain(tmp_path, SHAPE, replace(RECIPE, rate=1e30, matrix_rate=1e30, warm_up=1))
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bytes] = []
+
+    def real_then_broken(model: Any, batch: Batch, generator: torch.Generator) -> Any:
+        loss, scores = loss_of(model, batch, generator)
+        if (tmp_path / "checkpoint.safetensors").exists():
+            kept.append((tmp_path / "checkpoint.safetensors").read_bytes())
+            return loss * float("nan"), scores
+        return loss, scores
+
+    monkeypatch.setattr(pretraining, "loss_of", real_then_broken)
+    with pytest.raises(FloatingPointError, match="at step 3"):
+        pretrain(tmp_path, SHAPE, RECIPE)
+    assert [(tmp_path / "checkpoint.safetensors").read_bytes()] == kept
     assert not (tmp_path / "model").exists()
+
+
+def test_addresses_are_learnt_in_pretraining(tmp_path: Path) -> None:
+    """The same steps with and without the address losses: they alone bring wordings of a fact together."""
+
+    def apart(folder: str, **recipe: float) -> float:
+        pretrain(tmp_path / folder, SHAPE, replace(RECIPE, steps=30, addresses=6, probe_every=30, **recipe))
+        model, tokenizer = load_embedded(tmp_path / folder / "model")
+        encoder, source = Encoder(tokenizer.backend_tokenizer), DocumentSource()
+        documents = [source.addresses(random.Random(f"unseen/{seed}")) for seed in range(8)]
+        batch = pack(encoder.encode(documents), 512)
+        layer = model.model.layers[SHAPE.memory_layer].mlp
+        given: list[torch.Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda layer, inputs: given.append(inputs[0]))
+        with torch.no_grad():
+            forward(model, batch, torch.arange(1))
+            handle.remove()
+            facts = torch.from_numpy(batch.facts).flatten()
+            asked = facts.nonzero().flatten()
+            return float(consistency_loss(layer.queries(given[0].flatten(0, 1)[asked]), facts[asked]))
+
+    assert apart("with", consistency=1.0) < apart("without", consistency=0.0) - 0.1
 
 
 def test_a_folder_without_an_embedded_model_is_refused(tmp_path: Path) -> None:

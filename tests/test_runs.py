@@ -3,65 +3,79 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import re
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import run
 
 import memory_paths
+from memory_paths.build import build_run, compose
+from memory_paths.evaluation.records import same_records
+from memory_paths.failpoints import VARIABLE
 
+PYTHON = (sys.executable, "-W", "ignore")
+PROGRAM = (*PYTHON, "-m", "memory_paths")
 SMALL = ("stream.facts=12", "evaluation.samples=4", "progress=false")
+FACT = {
+    "id": "a",
+    "text": "Alma Ashway lives in Alavia.",
+    "question": "Where does Alma Ashway live?",
+    "answer": "Alavia",
+}
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def _run(*arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments], cwd=cwd, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == expect, done.stdout[-1500:] + done.stderr[-1500:]
-    return done
+def _report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
 
 
 def test_a_sweep_names_the_job_that_fails_and_finishes_the_others(tmp_path: Path) -> None:
-    done = _run(
-        "-m",
-        "memory_paths",
-        "-m",
-        "path=icl",
-        "path.memory.budget=1,200",
-        "hydra.sweep.dir=sweep",
-        *SMALL,
-        cwd=tmp_path,
-        expect=1,
-    )
+    sweep = ("-m", "path=icl", "path.memory.budget=1,200", "hydra.sweep.dir=sweep")
+    done = run(*PROGRAM, *sweep, *SMALL, cwd=tmp_path, expect=1)
     assert "no room for notes" in done.stdout
     assert (tmp_path / "sweep" / "0" / "failed.json").exists()
     assert (tmp_path / "sweep" / "1" / "report.json").exists()
     assert (tmp_path / "sweep" / "report.html").exists()
-    again = _run("-m", "memory_paths.report", "sweep", cwd=tmp_path, expect=1)
+    again = run(*PYTHON, "-m", "memory_paths.report", "sweep", cwd=tmp_path, expect=1)
     assert "icl" in again.stdout
 
 
-def test_a_sweep_that_is_started_again_skips_what_is_finished(tmp_path: Path) -> None:
-    command = ("-m", "memory_paths", "-m", "path=none,icl", "seed=0", "hydra.sweep.dir=sweep", *SMALL)
-    _run(*command, cwd=tmp_path)
+def test_a_sweep_of_controls_that_is_started_again_skips_what_is_finished(tmp_path: Path) -> None:
+    command = (*PROGRAM, "-m", "path=oracle,full_context", "hydra.sweep.dir=sweep", *SMALL)
+    done = run(*command, cwd=tmp_path)
     reports = sorted((tmp_path / "sweep").glob("*/report.json"))
-    assert len(reports) == 2
+    assert [_report(report.parent)["path"] for report in reports] == ["oracle", "full_context"]
+    assert "oracle" in done.stdout
     written = [report.stat().st_mtime_ns for report in reports]
-    _run(*command, cwd=tmp_path)
+    run(*command, cwd=tmp_path)
     assert [report.stat().st_mtime_ns for report in reports] == written
 
 
 def test_the_same_run_twice_leaves_the_same_records(tmp_path: Path) -> None:
-    from memory_paths.evaluation.records import same_records
-
     for name in ("one", "two"):
-        _run("-m", "memory_paths", "path=icl", f"hydra.run.dir={name}", *SMALL, cwd=tmp_path)
+        run(*PROGRAM, "path=icl", f"hydra.run.dir={name}", *SMALL, cwd=tmp_path)
     assert same_records(tmp_path / "one", tmp_path / "two")
-    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    report = _report(tmp_path / "one")
     assert report["schema"] == 1
     assert report["load"] == 12
     assert report["config"]["stream"]["facts"] == 12
+
+
+def test_a_run_that_learns_in_weights_and_is_killed_goes_on_to_the_same_records(tmp_path: Path) -> None:
+    command = (*PROGRAM, "path=sparse_memory", "path.memory.budget.steps=5", *SMALL)
+    run(*command, "hydra.run.dir=whole", cwd=tmp_path)
+    # The fifth file is that of the answers after the first experience.
+    failing = {**os.environ, VARIABLE: "records.after_rename:5"}
+    run(*command, "hydra.run.dir=killed", cwd=tmp_path, env=failing, expect=-signal.SIGKILL)
+    assert (tmp_path / "killed" / "checkpoint").exists()
+    run(*command, "hydra.run.dir=killed", cwd=tmp_path)
+    assert same_records(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_users_own_path_and_config_folder(tmp_path: Path) -> None:
@@ -71,31 +85,43 @@ def test_a_users_own_path_and_config_folder(tmp_path: Path) -> None:
     options = tmp_path / "my_conf" / "path"
     options.mkdir(parents=True)
     (options / "mine.yaml").write_text("# When to choose it.\nmemory:\n  _target_: mine.Mine\n  name: mine\n")
-    done = _run("-m", "memory_paths", "--config-dir", "my_conf", "path=mine", *SMALL, cwd=tmp_path)
+    done = run(*PROGRAM, "--config-dir", "my_conf", "path=mine", *SMALL, cwd=tmp_path)
     assert "mine" in done.stdout
 
 
 def test_a_users_own_facts(tmp_path: Path) -> None:
-    fact = {
-        "id": "a",
-        "text": "Alma Ashway lives in Alavia.",
-        "question": "Where does Alma Ashway live?",
-        "answer": "Alavia",
-    }
-    (tmp_path / "facts.jsonl").write_text(json.dumps(fact) + "\n")
-    _run(
-        "-m",
-        "memory_paths",
-        "path=rag",
-        "encoder@path.memory.encoder=hash",
-        "stream=jsonl",
-        "stream.file=facts.jsonl",
-        "hydra.run.dir=out",
-        cwd=tmp_path,
-    )
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["metrics"]["acquisition"]["value"] == 1.0
-    assert report["metrics"]["reversal"]["reason"]
+    (tmp_path / "facts.jsonl").write_text(json.dumps(FACT) + "\n")
+    own = ("path=rag", "encoder@path.memory.encoder=hash", "stream=jsonl", "stream.file=facts.jsonl")
+    run(*PROGRAM, *own, "hydra.run.dir=out", cwd=tmp_path)
+    metrics = _report(tmp_path / "out")["metrics"]
+    assert metrics["acquisition"]["value"] == 1.0
+    assert metrics["reversal"]["reason"]
+
+
+def test_a_users_own_facts_and_model(tmp_path: Path, stories_folder: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text(json.dumps(FACT) + "\n")
+    own = ("path=rag", "stream=jsonl", "stream.file=facts.jsonl", "lm=hf", f"lm.name={stories_folder}")
+    run(*PROGRAM, *own, "evaluation.likelihoods=true", "hydra.run.dir=out", cwd=tmp_path)
+    report = _report(tmp_path / "out")
+    assert report["lm"] == str(stories_folder)
+    assert report["metrics"]["loglikelihood_gain"]["value"] > 0
+
+
+def test_the_chat_is_a_program_to_teach_and_ask_by_hand(tmp_path: Path) -> None:
+    lines = "Alma Ashway lives in Alavia.\nWhere does Alma Ashway live?\n/quit\n"
+    said = run(*PYTHON, "-m", "memory_paths.chat", "path=icl", cwd=tmp_path, input=lines).stdout
+    assert "learnt as " in said
+    assert "'Alavia' by path 'icl'" in said
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_readme_says_what_its_python_really_does(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert set(re.findall(r"print\(.*\)  # (\w+)$", block, re.MULTILINE)) <= set(said)
 
 
 def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
@@ -110,7 +136,7 @@ def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
         "        print(agent.answer('Where does Alma Ashway live?')[0].text, HydraConfig.get().job.name)\n\n\n"
         "main()\n"
     )
-    assert _run("app.py", cwd=tmp_path).stdout.strip() == "Alavia app"
+    assert run(*PYTHON, "app.py", cwd=tmp_path).stdout.strip() == "Alavia app"
 
 
 @pytest.mark.parametrize(
@@ -122,16 +148,22 @@ def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
         (("stream.facts=3",), "facts must be at least 12"),
     ],
 )
-def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = _run(
-        "-m", "memory_paths", "path=rag", "encoder@path.memory.encoder=hash", *arguments, cwd=tmp_path, expect=1
-    )
-    assert message in done.stderr
+def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        build_run(compose("path=rag", "encoder@path.memory.encoder=hash", *arguments))
+
+
+def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> None:
+    done = run(*PROGRAM, "path=icl", "stream=jsonl", "stream.file=nothing.jsonl", cwd=tmp_path, expect=1)
+    assert "no file nothing.jsonl" in done.stderr
 
 
 def test_an_agent_that_cannot_be_built_leaves_nothing_open(tmp_path: Path) -> None:
-    options = ["path=rag", f"path.memory.folder={tmp_path}", "encoder@path.memory.encoder=hash"]
+    options = ["path=rag", "encoder@path.memory.encoder=hash"]
+    options += [f"ledger={tmp_path}/ledger.sqlite", f"path.memory.folder={tmp_path}/bank"]
     with pytest.raises(Exception, match="in use"):
         memory_paths.load(*options, "+more_paths.second=${path.memory}")
+    with pytest.raises(Exception, match="facts must be at least 12"):
+        build_run(compose(*options, "stream.facts=3"))
     with memory_paths.load(*options) as agent:
         assert agent.items() == []

@@ -8,7 +8,7 @@ figure means.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -75,7 +75,7 @@ def heat_map(matrix: Sequence[Sequence[float | None]], title: str) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def scatter(points: Sequence[Point], numbers: dict[str, int], *, x_title: str, y_title: str) -> str:
+def scatter(points: Sequence[Point], numbers: Mapping[str, int], *, x_title: str, y_title: str) -> str:
     """Points with both intervals, each named beside its mark. `y` is a share; higher and further right is better."""
     width, height, left, right, top, bottom = 460, 330, 44, 96, 14, 44
     drawn = [point for point in points if point.x.value is not None and point.y.value is not None]
@@ -115,7 +115,7 @@ def scatter(points: Sequence[Point], numbers: dict[str, int], *, x_title: str, y
     return "".join([*parts, "</svg>"])
 
 
-def load_curves(series: dict[str, dict[int, Metric]], numbers: dict[str, int], *, y_title: str) -> str:
+def load_curves(series: dict[str, dict[int, Metric]], numbers: Mapping[str, int], *, y_title: str) -> str:
     """One line for each path over the number of items taught (logarithmic), with intervals; named at its end."""
     loads = sorted({load for points in series.values() for load in points})
     width, height, left, right, top, bottom = 460, 300, 44, 110, 14, 44

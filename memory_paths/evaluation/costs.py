@@ -34,7 +34,7 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
     Returns:
         `write` and `read`: by component tokens, flops and seconds, in all; `wall_seconds` likewise as the evaluator's
         own clock saw them; `writes` (items) and `reads` (questions): how many they were; `stored_bytes` after the
-        last stage.
+        last stage; `skipped`: items that were refused because they fit at no time.
     """
     real = [
         at
@@ -43,7 +43,7 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
         )
         if arm == "reading" and not reused and not reason
     ]
-    written = [at for at, reason in enumerate(writes["reason"]) if not reason]
+    written = [at for at, items in enumerate(writes["items"]) if items]
     stored = [size for size in writes["stored_bytes"] if size is not None]
     return {
         "write": _by_component(writes, written),
@@ -53,6 +53,7 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
             "read": _total(answers["wall_seconds"], real),
         },
         "writes": int(_total(writes["items"], written)),
+        "skipped": sum(len(ids or ()) for ids in writes["skipped"]),
         "reads": len(real),
         "stored_bytes": stored[-1] if stored else 0,
     }

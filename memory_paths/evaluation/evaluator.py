@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
-from memory_paths.evaluation.metrics import Metric, Rows, exact_match, is_abstention, measure, token_f1
+from memory_paths.evaluation.metrics import Metric, Rows, exact_match, is_abstention, measure, token_f1, undefined
 from memory_paths.evaluation.plan import Ask, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from memory_paths.agent import Agent
 
 LOGGER = logging.getLogger(__name__)
-_REFUSALS = (TooLarge, NotImplementedError)
 _RESULT = (
     "answer",
     "correct",
@@ -59,8 +58,8 @@ class Evaluator:
             1].
         progress: Show a bar, if there is a terminal.
         config: The settings of the run, for the report.
-        restore: Builds the agent that `Agent.save` wrote into a folder. With it the agent is saved after each stage;
-            without it an interrupted run teaches its agent again, which must then be a fresh one.
+        restore: Puts what `Agent.save` wrote into a folder into a fresh agent, see `memory_paths.build.restore`. With
+            it the agent is saved after each stage; without it an interrupted run teaches its agent again.
 
     Raises:
         ValueError: An argument outside its range, or a stream that cannot be evaluated.
@@ -78,7 +77,7 @@ class Evaluator:
         unknown_threshold: float = 0.5,
         progress: bool = True,
         config: Mapping[str, Any] | None = None,
-        restore: Callable[[Path], Agent] | None = None,
+        restore: Callable[[Agent, Path], None] | None = None,
     ) -> None:
         if not 0.0 <= unknown_threshold <= 1.0:
             raise ValueError(f"unknown_threshold must be in [0, 1], got {unknown_threshold}")
@@ -95,7 +94,8 @@ class Evaluator:
         """Teach, ask, record and report; stages that are on record already are not asked again.
 
         Raises:
-            ValueError: The folder holds another run, or the agent is in a state in which no stage left it.
+            ValueError: The folder holds another run, or the agent is neither fresh nor in a state in which a stage left
+                it.
             RecordError: A part of the records is damaged.
         """
         name = "oracle" if self._oracle else agent.path_name
@@ -103,14 +103,14 @@ class Evaluator:
         self._claim(settings)
         done = records.finished_stages(self.folder)
         if done < self._plan.stages:
-            current, refused = self._resume(agent, done)
-            past = _Past(records.read_records(self.folder).to_pylist()) if done else _Past([])
+            refused = self._resume(agent, done)
+            past = _Past(records.read_records(self.folder).to_pylist() if done else [], done)
             with _bar(
                 self._progress, sum(len(self._plan.asks(stage)) for stage in range(done, self._plan.stages))
             ) as bar:
                 for stage in range(done, self._plan.stages):
                     bar.set_description(f"{name} {stage}/{self._plan.stages - 1}")
-                    refused = self._stage(current, stage, refused, past, bar)
+                    refused = self._stage(agent, stage, refused, past, bar)
         report = self.report()
         report.write(self.folder)
         shutil.rmtree(self.folder / _CHECKPOINTS, ignore_errors=True)
@@ -135,12 +135,17 @@ class Evaluator:
             stream=self.stream.name,
             seed=self._seed,
             load=sum(len(experience.items) for experience in self.stream.experiences),
-            metrics={**measured.metrics, "chance": Metric(self.stream.chance)},
+            metrics={**measured.metrics, "chance": self._chance()},
             matrix=measured.matrix,
             cost=costs.summarise(answers, writes),
             config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
             versions=versions(),
         )
+
+    def _chance(self) -> Metric:
+        if self.stream.chance is None:
+            return undefined("the stream does not say what guessing gives")
+        return Metric(self.stream.chance)
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Make sure that what lies in the folder is of this run."""
@@ -168,17 +173,24 @@ class Evaluator:
     def _settings_file(self) -> Path:
         return self.folder / records.RECORDS / _SETTINGS
 
-    def _resume(self, agent: Agent, done: int) -> tuple[Agent, str]:
-        """The agent as it was after the last finished stage, and why it stopped learning, if it did."""
+    def _resume(self, agent: Agent, done: int) -> str:
+        """Bring the agent to where it was after the last finished stage; why it stopped learning, if it did."""
+        fresh = not agent.items()
         if not done:
-            return agent, ""
+            if not fresh:
+                raise ValueError(
+                    f"the agent holds {len(agent.items())} items before any learning; give a fresh one, with an empty"
+                    " ledger"
+                )
+            return ""
         writes = records.read_writes(self.folder).to_pylist()
         refused = next((row["reason"] for row in writes[:done] if row["reason"]), "")
         last = done - 1
         checkpoint = self._checkpoint(last)
-        if self._restore is not None and checkpoint.exists():
+        if self._restore is not None and checkpoint.exists() and fresh:
             LOGGER.info("stage %d is restored from %s", last, checkpoint)
-            return self._restore(checkpoint), refused
+            self._restore(agent, checkpoint)
+            return refused
         state = agent.state_hash()
         reached = [row["stage"] for row in writes if row["state_hash"] == state]
         if not reached:
@@ -189,11 +201,12 @@ class Evaluator:
         LOGGER.info("stages %d to %d are taught again, without asking", reached[-1] + 1, last)
         for stage in range(reached[-1] + 1, done):
             if not writes[stage]["reason"] and not refused:
-                agent.learn(self.stream.experiences[stage - 1].items)
+                skipped = set(writes[stage]["skipped"] or ())
+                agent.learn([item for item in self.stream.experiences[stage - 1].items if item.id not in skipped])
                 agent.flush()
         if agent.state_hash() != writes[last]["state_hash"] and not refused:
             LOGGER.warning("teaching again led to another state than stage %d has on record", last)
-        return agent, refused
+        return refused
 
     def _stage(self, agent: Agent, stage: int, refused: str, past: _Past, bar: Any) -> str:
         """Teach, ask and record one stage; returns why the agent stopped learning, if it did."""
@@ -209,25 +222,35 @@ class Evaluator:
         return refused
 
     def _learn(self, agent: Agent, stage: int, refused: str) -> Row:
+        """Teach a stage's items: without those that fit at no time, and not at all once there is no more room."""
         experience = self.stream.experiences[stage - 1] if stage else None
-        cost, reason = Cost(), refused or None
+        items = list(experience.items) if experience and not refused else []
+        cost, reason, skipped = Cost(), refused or None, []
         begin = time.perf_counter()
-        if experience is not None and not refused:
+        while items and not reason:
             try:
-                cost = agent.learn(experience.items).cost
+                cost = agent.learn(items).cost
                 agent.flush()
-            except _REFUSALS as error:
-                reason = _words(error)
-                LOGGER.info("stage %d: %s", stage, reason)
+                break
+            except TooLarge as error:
+                LOGGER.warning("stage %d: %s", stage, error)
+                fitting = [item for item in items if item.id not in error.items]
+                if len(fitting) == len(items):
+                    reason = _words(error)
+                else:
+                    skipped += [item.id for item in items if item.id in error.items]
+                items = fitting
+        wall = time.perf_counter() - begin
         return {
             "stage": stage,
             "experience_name": experience.name if experience else "",
-            "items": len(experience.items) if experience and not reason else 0,
+            "items": 0 if reason else len(items),
+            "skipped": skipped,
             "weights_hash": agent.weights_hash(),
             "state_hash": agent.state_hash(),
             "stored_bytes": agent.stored_bytes(),
             "reason": reason,
-            "wall_seconds": time.perf_counter() - begin,
+            "wall_seconds": wall,
             **costs.as_columns(cost),
         }
 
@@ -251,7 +274,8 @@ class Evaluator:
         return rows
 
     def _answer(self, agent: Agent, pairs: Sequence[tuple[Row, Ask]], noted: bool) -> None:
-        """Fill in the rows: one call for all the answers, one for all the log-likelihoods."""
+        """Fill in the rows: one call for all the answers, one for all the log-likelihoods, and smaller ones where
+        something does not fit, so that it does not silence its neighbours."""
         queries = [ask.question.query for _, ask in pairs]
         notes = [ask.notes or () for _, ask in pairs] if noted else None
         begin = time.perf_counter()
@@ -262,9 +286,14 @@ class Evaluator:
                 row |= _scored(ask, answer) | {"wall_seconds": wall}
             if self._likelihoods and isinstance(agent.lm, Scores):
                 self._score(agent, pairs, noted)
-        except _REFUSALS as error:
-            for row, _ in pairs:
-                row |= dict.fromkeys(_RESULT) | {"reason": _words(error)}
+        except TooLarge as error:
+            if len(pairs) > 1:
+                middle = len(pairs) // 2
+                self._answer(agent, pairs[:middle], noted)
+                self._answer(agent, pairs[middle:], noted)
+                return
+            ((row, _),) = pairs
+            row |= dict.fromkeys(_RESULT) | {"reason": _words(error)}
 
     def _score(self, agent: Agent, pairs: Sequence[tuple[Row, Ask]], noted: bool) -> None:
         wanted = [
@@ -295,20 +324,16 @@ class Evaluator:
 
     def _save(self, agent: Agent, stage: int) -> None:
         target = self._checkpoint(stage)
-        partial = target.with_name(f"{target.name}.partial")
-        for leftover in (partial, target):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        agent.save(partial)
-        partial.replace(target)
+        shutil.rmtree(target, ignore_errors=True)
+        agent.save(target)
 
 
 class _Past:
     """Answers on record, to be taken again where nothing that they depend on has changed."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], stages: int) -> None:
         self._known: dict[tuple[str, str, str], Row] = {}
-        self.add(rows)
+        self.add([row for row in rows if row["stage"] < stages])
 
     def add(self, rows: Sequence[Row]) -> None:
         """Remember rows."""
@@ -343,14 +368,13 @@ def _row(ask: Ask, stage: int, held: set[str]) -> Row:
 
 def _scored(ask: Ask, answer: Answer) -> Row:
     question = ask.question
-    recalls = sorted(answer.recalls, key=lambda recall: -recall.score)
     return {
         "answer": answer.text,
         "correct": exact_match(answer.text, question.targets) if question.targets else is_abstention(answer.text),
         "token_f1": token_f1(answer.text, question.targets) if question.targets else None,
         "stale": exact_match(answer.text, question.stale) if question.stale else None,
         "confidence": answer.confidence,
-        "recalls": [recall.item.id for recall in recalls],
+        "recalls": list(answer.offered),
         "prompt_hash": answer.prompt_hash,
         **costs.as_columns(answer.cost),
     }

@@ -302,7 +302,7 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     cells = _Cells.of(rows, experiences, direct & (rows.uniform | own) & (rows.experience > 0))
     metrics |= {name: cells.metric(metric, (seed, name)) for name, metric in MATRIX_METRICS.items()}
     recalled = retained & np.array([bool(recalls) for recalls in rows.recalls], dtype=bool)
-    silent = "nothing was recalled into the prompt"
+    silent = "the path finds nothing to put into the prompt"
     for depth in (1, 5):
         found = np.array([_found(ids, recalls, depth) for ids, recalls in zip(rows.ids, rows.recalls, strict=True)])
         asked = retained if recalled.any() else recalled
@@ -311,6 +311,9 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     metrics["choice"] = share("choice", scored, "no choices were scored", rows.choice_correct)
     for name, kind in (("loglikelihood_gain", "direct"), ("paraphrase_gain", "paraphrase"), ("prior_gain", "prior")):
         metrics[name] = change(name, kind, rows.loglikelihood_per_token, UNBOUNDED, unscored)
+    for name, stage in (("before", first), ("after", last)):
+        asked = stage & (rows.kind == "prior")
+        metrics[f"prior_perplexity_{name}"] = _perplexity(rows, asked, unscored, (seed, "prior_perplexity", name))
     return Measured(metrics, cells.table())
 
 
@@ -332,6 +335,16 @@ def _mean_metric(
         return undefined("some of its answers were not scored")
     interval = mean_interval(given, rows.cluster[chosen], generator=generator_for(*seed), bounds=bounds)
     return Metric(float(given.mean()), _finite(interval.low), _finite(interval.high), len(chosen))
+
+
+def _perplexity(rows: Rows, mask: np.ndarray, missing: str, seed: tuple[object, ...]) -> Metric:
+    """exp of minus the mean over questions of the log-likelihood per token of the right answer."""
+    scored = mask & np.isfinite(rows.loglikelihood_per_token)
+    mean = _mean_metric(rows, scored, rows.loglikelihood_per_token, missing, seed, UNBOUNDED)
+    if mean.value is None:
+        return mean
+    low, high = (None if edge is None else math.exp(-edge) for edge in (mean.high, mean.low))
+    return Metric(math.exp(-mean.value), low, high, mean.n)
 
 
 def _change(

@@ -58,14 +58,13 @@ def _families(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 def _family(name: str, lines: Sequence[Line], numbers: Mapping[str, int]) -> dict[str, Any]:
     loads = sorted({line.load for line in lines})
-    known = dict(numbers)
     curves = []
     if len(loads) > 1:
         for title, metric in (("retention", "retention"), ("prior knowledge after", "prior_after")):
             series: dict[str, dict[int, Any]] = {}
             for line in lines:
                 series.setdefault(line.label, {})[line.load] = line.metric(metric)
-            curves.append((title, charts.load_curves(series, known, y_title=title)))
+            curves.append((title, charts.load_curves(series, numbers, y_title=title)))
     panels = []
     for load in loads:
         points = [
@@ -76,7 +75,7 @@ def _family(name: str, lines: Sequence[Line], numbers: Mapping[str, int]) -> dic
         drawn = [point for point in points if point.x.value is not None and point.y.value is not None]
         if drawn:
             picture = charts.scatter(
-                drawn, known, x_title="change of prior knowledge", y_title="retention of new items"
+                drawn, numbers, x_title="change of prior knowledge", y_title="retention of new items"
             )
             panels.append((f"{load} items", picture))
     maps = [line for line in lines if any(cell is not None for row in line.matrix for cell in row)]
@@ -181,9 +180,7 @@ _STYLE = """
 --path-7:#8a6d5a;--path-8:#5f7a6a}
 @media (prefers-color-scheme:dark){:root{--ground:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9aa4b1;--line:#2d333c;
 --heat:#4cc3dc;--on:#0d1b20;--path-0:#62b8f5;--path-1:#ff9a5c;--path-2:#41cf9f;--path-3:#ec9cd4;
---path-4:#e2b94d;--path-5:#a5a9ff
---heat:#4cc3dc;--on:#0d1b20;--path-0:#62b8f5;--path-1:#ff9a5c;--path-2:#41cf9f;--path-3:#ec9cd4;
---path-4:#e2b94d;--path-5:#a5a9ff; --path-6:#a3acb8;--path-7:#cdb09b;--path-8:#9dbdaa}}
+--path-4:#e2b94d;--path-5:#a5a9ff;--path-6:#a3acb8;--path-7:#cdb09b;--path-8:#9dbdaa}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 ui-sans-serif,system-ui,-apple-system,"Segoe UI",
 Roboto,

@@ -47,7 +47,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "token_f1": _REAL,
         "stale": _TRUTH,  # answered with a value that was right once; null where there is none
         "confidence": _REAL,
-        "recalls": _TEXTS,  # ids, best first
+        "recalls": _TEXTS,  # ids of all that was found, best first
         "prompt_hash": _TEXT,
         "loglikelihood_per_token": _REAL,  # of the first target, in nats
         "choice_correct": _TRUTH,
@@ -60,6 +60,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "stage": _WHOLE,
         "experience_name": _TEXT,
         "items": _WHOLE,
+        "skipped": _TEXTS,  # ids of items that fit at no time
         "weights_hash": _TEXT,
         "state_hash": _TEXT,
         "stored_bytes": _WHOLE,

@@ -30,7 +30,8 @@ FAILED = "failed.json"
 _CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change", "skill_change")
 _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 SIGNED = (*_CHANGES, *_GAINS)
-_UNREAD = ("choice", *_GAINS, "chance", "recall_at_1", "recall_at_5")
+_PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
+_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, "chance", "recall_at_1", "recall_at_5")
 _PLACES = ("file", "folder", "dir", "ledger", "progress", "threads")
 
 
@@ -44,7 +45,7 @@ class Line:
         load: Number of items taught.
         lm: Name of the language model.
         stream: Name of the stream.
-        seeds: Of the runs that went in.
+        seeds: Of the runs that went in (their `seeds.order`), one for each.
         metrics: By name; with several seeds the interval is over seeds, with one it is over items only.
         matrix: Mean over seeds, cell by cell.
         cost: Mean over seeds.
@@ -308,10 +309,10 @@ def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
 
 
 def _line(variant: str, reports: Sequence[Report]) -> Line:
-    by_seed = {report.seed: report for report in reports}
-    if len(by_seed) < len(reports):
-        LOGGER.warning("%s: of several runs with one seed only the last one counts", reports[0].path)
-    kept = [by_seed[seed] for seed in sorted(by_seed)]
+    by_seeds = {json.dumps(report.config.get("seeds", report.seed), sort_keys=True): report for report in reports}
+    if len(by_seeds) < len(reports):
+        LOGGER.warning("%s: of several runs with the same seeds only the last one counts", reports[0].path)
+    kept = sorted(by_seeds.values(), key=lambda report: report.seed)
     first = kept[0]
     return Line(
         path=first.path,
@@ -319,7 +320,7 @@ def _line(variant: str, reports: Sequence[Report]) -> Line:
         load=first.load,
         lm=first.lm,
         stream=first.stream,
-        seeds=tuple(sorted(by_seed)),
+        seeds=tuple(report.seed for report in kept),
         metrics={name: _over_seeds(name, [report.metrics.get(name) for report in kept]) for name in first.metrics},
         matrix=_mean_matrix([report.matrix for report in kept]),
         cost=_mean_cost([report.cost for report in kept]),
@@ -336,7 +337,7 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     if len(given) == 1:
         return given[0]
     values = [_value(metric) for metric in given]
-    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in _GAINS else SHARE
+    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in (*_GAINS, *_PERPLEXITIES) else SHARE
     interval = seeds_interval(values, bounds=bounds)
     low: float | None = interval.low
     high: float | None = interval.high

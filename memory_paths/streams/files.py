@@ -19,7 +19,7 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question,
 CONTINUED_WORDS = 40
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
 ITEM_FIELDS = ("id", "text", "kind", "key", "source")
-QUESTION_FIELDS = ("kind", "question", "answer", "choices", "each", "file", "group")
+QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "each", "file", "group")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Plan:
     Args:
         item: Format strings for id, text, kind, key and source.
         phrasings: Other ways to say the item: format strings for prompt and completion, and whether the prompt asks.
-        questions: Format strings for question and answer, with the kind; `each` names a list field whose entries are
+        questions: Format strings for question and answer, with the kind, and whether the question is no question but
+            the beginning of a text (`continues`); `each` names a list field whose entries are
             asked one by
             one; `choices` a list field of wrong answers; `file` and `group` another file whose n-th group of lines
             asks about the n-th item.
@@ -64,8 +65,8 @@ def jsonl(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: An empty file, a line that is no JSON object, a field that a record lacks (file, line and field
-            are named), the same id twice with different texts, or a mapping with unknown entries.
+        ValueError: An empty file, one that is no UTF-8 text, a line that is no JSON object, a field that a record lacks
+            (file, line and field are named), the same id twice with different texts, or a mapping with unknown entries.
     """
     source = Path(file)
     plan = _plan(mapping or {})
@@ -77,6 +78,7 @@ def jsonl(
             raise ValueError(
                 f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique"
             )
+    items = [seen[item.id] for item in items]  # a repeated record differs in its line, which is its source
     asked: list[list[Question]] = [[] for _ in items]
     for spec in plan.questions:
         records = groups
@@ -103,7 +105,7 @@ def jsonl(
             )
         )
     ordinary = _texts(Path(texts))[:texts_limit] if texts is not None else []
-    prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary))
+    prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary) if len(text.split()) > 1)
     return Stream(name=source.name.split(".")[0], experiences=tuple(steps), prior=prior)
 
 
@@ -146,8 +148,13 @@ def _lines(file: Path) -> Iterator[str]:
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; give stream.file=<a JSON-lines file>")
     opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as opened:
-        yield from opened
+    try:
+        with opener(file, "rt", encoding="utf-8-sig") as opened:
+            yield from opened
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{file} is no whole file of UTF-8 text ({error}); save it as UTF-8, or fetch it again"
+        ) from error
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -223,7 +230,7 @@ def _questions(
             choices = tuple(random.Random(f"{item.id}/{answer}").sample(choices, len(choices)))
         found.append(
             Question(
-                Query(_fill(spec["question"], entry, file).strip()),
+                Query(_fill(spec["question"], entry, file).strip(), continues=bool(spec.get("continues"))),
                 (answer,),
                 spec.get("kind", "direct"),
                 ids=(item.id,),
@@ -245,11 +252,11 @@ def _merged(questions: Sequence[Question]) -> list[Question]:
 
 
 def _continuation(number: int, text: str) -> Question:
-    """The next words after the first ones, as a question about what the model knew before."""
+    """The next words after the first ones: what the model could say before."""
     words = text.split()
     middle = min(len(words) // 2, CONTINUED_WORDS)
     given, target = " ".join(words[:middle]), " ".join(words[middle : 2 * middle])
-    return Question(Query(given), (target,), "prior", cluster=f"text {number}")
+    return Question(Query(given, continues=True), (target,), "prior", cluster=f"text {number}")
 
 
 def _texts(file: Path) -> list[str]:

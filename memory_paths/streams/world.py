@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from memory_paths.streams.words import (
     COMPOSITIONS,
@@ -89,10 +90,14 @@ def cloze(fact: Fact, wording: str) -> Phrasing:
     return Phrasing(f" {fact.value}{rest}", prompt.format(name=fact.subject))
 
 
-def is_reserved(name: str) -> bool:
-    """Whether a full name is kept for the people that streams bring: no training document names anybody so, but for
-    the known people. Half of all names are."""
-    return zlib.crc32(name.encode()) % 2 == 0
+Role = Literal["training", "stream", "reading"]
+
+
+def role(name: str) -> Role:
+    """Where people of this full name may occur, known people aside: half of all names in training documents, the
+    others in streams but for every eighth, which is for reading tasks."""
+    number = zlib.crc32(name.encode()) % 16
+    return "training" if number % 2 else "stream" if number else "reading"
 
 
 def _draw_name(generator: random.Random) -> str:
@@ -108,11 +113,11 @@ def _draw_people(generator: random.Random, count: int) -> list[str]:
 
 def new_names(generator: random.Random, count: int, taken: Iterable[str] = ()) -> list[str]:
     """`count` different full names that no training document holds and that are not in `taken` either."""
-    used = known_world().people | set(taken)
+    used = set(taken)
     names: dict[str, None] = {}
     while len(names) < count:
         name = _draw_name(generator)
-        if is_reserved(name) and name not in used:
+        if _may_pass(name, "stream") and name not in used:
             names.setdefault(name)
     return list(names)
 
@@ -194,7 +199,8 @@ def _new_facts(
     known = known_world()
     firm_count, change_count = max(1, facts // 40), facts // 48
     person_facts = facts - firm_count - change_count
-    firms = generator.sample([firm for firm in FIRMS if firm not in known.seats], min(firm_count, KNOWN_FIRMS))
+    free = [firm for firm in FIRMS if firm not in known.seats]
+    firms = generator.sample(free, min(firm_count, len(free)))
     person_facts += firm_count - len(firms)
     names = new_names(generator, -(-person_facts // len(PERSON_ATTRIBUTES)))
     steps: list[list[Fact]] = [[] for _ in range(experiences)]
@@ -318,7 +324,9 @@ def _chance(facts: Sequence[Fact]) -> float:
     return sum(counts.most_common(1)[0][1] for counts in by_attribute.values()) / len(facts)
 
 
-def passing_facts(generator: random.Random, count: int, style: str, nearness: float = 1.0) -> list[Fact]:
+def passing_facts(
+    generator: random.Random, count: int, style: str, nearness: float = 1.0, bearers: Role = "training"
+) -> list[Fact]:
     """`count` facts of passers-by, people who exist nowhere else, with distractors as hard as `style` makes them.
 
     Args:
@@ -328,6 +336,7 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
             part) or
             "bank" (what a retriever finds: all about one person, and the same attribute of people with a similar name).
         nearness: In [0, 1]; scales how many people share a first or a last name.
+        bearers: Whose names they have, see `role`.
 
     Returns:
         Facts with no (subject, attribute) twice, shuffled.
@@ -338,17 +347,17 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
         facts.setdefault((name, attribute), Fact(name, attribute, generator.choice(VALUES[attribute])))
 
     if style == "random":
-        names = near_names(generator, max(1, round(count * generator.uniform(0.3, 1.0))), share=0.0)
+        names = near_names(generator, max(1, round(count * generator.uniform(0.3, 1.0))), 0.0, bearers)
         while len(facts) < count:
             add(generator.choice(names), generator.choice(PERSON_ATTRIBUTES))
     elif style == "same":
         attributes = generator.sample(PERSON_ATTRIBUTES, generator.choice((1, 1, 2)))
-        names = near_names(generator, -(-count // len(attributes)), share=0.4 * nearness)
+        names = near_names(generator, -(-count // len(attributes)), 0.4 * nearness, bearers)
         for name in names:
             for attribute in attributes:
                 add(name, attribute)
     elif style == "bank":
-        names = near_names(generator, count, share=0.8 * nearness)
+        names = near_names(generator, count, 0.8 * nearness, bearers)
         asked = generator.choice(PERSON_ATTRIBUTES)
         about = generator.randrange(1, min(count, len(PERSON_ATTRIBUTES)) + 1)
         add(names[0], asked)
@@ -363,38 +372,39 @@ def passing_facts(generator: random.Random, count: int, style: str, nearness: fl
     return chosen
 
 
-def near_names(generator: random.Random, count: int, share: float) -> list[str]:
+def near_names(generator: random.Random, count: int, share: float, bearers: Role = "training") -> list[str]:
     """Full names of passers-by, of which about `share` have their first or last name in common with an earlier one."""
     names: dict[str, None] = {}
     while len(names) < count:
         if names and generator.random() < share:
-            name = near_name(generator, generator.choice(list(names)[: 1 + len(names) // 2]))
+            name = near_name(generator, generator.choice(list(names)[: 1 + len(names) // 2]), bearers)
         else:
             name = _draw_name(generator)
-        if _may_pass(name):
+        if _may_pass(name, bearers):
             names.setdefault(name)
     return list(names)
 
 
-def _may_pass(name: str) -> bool:
-    return not is_reserved(name) and name not in known_world().people
-
-
-def near_name(generator: random.Random, name: str) -> str:
-    """Another full name with the first or the last name of `name`, neither known nor reserved."""
+def near_name(generator: random.Random, name: str, bearers: Role = "training") -> str:
+    """Another full name with the first or the last name of `name`, of nobody who is known."""
     first, last = name.split()
     while True:
         if generator.random() < 0.5:
             near = f"{first} {generator.choice(LAST_NAMES)}"
         else:
             near = f"{generator.choice(FIRST_NAMES)} {last}"
-        if near != name and _may_pass(near):
+        if near != name and _may_pass(near, bearers):
             return near
 
 
+def _may_pass(name: str, bearers: Role) -> bool:
+    return role(name) == bearers and name not in known_world().people
+
+
 def reading_task(generator: random.Random, notes: int, style: str = "random") -> ReadingTask:
-    """A question about somebody who exists nowhere else, with the note that answers it among `notes` - 1 others."""
-    facts = passing_facts(generator, notes, style)
+    """A question about somebody whom no training document and no stream names, with the note that answers it among
+    `notes` - 1 others."""
+    facts = passing_facts(generator, notes, style, bearers="reading")
     fact = generator.choice(facts)
     texts = tuple(state(other, generator.choice(WORDINGS[other.attribute].statements)) for other in facts)
     return ReadingTask(_question(generator, fact, "direct", WORDINGS[fact.attribute].questions), texts)
