@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from memory_paths.build import restore
 from memory_paths.context import InContext
 from memory_paths.evaluation.evaluator import Evaluator
 from memory_paths.evaluation.report import Report
+from memory_paths.failpoints import VARIABLE
 from memory_paths.ledger import Ledger
 from memory_paths.types import (
     Experience,
@@ -34,6 +36,7 @@ from memory_paths.types import (
 
 CITIES = ("Oslo", "Bergen", "Turin", "Lyon", "Ghent", "Malmo", "Porto", "Graz")
 KNOWN = {f"Elder{number}": CITIES[number % len(CITIES)] for number in range(12)}
+PAUSE = 0.1  # seconds; a stage calls the model twice
 
 
 class Reader:
@@ -127,21 +130,15 @@ def toy_agent(**options: Any) -> Agent:
     return Agent(lm, {"icl": InContext(lm, ledger, **options)}, ledger)
 
 
-def restored_agent(folder: Path) -> Agent:
-    """The toy agent that was saved there."""
-    agent = toy_agent()
-    restore(agent, folder)
-    return agent
-
-
 def evaluate(folder: Path, *, pause: float = 0.0, restoring: bool = False) -> Report:
     """The whole evaluation of the toy agent on the toy stream."""
     with toy_agent(pause=pause) as agent:
         evaluator = Evaluator(
-            toy_stream(), folder=folder, samples=16, progress=False, restore=restored_agent if restoring else None
+            toy_stream(), folder=folder, samples=16, progress=False, restore=restore if restoring else None
         )
         return evaluator.run(agent)
 
 
 if __name__ == "__main__":
-    evaluate(Path(sys.argv[1]), pause=0.05, restoring="restore" in sys.argv[2:])
+    # Slow only where the kill comes at a moment that nobody has named.
+    evaluate(Path(sys.argv[1]), pause=0.0 if os.environ.get(VARIABLE) else PAUSE, restoring="restore" in sys.argv[2:])

@@ -1,7 +1,8 @@
 """Writes to a ledger and a bank until it is killed, telling each intent before and each acknowledgement after.
 
-`python _kill_writer.py FOLDER ROUND SEED [OPERATIONS]`. A line is a JSON list: ["try" or "done", operation, id, key].
-Ids name the round that made them, so that no round meets the ids of another by accident.
+`python _kill_writer.py FOLDER ROUND SEED [OPERATIONS]`. A line is a JSON list: ["try" or "done", operation, id, key], or
+for a move the place that it goes to instead of the key. Ids name the round that made them, so that no round meets the
+ids of another by accident.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.types import Knowledge
 
 KEYS = 12
+BANK, SHELF = "rag", "shelf"  # the bank's place in the ledger, and another one
 
 
 def say(*words: str) -> None:
@@ -31,15 +33,18 @@ def main(folder: Path, round_name: str, seed: int, operations: int) -> None:
     bank = Bank(None, ledger, HashEncoder(64), folder=folder / "bank")
     say("ready")
     for number in range(operations):
-        operation = chance.choices(["write", "update", "forget", "flush"], [5, 4, 3, 2])[0]
-        held = [item.id for item in bank.items()]
-        if operation == "forget" and not held:
-            operation = "write"
-        id = chance.choice(held) if operation == "forget" else f"{round_name}-{number}"
-        key = f"key-{chance.randrange(KEYS)}" if operation == "update" else ""
+        operation = chance.choices(["write", "update", "forget", "move", "flush"], [5, 4, 3, 3, 2])[0]
+        source, target = chance.choice([(BANK, SHELF), (SHELF, BANK)]) if operation == "move" else (BANK, "")
+        held = [item.id for item in ledger.active(place=source)]
+        if operation in ("forget", "move") and not held:
+            operation, target = "write", ""
+        id = chance.choice(held) if operation in ("forget", "move") else f"{round_name}-{number}"
+        key = f"key-{chance.randrange(KEYS)}" if operation == "update" else target
         say("try", operation, id, key)
         if operation == "forget":
             bank.forget([id])
+        elif operation == "move":
+            ledger.move([id], source=source, target=target)
         elif operation == "flush":
             bank.flush()
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BERGEN, OSLO, Clock, full_disk
 
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
@@ -22,22 +23,12 @@ from memory_paths.retrieval.index import MANIFEST, FlatIndex, load_generation
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
 
-OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
-BERGEN = Knowledge("ada-2", "Ada lives in Bergen.", key="ada/city")
 FACTS = [
     OSLO,
     Knowledge("cat", "The cat sleeps on the sofa all day."),
     Knowledge("engine", "A diesel engine ignites fuel by compression."),
     Knowledge("bread", "Sourdough rises without any baker's yeast."),
 ]
-
-
-class Clock:
-    def __init__(self, now: float = 100.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="session")
@@ -377,18 +368,18 @@ def test_a_damaged_index_is_noticed_and_made_anew(
     before = bank.read([Query(item.text) for item in FACTS])
     bank.close()
     damage(folder)
-    with (
-        caplog.at_level(logging.WARNING),
-        pytest.raises(ValueError, match=r"damaged|checksum|cannot be read|another ledger|format 2"),
-    ):
-        Bank(None, ledger, HashEncoder()).load(folder)
     encoder = Counting(HashEncoder())
-    bank = Bank(None, ledger, encoder, folder=folder)
-    assert "anew" in caplog.text
-    assert len(encoder.encoded) == 5
-    after = bank.read([Query(item.text) for item in FACTS])
-    assert [reading.recalls for reading in after] == [reading.recalls for reading in before]
-    bank.close()
+    loaded = Bank(None, ledger, encoder)
+    encoder.encoded.clear()
+    loaded.load(folder)
+    opened = Bank(None, ledger, encoder, folder=folder)
+    assert re.search("damaged|checksum|cannot be read|another ledger|format 2", caplog.text)
+    assert caplog.text.count("anew") == 2
+    assert len(encoder.encoded) == 5 + 5
+    for bank in (loaded, opened):
+        after = bank.read([Query(item.text) for item in FACTS])
+        assert [reading.recalls for reading in after] == [reading.recalls for reading in before]
+        bank.close()
     encoder = Counting(HashEncoder())
     Bank(None, ledger, encoder, folder=folder).close()
     assert encoder.encoded == []  # what was made anew was saved
@@ -460,14 +451,10 @@ def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Pa
     bank.write(FACTS)
     bank.flush()
     bank.write([Knowledge(f"{number}", f"Fact number {number}.") for number in range(20)])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
+    with full_disk(100_000):
         with pytest.raises(OSError, match="make room on the disk"):
             bank.flush()
         bank.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "closed without a snapshot" in caplog.text
     assert len(load_generation(folder)[0]) == len(FACTS)
     bank = Bank(None, ledger, HashEncoder(4096), folder=folder)

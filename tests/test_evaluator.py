@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _evaluate_slowly import KNOWN, Reader, evaluate, restored_agent, toy_agent, toy_stream
+from _evaluate_slowly import KNOWN, Reader, evaluate, toy_agent, toy_stream
 
 from memory_paths.agent import Agent
+from memory_paths.build import restore
 from memory_paths.context import InContext, NoMemory, Refuse
 from memory_paths.evaluation import costs, records
 from memory_paths.evaluation.evaluator import Evaluator
@@ -21,6 +22,14 @@ from memory_paths.evaluation.records import RecordError, same_records
 from memory_paths.evaluation.report import Report
 from memory_paths.ledger import Ledger
 from memory_paths.types import Answer, Cost, Experience, Knowledge, Query, Question, Usage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted; to be read, not written."""
+    folder = tmp_path_factory.mktemp("whole")
+    evaluate(folder)
+    return folder
 
 
 def _none(name: str = "none") -> Agent:
@@ -101,24 +110,25 @@ def test_what_does_not_fit_is_null_with_its_reason_and_the_run_completes(tmp_pat
     assert _value(fitting, "retention") == 1.0
 
 
-def test_an_item_larger_than_the_window_is_null_with_its_reason_and_the_run_completes(tmp_path: Path) -> None:
-    agent = toy_agent()
+def test_an_item_larger_than_the_window_is_left_out_and_named_and_the_others_are_learnt(tmp_path: Path) -> None:
     stream = toy_stream(people=4, experiences=2)
     first, second = stream.experiences
     long = replace(second, items=(*second.items, Knowledge("long", "Person2 lives " * 200)))
-    with agent:
-        report = Evaluator(replace(stream, experiences=(first, long)), folder=tmp_path, samples=4, progress=False).run(
-            agent
-        )
-    metric = report.metrics["retention"]
-    assert metric.value is None
-    assert "tokens" in metric.reason
-    assert report.matrix[1][0] is not None
-    assert report.matrix[2] == [None] * 2
-    assert report.cost["writes"] == len(first.items)
+
+    def run() -> Report:
+        with toy_agent() as agent:
+            options: dict[str, Any] = {"folder": tmp_path, "samples": 4, "progress": False}
+            return Evaluator(replace(stream, experiences=(first, long)), **options).run(agent)
+
+    report = run()
+    assert _value(report, "retention") == 1.0
+    assert records.read_writes(tmp_path)["skipped"].to_pylist() == [[], [], ["long"]]
+    assert report.cost["writes"] == report.load - 1
+    records.part(tmp_path, records.ANSWERS, 2).unlink()
+    assert run().metrics == report.metrics
 
 
-def test_an_error_that_is_no_refusal_stops_the_run_before_its_stage_is_recorded(tmp_path: Path) -> None:
+def test_an_error_that_is_no_refusal_stops_the_run_before_its_stage_is_recorded(whole: Path, tmp_path: Path) -> None:
     class Broken:
         """A path whose third write fails."""
 
@@ -137,20 +147,20 @@ def test_an_error_that_is_no_refusal_stops_the_run_before_its_stage_is_recorded(
     lm, ledger = Reader(window=150), Ledger()
     agent = Agent(lm, {"icl": Broken(InContext(lm, ledger))}, ledger)  # type: ignore[dict-item]
     with pytest.raises(FloatingPointError, match="step 7"):
-        _run(tmp_path / "broken", agent)
-    assert records.finished_stages(tmp_path / "broken") == 3
-    assert not (tmp_path / "broken" / "report.json").exists()
-    _run(tmp_path / "broken")
-    _run(tmp_path / "whole")
-    assert same_records(tmp_path / "broken", tmp_path / "whole")
+        _run(tmp_path, agent)
+    assert records.finished_stages(tmp_path) == 3
+    assert not (tmp_path / "report.json").exists()
+    _run(tmp_path)
+    assert same_records(tmp_path, whole)
 
 
 @pytest.mark.parametrize("restoring", [False, True])
 @pytest.mark.parametrize("kept", [0, 1, 3, 5])
-def test_an_interrupted_run_goes_on_and_leaves_the_same_records(tmp_path: Path, kept: int, restoring: bool) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    report = evaluate(whole)
-    options: dict[str, Any] = {"restore": restored_agent} if restoring else {}
+def test_an_interrupted_run_goes_on_and_leaves_the_same_records(
+    whole: Path, tmp_path: Path, kept: int, restoring: bool
+) -> None:
+    cut = tmp_path / "cut"
+    options: dict[str, Any] = {"restore": restore} if restoring else {}
     if restoring and 0 < kept < 5:
         _interrupted(cut, kept, options)
     else:
@@ -159,7 +169,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_records(tmp_path: Path, 
             records.part(cut, records.ANSWERS, stage).unlink()
     resumed = _run(cut, **options)
     assert same_records(whole, cut)
-    assert resumed.metrics == report.metrics
+    assert resumed.metrics == Report.read(whole).metrics
     assert not (cut / "checkpoint").exists()
 
 
@@ -188,6 +198,13 @@ def _interrupted(folder: Path, stages: int, options: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         _run(folder, Impatient(toy_agent()), **options)  # type: ignore[arg-type]
     assert records.finished_stages(folder) == stages
+
+
+def test_an_agent_that_holds_something_before_any_learning_is_refused(tmp_path: Path) -> None:
+    agent = toy_agent()
+    agent.learn([Knowledge("other", "Other lives in Rome.")])
+    with pytest.raises(ValueError, match="holds 1 items before any learning; give a fresh one"):
+        _run(tmp_path, agent)
 
 
 def test_an_agent_in_a_state_that_no_stage_left_is_refused(tmp_path: Path) -> None:
@@ -297,9 +314,8 @@ def test_likelihoods_stand_beside_free_answers_where_the_model_scores(tmp_path: 
     assert without.metrics["loglikelihood_gain"].reason
 
 
-def test_records_load_as_a_data_frame_and_say_what_stood_in_the_prompt(tmp_path: Path) -> None:
-    evaluate(tmp_path)
-    frame = records.load_records(tmp_path)
+def test_records_load_as_a_data_frame_and_say_what_stood_in_the_prompt(whole: Path) -> None:
+    frame = records.load_records(whole)
     own = frame[(frame.kind == "direct") & (frame.stage == frame.experience)]
     assert own.correct.all()
     assert all(set(ids) <= set(recalls) for ids, recalls in zip(own.ids, own.recalls, strict=True))
@@ -307,19 +323,18 @@ def test_records_load_as_a_data_frame_and_say_what_stood_in_the_prompt(tmp_path:
     assert set(frame[frame.arm == "skill"].kind) == {"skill"}
 
 
-def test_runs_that_differ_in_an_answer_are_told_apart_and_time_does_not_count(tmp_path: Path) -> None:
-    evaluate(tmp_path / "one")
-    evaluate(tmp_path / "two", pause=0.01)
-    assert same_records(tmp_path / "one", tmp_path / "two")
-    _run(tmp_path / "three", toy_agent(window=140))
-    assert any("answer" in line for line in records.record_differences(tmp_path / "one", tmp_path / "three"))
+def test_runs_that_differ_in_an_answer_are_told_apart_and_time_does_not_count(whole: Path, tmp_path: Path) -> None:
+    evaluate(tmp_path / "slow", pause=0.01)
+    assert same_records(whole, tmp_path / "slow")
+    _run(tmp_path / "narrow", toy_agent(window=140))
+    assert any("answer" in line for line in records.record_differences(whole, tmp_path / "narrow"))
     with pytest.raises(RecordError, match="no records"):
-        same_records(tmp_path / "one", tmp_path / "missing")
+        same_records(whole, tmp_path / "missing")
 
 
-def test_costs_are_sums_of_what_was_really_computed(tmp_path: Path) -> None:
-    report = evaluate(tmp_path)
-    rows = [row for row in records.read_records(tmp_path).to_pylist() if row["arm"] == "reading" and not row["reused"]]
+def test_costs_are_sums_of_what_was_really_computed(whole: Path) -> None:
+    report = Report.read(whole)
+    rows = [row for row in records.read_records(whole).to_pylist() if row["arm"] == "reading" and not row["reused"]]
     assert report.cost["reads"] == len(rows)
     assert report.cost["read"]["lm"]["tokens"] == sum(row["lm_tokens"] for row in rows)
     assert report.cost["writes"] == report.load

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -13,23 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BERGEN, OSLO, Clock, full_disk
 
 from memory_paths.ledger import Ledger, LedgerError
 from memory_paths.types import Knowledge, Phrasing
 
-OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
-BERGEN = Knowledge("ada-2", "Ada lives in Bergen.", key="ada/city")
 TEA = Knowledge("ada-3", "Ada likes tea.")
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self, now: float = 100.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -361,14 +349,9 @@ def test_bad_items_are_refused_at_the_door(ledger: Ledger) -> None:
 
 def test_a_full_disk_stores_nothing_and_harms_nothing(ledger: Ledger, tmp_path: Path) -> None:
     ledger.record([TEA], place="rag")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     many = [Knowledge(f"big-{number}", "word " * 2000) for number in range(100)]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with pytest.raises(LedgerError, match="all that was acknowledged is kept"):
-            ledger.record(many, place="rag")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(200_000), pytest.raises(LedgerError, match="all that was acknowledged is kept"):
+        ledger.record(many, place="rag")
     assert ledger.active() == [TEA]
     ledger.record(many, place="rag")
     assert len(ledger.active()) == 101

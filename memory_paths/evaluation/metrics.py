@@ -27,6 +27,7 @@ from memory_paths.evaluation.statistics import (
     cluster_interval,
     generator_for,
     mean_interval,
+    paired_interval,
 )
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -366,9 +367,10 @@ def _change(
     if refused or not pairs:
         return undefined(refused[0] if refused else missing)
     old, new = (np.array(side) for side in zip(*pairs, strict=True))
-    differences = values[new] - values[old]
-    interval = mean_interval(differences, rows.cluster[new], generator=generator_for(*seed), bounds=bounds)
-    return Metric(float(differences.mean()), _finite(interval.low), _finite(interval.high), len(pairs))
+    interval = paired_interval(
+        values[old], values[new], rows.cluster[new], generator=generator_for(*seed), bounds=bounds
+    )
+    return Metric(float((values[new] - values[old]).mean()), _finite(interval.low), _finite(interval.high), len(pairs))
 
 
 @dataclass(frozen=True)
