@@ -13,6 +13,7 @@ from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
 from .penalty import Changed, Penalty
+from .projection import Projection
 from .weights import LossFunction, Step, check_learnt, finite
 
 CLIP_NORM = 1.0
@@ -64,10 +65,10 @@ class Full:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
         """See `Weights`."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        yield adam_step(parameters, self.rate, self.weight_decay, penalty)
+        yield adam_step(parameters, self.rate, self.weight_decay, penalty, projection)
         check_learnt(parameters)
         self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
 
@@ -80,16 +81,30 @@ class Full:
         self._learnt = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def adam_step(parameters: Sequence[torch.nn.Parameter], rate: float, weight_decay: float, penalty: Penalty) -> Step:
-    """A step of AdamW over these parameters, gradients clipped to norm 1."""
+def adam_step(
+    parameters: Sequence[torch.nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    penalty: Penalty,
+    projection: Projection,
+) -> Step:
+    """A step of AdamW over these parameters, gradients projected, then clipped to norm 1."""
     before = [parameter.detach().clone() for parameter in parameters] if penalty else []
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
 
-    def step(loss_function: LossFunction, batch: TrainingBatch) -> float:
+    def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
         optimiser.zero_grad(set_to_none=True)
-        loss = loss_function()
-        value = finite(loss)
-        loss.backward()
+        found = loss()
+        value = finite(found)
+        found.backward()
+        if reference is not None:
+            known = torch.autograd.grad(reference(), parameters, allow_unused=True)
+            pairs = [
+                (parameter.grad, other)
+                for parameter, other in zip(parameters, known, strict=True)
+                if parameter.grad is not None and other is not None
+            ]
+            projection.project([own for own, _ in pairs], [other for _, other in pairs])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimiser.step()
         if penalty:

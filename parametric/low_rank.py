@@ -14,6 +14,7 @@ from memory_paths.types import Phrasing
 
 from .full import adam_step
 from .penalty import Penalty
+from .projection import Projection
 from .weights import Step, check_learnt
 
 
@@ -81,10 +82,10 @@ class LowRank:
                 parameter.grad = None
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
         """See `Weights`."""
         adapters = _adapters(module)
-        yield adam_step(list(adapters.values()), self.rate, self.weight_decay, penalty)
+        yield adam_step(list(adapters.values()), self.rate, self.weight_decay, penalty, projection)
         check_learnt(adapters.values())
         self._learnt = {name: parameter.data.clone() for name, parameter in adapters.items()}
 

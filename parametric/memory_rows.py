@@ -20,6 +20,7 @@ from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
 from .batches import TrainingBatch, collate, encode
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
 from .penalty import Changed, Penalty
+from .projection import Projection
 from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
 from .weights import LossFunction, Step, check_learnt, finite
 
@@ -173,7 +174,7 @@ class MemoryRows:
                 self._originals = outer
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty) -> Iterator[Step]:
+    def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
         """See `Weights`."""
         layers = memory_layers(module)
         frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -195,15 +196,17 @@ class MemoryRows:
         try:
             with _recorded(layers) as recorders:
 
-                def step(loss_function: LossFunction, batch: TrainingBatch) -> float:
-                    loss = loss_function()
-                    value = finite(loss)
+                def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
+                    found = loss()
+                    value = finite(found)
                     real = batch.attention.flatten()
                     for name, recorder in recorders.items():
                         counts = recorder.counts(real)
                         scores = self.selector(counts, self._background[name], generator)
                         recorder.select(top_rows(scores, counts, self.rows))
-                    loss.backward()
+                    found.backward()
+                    if reference is not None:
+                        _project(projection, list(recorders.values()), reference)
                     for name, recorder in recorders.items():
                         self._update(name, layers[name], recorder, velocity)
                     if penalty:
@@ -252,6 +255,19 @@ class MemoryRows:
         """See `Weights`."""
         names = {name.removesuffix("/rows") for name in state if name.endswith("/rows")}
         self._learnt = {name: (state[f"{name}/rows"].clone(), state[f"{name}/values"].clone()) for name in names}
+
+
+def _project(projection: Projection, recorders: Sequence[SlotRecorder], reference: LossFunction) -> None:
+    own = [recorder.gradient for recorder in recorders]
+    for recorder in recorders:
+        recorder.gradient = None
+    reference().backward()
+    pairs = [
+        (one, r.gradient) for one, r in zip(own, recorders, strict=True) if one is not None and r.gradient is not None
+    ]
+    projection.project([one for one, _ in pairs], [other for _, other in pairs])
+    for recorder, one in zip(recorders, own, strict=True):
+        recorder.gradient = one
 
 
 @contextmanager

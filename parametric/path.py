@@ -42,6 +42,7 @@ from memory_paths.types import (
 from .batches import Encoded, collate, encode
 from .objective import NegativeLogLikelihood, Objective
 from .penalty import NoPenalty, Penalty
+from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
 from .study import Phrasings, Study
 from .weights import Weights
@@ -64,7 +65,7 @@ class Budget:
         passes: A write ends earlier where it has been over all its items so often; None: it never does.
     """
 
-    steps: int = 80
+    steps: int = 40
     batch: int = 96
     passes: int | None = None
 
@@ -88,6 +89,7 @@ class WeightsPath:
         objective: What a step minimises.
         rehearsal: What is studied again beside the new items; by default nothing.
         penalty: What holds the weights back; by default nothing.
+        projection: What a step's gradient must not work against; by default nothing.
         budget: Steps and batch size of a write.
         background: Phrasings of what the model knows already, for slot statistics and rehearsal.
         name: The place in the ledger.
@@ -105,6 +107,7 @@ class WeightsPath:
         objective: Objective | None = None,
         rehearsal: Rehearsal | None = None,
         penalty: Penalty | None = None,
+        projection: Projection | None = None,
         budget: Budget | None = None,
         background: Sequence[Phrasing] | None = None,
         name: str = "weights",
@@ -124,6 +127,7 @@ class WeightsPath:
         self._objective: Objective = objective if objective is not None else NegativeLogLikelihood()
         self._rehearsal: Rehearsal = rehearsal if rehearsal is not None else NoRehearsal()
         self._penalty: Penalty = penalty if penalty is not None else NoPenalty()
+        self._projection: Projection = projection if projection is not None else NoProjection()
         self._budget = budget if budget is not None else Budget()
         self._background = tuple(background or ())
         self._seed = seed
@@ -376,7 +380,8 @@ class WeightsPath:
         losses: list[float] = []
         order: list[list[Encoded]] = []
         begun = 0
-        with lm.altered(), self._weights.applied(module), self._weights.training(module, self._penalty) as step:
+        training = self._weights.training(module, self._penalty, self._projection)
+        with lm.altered(), self._weights.applied(module), training as step:
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
                 chosen: list[Encoded] = []
@@ -391,14 +396,19 @@ class WeightsPath:
                 if not chosen:
                     break
                 chosen += encode(lm, self._rehearsal(self._background, generator))
-                batch = collate(lm, chosen)
+                batches = [collate(lm, chosen)]
+                if self._projection:
+                    reference = self._projection.reference(self._background, generator)
+                    batches.append(collate(lm, encode(lm, reference)))
+                loss, *other = (partial(self._objective, module, batch) for batch in batches)
                 try:
-                    losses.append(step(partial(self._objective, module, batch), batch))
+                    losses.append(step(loss, batches[0], *other))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
-                tokens += batch.token_count
-                forward = len(chosen) * lm.forward_flops(batch.token_count // len(chosen))
-                flops += (1 + self._weights.backward) * forward
+                for batch in batches:
+                    count = len(batch.tokens)
+                    tokens += batch.token_count
+                    flops += (1 + self._weights.backward) * count * lm.forward_flops(batch.token_count // count)
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 

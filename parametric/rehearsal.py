@@ -45,6 +45,7 @@ class Experience:
         """See `Rehearsal`."""
         if not background:
             raise ValueError(
-                "experience rehearsal needs background phrasings, and the stream brings none; use rehearsal=none"
+                "rehearsal and projection need phrasings of what the model knew, and there are none: give"
+                " lm.background, or choose rehearsal=none and projection=none"
             )
         return generator.sample(list(background), min(self.per_step, len(background)))

@@ -14,11 +14,26 @@ from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
 from .penalty import Penalty
+from .projection import Projection
 
 LossFunction = Callable[[], Tensor]
-Step = Callable[[LossFunction, TrainingBatch], float]
-"""One optimiser step: runs the loss function, changes the weights, returns the loss before the step (nats per
-token)."""
+
+
+class Step(Protocol):
+    """One optimiser step."""
+
+    def __call__(self, loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
+        """Run the loss function and change the weights.
+
+        Args:
+            loss: On `batch`.
+            batch: What is studied in this step.
+            reference: The loss whose gradient a projection wants to see.
+
+        Returns:
+            The loss before the step, in nats per token.
+        """
+        ...
 
 
 class Weights(Protocol):
@@ -46,9 +61,9 @@ class Weights(Protocol):
         """The module with what was learnt in it; on leaving, every byte is as it was."""
         ...
 
-    def training(self, module: Any, penalty: Penalty) -> AbstractContextManager[Step]:
+    def training(self, module: Any, penalty: Penalty, projection: Projection) -> AbstractContextManager[Step]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
-        raises. A penalty sees what every step has changed."""
+        raises. A projection sees every gradient, a penalty what every step has changed."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

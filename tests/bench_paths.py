@@ -23,6 +23,7 @@ from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMe
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood
 from memory_paths.parametric.penalty import NoPenalty
+from memory_paths.parametric.projection import NoProjection
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.streams.world import biographies, rehearsal
@@ -124,7 +125,7 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
     weights = {"sparse memory": MemoryRows, "lora": LowRank, "full": Full}[kind]()
     weights.prepare(lm, rehearsal()[:64])
     batch = collate(lm, encode(lm, rehearsal()[:96]))
-    with weights.applied(lm.module), weights.training(lm.module, NoPenalty()) as step:
+    with weights.applied(lm.module), weights.training(lm.module, NoPenalty(), NoProjection()) as step:
 
         def one_step() -> float:
             return step(lambda: NegativeLogLikelihood()(lm.module, batch), batch)

@@ -36,7 +36,6 @@ _RESULT = (
     "loglikelihood_per_token",
     "choice_correct",
 )
-_SETTINGS = "settings.json"
 _CHECKPOINTS = "checkpoint"
 
 Row = dict[str, Any]
@@ -171,7 +170,7 @@ class Evaluator:
         return known
 
     def _settings_file(self) -> Path:
-        return self.folder / records.RECORDS / _SETTINGS
+        return self.folder / records.RECORDS / records.SETTINGS
 
     def _resume(self, agent: Agent, done: int) -> str:
         """Bring the agent to where it was after the last finished stage; why it stopped learning, if it did."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 RECORDS = "records"
 ANSWERS = "answers"
 WRITES = "writes"
+SETTINGS = "settings.json"
 _KEYS = {ANSWERS: ("stage", "arm", "key"), WRITES: ("stage",)}
 _TEXT, _WHOLE, _REAL, _TRUTH, _TEXTS = "string", "int64", "float64", "bool", "texts"
 _COSTS = {
@@ -137,17 +139,26 @@ def read_writes(folder: str | Path) -> pyarrow.Table:
 
 
 def load_records(folder: str | Path) -> pandas.DataFrame:
-    """`read_records` as a DataFrame.
+    """Every answer of a run, or of all runs of a sweep, as a DataFrame.
+
+    Beside the columns of `read_records`: `run` (the folder, as seen from `folder`), and `path` and `seed` of the run.
 
     Raises:
         ImportError: pandas is not installed.
         RecordError: See `read_records`.
     """
     try:
-        import pandas  # noqa: F401
+        import pandas
     except ImportError as error:
         raise ImportError("load_records needs pandas: pip install pandas; read_records does without it") from error
-    return read_records(folder).to_pandas()
+    root = Path(folder)
+    begun = [settings.parent.parent for settings in sorted(root.rglob(f"{RECORDS}/{SETTINGS}"))]
+    frames = []
+    for run in [run for run in begun if finished_stages(run)] or [root]:
+        answers = read_records(run).to_pandas()
+        settings = json.loads((run / RECORDS / SETTINGS).read_text(encoding="utf-8"))
+        frames.append(answers.assign(run=str(run.relative_to(root)), path=settings["path"], seed=settings["seed"]))
+    return pandas.concat(frames, ignore_index=True)
 
 
 def record_differences(first: str | Path, second: str | Path) -> list[str]:
