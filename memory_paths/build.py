@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memory_paths.agent import Agent
+from memory_paths.files import read_json
 from memory_paths.ledger import Ledger
 from memory_paths.types import Stream
 
@@ -139,7 +139,7 @@ def _described(folder: Path) -> Mapping[str, Any]:
     file = folder / "agent.json"
     if not file.is_file():
         raise FileNotFoundError(f"no saved agent in {folder}: agent.json is missing")
-    described: dict[str, Any] = json.loads(file.read_text())
+    described = read_json(file)
     if described.get("version") != STATE_VERSION:
         raise ValueError(
             f"{folder} holds format version {described.get('version')}; this release reads {STATE_VERSION}"

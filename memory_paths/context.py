@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
+from memory_paths.files import read_json
 from memory_paths.ledger import Ledger, Version
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
@@ -508,7 +509,7 @@ def _check_manifest(folder: Path, name: str, state_hash: str) -> None:
     file = Path(folder) / "path.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no saved path: path.json is missing")
-    manifest = json.loads(file.read_text())
+    manifest = read_json(file)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{file} has format {manifest.get('format')}, this program reads {FORMAT}")
     if (manifest["name"], manifest["state_hash"]) != (name, state_hash):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from memory_paths.failpoints import failpoint
 
@@ -74,6 +76,22 @@ def whole_folder(folder: Path, *, part: str) -> Iterator[Path]:
         partial.replace(folder)
     sync(folder.parent)
     failpoint(f"{part}.after_rename")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It holds something else; the file is named.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds {type(content).__name__} and no object")
+    return content
 
 
 def sync(path: Path) -> None:

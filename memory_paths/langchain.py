@@ -29,13 +29,16 @@ def question_of(given: Any) -> str:
         if isinstance(message, tuple) and message[0] in ("human", "user"):
             return str(message[1])
         if isinstance(message, Mapping) and message.get("role") in ("human", "user"):
-            return str(message["content"])
+            return _words(message["content"])
         if getattr(message, "type", None) == "human":
-            content = message.content
-            if isinstance(content, str):
-                return content
-            return " ".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
+            return _words(message.content)
     raise TypeError(f"expected a str, a dict with 'question', or messages with a human one; got {type(given).__name__}")
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
 
 
 def as_runnable(agent: Any) -> Any:

@@ -60,8 +60,9 @@ class SweepTable(Callback):
     def _show(self, folder: Path) -> None:
         try:
             show(folder)
-        except Exception:
-            # Hydra only warns when a callback fails; the exit status must still say so.
+        except Exception as error:
+            # Hydra turns an error of a callback into a warning, which may be switched off.
+            print(f"failed: {folder}: {type(error).__name__}: {error}", file=sys.stderr)
             _failed_folders.append(str(folder))
             raise
 

@@ -23,11 +23,20 @@ class TrainingBatch:
         tokens: [sequences, length] int64.
         attention: [sequences, length] int64, 0 at padding.
         targets: [sequences, length] bool, True where a token is to be learnt.
+        fresh: Number of sequences, the first ones, that are new; the others are rehearsed.
     """
 
     tokens: Tensor
     attention: Tensor
     targets: Tensor
+    fresh: int
+
+    @property
+    def predicting(self) -> Tensor:
+        """[sequences, length] bool: the positions that predict a token of something new that is to be learnt."""
+        ahead = torch.zeros_like(self.targets)
+        ahead[: self.fresh, :-1] = self.targets[: self.fresh, 1:]
+        return ahead
 
     @property
     def token_count(self) -> int:
@@ -57,8 +66,9 @@ def encode(lm: Any, phrasings: Iterable[Phrasing]) -> list[Encoded]:
     return sequences
 
 
-def collate(lm: Any, sequences: Sequence[Encoded]) -> TrainingBatch:
-    """Pad; the tensors are where the model's embeddings are."""
+def collate(lm: Any, sequences: Sequence[Encoded], *, rehearsed: Sequence[Encoded] = ()) -> TrainingBatch:
+    """Pad; the tensors are where the model's embeddings are. What is rehearsed comes after the others."""
+    fresh, sequences = len(sequences), [*sequences, *rehearsed]
     length = max(len(ids) for ids, _ in sequences)
     tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
     attention = torch.zeros(len(sequences), length, dtype=torch.int64)
@@ -68,4 +78,4 @@ def collate(lm: Any, sequences: Sequence[Encoded]) -> TrainingBatch:
         attention[row, : len(ids)] = 1
         targets[row, : len(ids)] = torch.tensor(flags)
     device = lm.module.get_input_embeddings().weight.device
-    return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device))
+    return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device), fresh)

@@ -1,12 +1,14 @@
 """Sparse memory finetuning: each step changes at most t rows of a memory layer's values, and not one byte beside them.
 
 After Lin et al. 2025 (arXiv 2510.15103), written from the paper. Slots are chosen after the forward pass, so that
-the choice costs no second one.
+the choice costs no second one. Unlike the paper, which counts the reads of a whole batch, the choice counts only
+positions that predict what is new: neither prompts nor rehearsed texts take part in it.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -126,6 +128,8 @@ class MemoryRows:
             reads: dict[str, list[Tensor]] = {name: [] for name in layers}
             with torch.no_grad(), _recorded(layers) as recorders:
                 sequences = encode(lm, background)
+                # Phrasings of a fact stand side by side: in one batch they would count as read in that batch alone.
+                random.Random(self._seed).shuffle(sequences)
                 for start in range(0, len(sequences), self.background_batch):
                     batch = collate(lm, sequences[start : start + self.background_batch])
                     lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
@@ -199,9 +203,9 @@ class MemoryRows:
                 def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
                     found = loss()
                     value = finite(found)
-                    real = batch.attention.flatten()
+                    predicting = batch.predicting.flatten()
                     for name, recorder in recorders.items():
-                        counts = recorder.counts(real)
+                        counts = recorder.counts(predicting)
                         scores = self.selector(counts, self._background[name], generator)
                         recorder.select(top_rows(scores, counts, self.rows))
                     found.backward()

@@ -23,7 +23,7 @@ from typing import Any
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
-from memory_paths.files import write_durably
+from memory_paths.files import read_json, write_durably
 from memory_paths.ledger import Ledger
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
@@ -152,14 +152,9 @@ class WeightsPath:
         """
         self._check(namespace)
         self._catch_up()
+        self._refuse_future(items)
         held = self._held()
-        now = self._ledger.now()
         for item in items:
-            if item.valid_from is not None and item.valid_from > now:
-                raise ValueError(
-                    f"item {item.id!r} holds from {item.valid_from} on, and weights learn at once; write it then, or "
-                    "use path=rag"
-                )
             if item.id in held and held[item.id].content_hash() != item.content_hash():
                 raise ValueError(
                     f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
@@ -186,10 +181,11 @@ class WeightsPath:
         """See `MemoryPath`.
 
         Raises:
-            ValueError: A second namespace.
+            ValueError: A second namespace, or an item that does not hold yet.
             TooLarge: A phrasing with a prompt that is longer than the window.
         """
         self._check(namespace)
+        self._refuse_future(items)
         self._studied(items)
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
@@ -278,10 +274,10 @@ class WeightsPath:
 
         Raises:
             FileNotFoundError: The folder holds no saved weights path.
-            ValueError: Another format version, damaged tensors, or tensors that were learnt on another model.
+            ValueError: Another format version, a damaged file, or tensors that were learnt on another model.
         """
         self._check_open()
-        described = json.loads((folder / WRITES).read_text())
+        described = read_json(folder / WRITES)
         content = (folder / TENSORS).read_bytes()
         if described["version"] != STATE_VERSION:
             raise ValueError(
@@ -312,6 +308,15 @@ class WeightsPath:
                 f"weights hold one namespace per model copy; this path holds {self._namespace!r} and was given "
                 f"{namespace!r}. Build another agent for it, or use path=rag"
             )
+
+    def _refuse_future(self, items: Sequence[Knowledge]) -> None:
+        now = self._ledger.now()
+        for item in items:
+            if item.valid_from is not None and item.valid_from > now:
+                raise ValueError(
+                    f"item {item.id!r} holds from {item.valid_from} on, and weights learn at once; write it then, or "
+                    "use path=rag"
+                )
 
     def _held(self) -> dict[str, Knowledge]:
         """What the ledger has at this place and has not taken away, valid now or not, by id."""
@@ -395,8 +400,8 @@ class WeightsPath:
                     chosen += order.pop()
                 if not chosen:
                     break
-                chosen += encode(lm, self._rehearsal(self._background, generator))
-                batches = [collate(lm, chosen)]
+                rehearsed = encode(lm, self._rehearsal(self._background, generator))
+                batches = [collate(lm, chosen, rehearsed=rehearsed)]
                 if self._projection:
                     reference = self._projection.reference(self._background, generator)
                     batches.append(collate(lm, encode(lm, reference)))

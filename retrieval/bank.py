@@ -236,8 +236,9 @@ class Bank:
             self._snapshot(folder)
 
     def load(self, folder: Path) -> None:
-        """Take the index from a folder and replay what the ledger has had since; where the index is damaged or was
-        made by another encoder or from another ledger, make it anew, which only takes longer.
+        """Take the index from a folder and replay what the ledger has had since.
+
+        Where the index is missing, damaged, or of another encoder or ledger, it is made anew, which only takes longer.
         """
         with self._guard:
             self._check_open()

@@ -1,8 +1,8 @@
 """Writes to a ledger and a bank until it is killed, telling each intent before and each acknowledgement after.
 
-`python _kill_writer.py FOLDER ROUND SEED [OPERATIONS]`. A line is a JSON list: ["try" or "done", operation, id, key], or
-for a move the place that it goes to instead of the key. Ids name the round that made them, so that no round meets the
-ids of another by accident.
+`python _kill_writer.py FOLDER ROUND SEED [OPERATIONS]`. A line is a JSON list: ["try" or "done", operation, id, key],
+where a move has the place that it goes to for a key. Ids name the round that made them, so that no round meets the ids
+of another by accident.
 """
 
 from __future__ import annotations

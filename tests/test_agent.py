@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
-import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import full_disk, run
 
 import memory_paths
 from memory_paths.agent import Agent
@@ -20,12 +22,12 @@ from memory_paths.build import restore
 from memory_paths.chat import chat, respond
 from memory_paths.context import InContext
 from memory_paths.failpoints import VARIABLE
-from memory_paths.ledger import Ledger
+from memory_paths.ledger import Ledger, LedgerError
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.router import Fixed
-from memory_paths.testing import EchoLM
-from memory_paths.types import Answer, Knowledge, Prompt, Query
+from memory_paths.testing import UNKNOWN, EchoLM
+from memory_paths.types import Answer, Generation, Knowledge, Prompt, Query, TooLarge
 
 FACTS = [
     Knowledge("ada", "Ada works as a pilot.", key="ada/work"),
@@ -34,8 +36,17 @@ FACTS = [
 ]
 
 
-def _agent(**options: Any) -> Agent:
-    lm, ledger = EchoLM(), Ledger()
+class SelfAware(EchoLM):
+    """Sure of what it has read (0.9 a word), and not of what it has not (0.1)."""
+
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> list[Generation]:
+        said = super().generate(prompts, max_new_tokens=max_new_tokens)
+        sure = [math.log(0.1 if one.text == UNKNOWN else 0.9) for one in said]
+        return [replace(one, loglikelihood=len(one.token_ids) * each) for one, each in zip(said, sure, strict=True)]
+
+
+def _agent(lm: EchoLM | None = None, **options: Any) -> Agent:
+    lm, ledger = lm or EchoLM(), Ledger()
     paths = {"icl": InContext(lm, ledger, name="icl"), "rag": Bank(lm, ledger, HashEncoder(), name="rag")}
     return Agent(lm, paths, ledger, **options)
 
@@ -62,6 +73,9 @@ def test_plain_text_is_knowledge_too_and_learning_it_twice_changes_nothing() -> 
         one, two = agent.learn("Dan keeps bees."), agent.learn(["Dan keeps bees."])
         assert one.ids == two.ids
         assert [item.text for item in agent.items()] == ["Dan keeps bees."]
+        assert agent.learn(FACTS[0]).ids == ("ada",)
+        with pytest.raises(TypeError, match="learns texts and Knowledge, got int: 3"):
+            agent.learn([3])  # type: ignore[list-item]
 
 
 def test_what_was_forgotten_is_not_recalled() -> None:
@@ -86,14 +100,24 @@ def test_items_go_to_the_path_that_the_router_names_for_their_kind() -> None:
         assert [item.id for item in agent.paths["icl"].items()] == ["ada", "ben"]
 
 
-def test_a_question_falls_back_to_the_next_path_where_confidence_is_low() -> None:
-    with _agent(router=Fixed({"preference": "rag"}, fallback_below=0.9)) as agent:
+@pytest.mark.parametrize(
+    ("below", "question", "path", "text", "asked"),
+    [
+        (0.5, "What does Ada work as?", "icl", "Ada works as a pilot.", 1),
+        (0.5, "What does Cora prefer?", "rag", "Cora prefers tea.", 2),
+        (0.95, "What does Cora prefer?", "rag", "Cora prefers tea.", 2),
+        (0.95, "What does Ada work as?", "icl", "Ada works as a pilot.", 2),
+    ],
+)
+def test_where_the_first_path_is_unsure_the_next_is_asked_too_and_the_surer_one_answers(
+    below: float, question: str, path: str, text: str, asked: int
+) -> None:
+    with _agent(SelfAware(), router=Fixed({"preference": "rag"}, fallback_below=below)) as agent:
         agent.learn(FACTS)
-        (answer,) = agent.answer(["What does Cora prefer?"])
-        assert answer.path == "rag"
-        assert answer.text == "Cora prefers tea."
-        asked_once = EchoLM().generate([Prompt("What does Cora prefer?")])[0].usage.tokens
-        assert answer.cost.lm.tokens > asked_once, "both attempts are paid for"
+        (answer,) = agent.answer([question])
+        assert (answer.path, answer.text, answer.confidence) == (path, text, pytest.approx(0.9))
+        alone = [Agent(agent.lm, {name: one}, agent.ledger).answer([question])[0] for name, one in agent.paths.items()]
+        assert answer.cost.lm.tokens == sum(one.cost.lm.tokens for one in alone[:asked]), "every attempt is paid for"
 
 
 def test_an_item_moves_from_path_to_path_with_its_id() -> None:
@@ -108,8 +132,10 @@ def test_an_item_moves_from_path_to_path_with_its_id() -> None:
 def test_an_item_that_the_target_cannot_hold_stays_where_it_was() -> None:
     with _agent() as agent:
         agent.paths["rag"].write([Knowledge("long", "word " * 600)])
-        with pytest.raises(ValueError, match="no room"):
+        position = agent.ledger.position()
+        with pytest.raises(TooLarge, match="no room"):
             agent.move(["long"], source="rag", target="icl")
+        assert agent.ledger.position() == position
         assert [item.id for item in agent.paths["rag"].items()] == ["long"]
         with pytest.raises(ValueError, match="got 'nowhere'"):
             agent.move(["long"], source="rag", target="nowhere")
@@ -173,6 +199,16 @@ def test_scores_prefer_what_was_learnt() -> None:
         assert right.loglikelihood > wrong.loglikelihood
 
 
+def test_what_does_not_fit_into_the_window_is_refused() -> None:
+    with _agent() as agent:
+        with pytest.raises(TooLarge, match="the question alone has"):
+            agent.answer("word " * 600)
+        with pytest.raises(TooLarge, match="the window of 'echo' holds 512"):
+            agent.answer(["Who?"], notes=[["word " * 600]])
+        with pytest.raises(TooLarge, match="an answer to be scored has 600 tokens, the window holds 512"):
+            agent.score([("Who?", "word " * 600)])
+
+
 def test_several_threads_may_share_an_agent() -> None:
     with _agent() as agent:
         errors: list[BaseException] = []
@@ -194,11 +230,14 @@ def test_several_threads_may_share_an_agent() -> None:
         assert len(agent.items()) == 20
 
 
-def test_an_agent_without_paths_or_with_a_mute_model_is_refused() -> None:
+def test_an_agent_without_paths_with_a_mute_model_or_without_room_for_an_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one path"):
         Agent(EchoLM(), {}, Ledger())
-    with _agent() as agent, pytest.raises(TypeError, match="lacks it"):
-        Agent(object(), agent.paths, agent.ledger)
+    with _agent() as agent:
+        with pytest.raises(TypeError, match="lacks it"):
+            Agent(object(), agent.paths, agent.ledger)
+        with pytest.raises(ValueError, match="max_new_tokens must be from 1 to 511, got 512"):
+            Agent(agent.lm, agent.paths, agent.ledger, max_new_tokens=512)
     with _agent(router=Fixed({"fact": "nowhere"})) as agent, pytest.raises(ValueError, match="'nowhere'"):
         agent.learn(FACTS)
 
@@ -216,6 +255,8 @@ def test_a_runnable_takes_text_dicts_and_messages_and_gives_answers() -> None:
             question,
             {"question": question},
             {"messages": [HumanMessage(question)]},
+            {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]},
+            [{"role": "user", "content": question}],
             [HumanMessage("Hello"), AIMessage("Hi"), HumanMessage(question)],
             [("human", question)],
         ):
@@ -310,6 +351,30 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_leaves_no_half_of_a_save(tmp_path: Path) -> None:
+    with _agent() as agent:
+        agent.learn(FACTS)
+        with full_disk(10_000), pytest.raises((OSError, LedgerError)):
+            agent.save(tmp_path / "saved")
+        assert list(tmp_path.iterdir()) == []
+        agent.save(tmp_path / "saved")
+        with _agent() as again:
+            restore(again, tmp_path / "saved")
+            assert again.items() == agent.items()
+
+
+def test_a_saved_agent_whose_index_is_damaged_makes_it_anew(tmp_path: Path) -> None:
+    query = Query("What does Ben play?")
+    with _agent() as agent, _agent() as again:
+        agent.paths["rag"].write(FACTS)
+        agent.save(tmp_path / "saved")
+        (vectors,) = (tmp_path / "saved").rglob("vectors-*")
+        vectors.write_bytes(vectors.read_bytes()[:-9])
+        restore(again, tmp_path / "saved")
+        ((expected,), (reading,)) = (one.paths["rag"].read([query]) for one in (agent, again))
+        assert reading.recalls == expected.recalls
+
+
 @pytest.mark.parametrize("moment", ["index.before_rename", "agent.before_rename", "agent.after_rename"])
 def test_a_save_that_is_killed_has_left_all_or_nothing_and_does_not_disturb_the_next(
     tmp_path: Path, moment: str
@@ -323,12 +388,8 @@ def test_a_save_that_is_killed_has_left_all_or_nothing_and_does_not_disturb_the_
     )
     target = tmp_path / "saved"
     target.mkdir()
-    killed = subprocess.run(
-        [sys.executable, "-P", "-c", program, str(Path(__file__).parent), str(target)],
-        env={**os.environ, VARIABLE: moment},
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, "it was to be killed, and ended by itself"
+    command = (sys.executable, "-P", "-c", program, Path(__file__).parent, target)
+    run(*command, env={**os.environ, VARIABLE: moment}, expect=-signal.SIGKILL)
     if moment != "agent.after_rename":
         assert list(target.iterdir()) == []
         with _agent(router=Fixed({"preference": "rag"})) as agent:
@@ -337,3 +398,4 @@ def test_a_save_that_is_killed_has_left_all_or_nothing_and_does_not_disturb_the_
     with _agent() as again:
         restore(again, target)
         assert [item.id for item in again.items()] == ["ada", "ben", "cora"]
+    assert list(tmp_path.iterdir()) == [target], "what the kill left is gone"

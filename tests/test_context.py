@@ -134,7 +134,7 @@ def test_an_item_that_fits_nowhere_is_skipped_with_a_reason_and_the_next_still_f
 
 
 def test_a_question_longer_than_the_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="question alone has 6 tokens, the budget is 3"):
+    with pytest.raises(TooLarge, match="question alone has 6 tokens, the budget is 3"):
         pack(EchoLM(), QUERY, [], budget=3)
 
 
@@ -213,7 +213,8 @@ def test_the_least_trusted_are_evicted_first(ledger: Ledger) -> None:
 
 def test_an_item_that_alone_nearly_fills_the_budget_is_kept(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(keep=0.5), 50)
-    path.write([item("small"), item("large", words=48)])
+    receipt = path.write([item("small"), item("large", words=48)])
+    assert receipt.ids == ("large",), "what was evicted at once is not acknowledged"
     assert names(path.items()) == ["large"]
 
 
@@ -221,8 +222,9 @@ def test_an_item_larger_than_the_budget_is_refused_and_harms_nothing(ledger: Led
     path = notes_path(ledger, Recency(), 50)
     path.write([item("kept")])
     before = path.state_hash()
-    with pytest.raises(TooLarge, match=r"'huge' needs 64 tokens.* has 53 for notes"):
+    with pytest.raises(TooLarge, match=r"'huge' needs 64 tokens.* has 53 for notes") as refused:
         path.write([item("good"), item("huge", words=60)])
+    assert refused.value.items == ("huge",), "the others may be tried again without it"
     assert names(path.items()) == ["kept"]
     assert path.state_hash() == before
 
@@ -238,6 +240,19 @@ def test_a_path_that_refuses_to_evict_refuses_the_write_and_keeps_what_it_has(le
     ledger.record([item("other")], place="icl")
     with pytest.raises(TooLarge, match="11 notes"):
         notes_path(ledger, Refuse(), 50)
+
+
+@pytest.mark.parametrize("eviction", [Recency(), Refuse()])
+def test_a_path_admits_what_it_could_hold_and_nothing_changes_by_asking(ledger: Ledger, eviction: Any) -> None:
+    path = notes_path(ledger, eviction, 50)
+    path.write([item("kept")])
+    before = path.state_hash()
+    path.admit([item(f"n{number}") for number in range(9)])
+    with pytest.raises(TooLarge):
+        path.admit([item("small"), item("large", words=46)])
+    with pytest.raises(TooLarge, match="holds nothing"):
+        NoMemory(EchoLM(), ledger).admit([item("small")])
+    assert path.state_hash() == before
 
 
 def test_a_superseding_item_needs_only_the_room_of_its_predecessor(ledger: Ledger) -> None:
@@ -382,7 +397,7 @@ def test_the_echo_model_reads_and_knows_nothing() -> None:
     assert good > bad
     assert isinstance(lm, Generates)
     assert isinstance(lm, Scores)
-    with pytest.raises(ValueError, match="holds 40"):
+    with pytest.raises(TooLarge, match="holds 40"):
         lm.generate([Prompt("Who?", notes * 5)])
 
 
@@ -481,16 +496,6 @@ def test_the_contract_notices_a_model_that_was_told_the_targets() -> None:
 
     with pytest.raises(AssertionError, match="the same queries get the same answers"):
         check_path(Prompter)
-
-
-def test_no_path_claims_to_undo_for_nothing_can_be_undone() -> None:
-    assert not hasattr(MemoryPath, "undo")
-    assert not InContext.capabilities.undoes
-    assert not NoMemory.capabilities.undoes
-    check_path(InContext)
-    lying = replace(InContext.capabilities, undoes=True)
-    with pytest.raises(AssertionError, match="undo"):
-        check_path(type("Lying", (InContext,), {"capabilities": lying}))
 
 
 def test_the_contract_notices_a_model_that_does_not_come_back_as_it_was(make_tiny_lm: Callable[..., CausalLM]) -> None:

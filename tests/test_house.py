@@ -94,14 +94,14 @@ def test_every_option_opens_with_a_line_that_says_when_to_choose_it(file: Path) 
 
 
 # Axes are mounted under a path that has them; the other groups stand at the top.
-AXES = ("weights", "study", "objective", "rehearsal", "penalty")
+AXES = ("weights", "study", "objective", "rehearsal", "penalty", "projection")
 MOUNTED = {axis: ("sparse_memory", f"path.memory.{axis}") for axis in AXES} | {
     "selector": ("sparse_memory", "path.memory.weights.selector"),
     "encoder": ("rag", "path.memory.encoder"),
 }
 
 
-@pytest.mark.parametrize("file", _option_files(), ids=lambda file: str(file.relative_to(CONF)))
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
 def test_every_option_composes_where_it_belongs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_PATHS_DATA", "data")
     group = file.parent.name

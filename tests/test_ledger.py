@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BERGEN, OSLO, Clock, full_disk
+from conftest import BERGEN, OSLO, Clock, full_disk, run
 
 from memory_paths.ledger import Ledger, LedgerError
 from memory_paths.types import Knowledge, Phrasing
@@ -507,4 +507,4 @@ def test_importing_the_ledger_loads_no_heavy_library() -> None:
         "heavy = {'torch', 'faiss', 'transformers', 'sentence_transformers', 'numpy', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+    run(sys.executable, "-P", "-c", program)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
+from conftest import ARCHITECTURES, build_module, build_tokenizer
 from torch.nn import functional
 
+from memory_paths.ledger import Ledger
+from memory_paths.lm import CausalLM
 from memory_paths.parametric.attach import attach, detach, memory_layers, middle_mlp
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.path import WeightsPath
 
 
 @pytest.mark.parametrize("half_keys", [16, 64, 512])
@@ -78,34 +86,10 @@ def test_bad_shapes_are_refused() -> None:
         MemoryLayerConfig(width=8, heads=0)
 
 
-def _tiny(architecture: str) -> torch.nn.Module:
-    import transformers
-
-    shapes = {
-        "Llama": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=97),
-        "Qwen2": dict(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=97,
-        ),
-        "GPT2": dict(n_embd=32, n_layer=3, n_head=4, vocab_size=97, n_positions=64),
-        "GPTNeoX": dict(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=97
-        ),
-    }
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{architecture}Config")(**shapes[architecture])
-    suffix = "LMHeadModel" if architecture == "GPT2" else "ForCausalLM"
-    return getattr(transformers, f"{architecture}{suffix}")(config).eval()
-
-
-@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "GPT2", "GPTNeoX"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("training", [False, True])
 def test_an_attached_memory_changes_no_logit_and_detaches_to_the_byte(architecture: str, training: bool) -> None:
-    model = _tiny(architecture).train(training)
+    model = build_module(architecture, build_tokenizer()).train(training)
     tokens = torch.arange(40).view(2, 20)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -133,10 +117,32 @@ def test_an_attached_memory_changes_no_logit_and_detaches_to_the_byte(architectu
 
 
 def test_a_model_without_an_mlp_by_that_name_is_refused_with_what_there_is() -> None:
-    model = _tiny("Llama")
+    model = build_module("llama", build_tokenizer())
     with pytest.raises(ValueError, match=r"no module 'model.layers.9.mlp'.*model.layers.1.mlp"):
         attach(model, "model.layers.9.mlp", MemoryLayerConfig(width=32))
     with pytest.raises(ValueError, match="does not map"):
         attach(model, "model.layers.0.mlp", MemoryLayerConfig(width=31))
-    with pytest.raises(ValueError, match=r"weights\.layer"):
-        middle_mlp(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (
+            transformers.OPTForCausalLM,
+            {"ffn_dim": 48, "word_embed_proj_dim": 32},
+            r"no module named 'mlp'.*weights\.layer",
+        ),
+        (transformers.BloomForCausalLM, {}, r"'transformer.h.1.mlp' does not map \[..., 32\] to itself"),
+    ],
+)
+def test_a_path_into_an_architecture_that_takes_no_memory_is_refused_and_leaves_the_model_whole(
+    kind: Any, options: dict[str, int], message: str
+) -> None:
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": len(tokenizer)}
+    module = kind(kind.config_class(**shape, **options))
+    lm = CausalLM("strange", loader=lambda name: (module, tokenizer), window=64)
+    before, names = lm.weights_hash(), [name for name, _ in module.named_modules()]
+    with Ledger() as ledger, pytest.raises(ValueError, match=message):
+        WeightsPath(lm, ledger, weights=MemoryRows())
+    assert (lm.weights_hash(), [name for name, _ in module.named_modules()]) == (before, names)

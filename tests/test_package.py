@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -11,14 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import run
 
 ROOT = Path(__file__).parent.parent
-
-
-def _run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+PIP = (sys.executable, "-m", "pip")
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +22,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "outputs", "multirun", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        folder,
-        source,
-        cwd=folder,
-    )
+    run(*PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that has the package from the wheel, and the dependencies from this one."""
+    environment = tmp_path_factory.mktemp("installed") / "environment"
+    venv.create(environment)
+    python = environment / "bin" / "python"
+    run(*PIP, "--python", python, "install", "--quiet", "--no-deps", wheel)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    where = run(python, "-c", "import memory_paths.retrieval as r; print(r.__file__)", cwd=environment).stdout
+    assert str(site) in where
+    return environment
 
 
 def test_the_wheel_holds_every_module_option_and_asset(wheel: Path) -> None:
@@ -59,26 +56,22 @@ def test_the_wheel_holds_every_module_option_and_asset(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"memory_paths"}
 
 
-def test_an_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    _run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=tmp_path)
-    # The dependencies are this environment's; the package itself must come from the wheel.
-    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = _run(python, "-c", "import memory_paths.retrieval as r; print(r.__file__)", cwd=tmp_path)
-    assert str(site) in where
-    said = _run(
-        python,
-        "-W",
-        "ignore",
-        "-m",
-        "memory_paths",
-        "path=icl",
-        "stream.facts=12",
-        "evaluation.samples=4",
-        cwd=tmp_path,
-    )
-    assert "acquisition" in said
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        ("memory_paths", ["path=icl"]),
+        ("python -W ignore -m memory_paths", ["path=rag", "encoder@path.memory.encoder=hash"]),
+        (
+            "python -W ignore -m memory_paths",
+            ["path=sparse_memory", "path.memory.background=null", "path.memory.budget.steps=3"],
+        ),
+    ],
+)
+def test_an_installed_wheel_runs_each_path_from_another_folder(
+    program: str, options: list[str], environment: Path, tmp_path: Path
+) -> None:
+    command, *arguments = program.split()
+    small = ("stream.facts=12", "evaluation.samples=4", "progress=false")
+    done = run(environment / "bin" / command, *arguments, *options, *small, cwd=tmp_path)
+    assert "acquisition" in done.stdout
     assert list(tmp_path.glob("outputs/*/*/report.json"))

@@ -68,7 +68,8 @@ def test_the_same_run_twice_leaves_the_same_records(tmp_path: Path) -> None:
 
 
 def test_a_run_that_learns_in_weights_and_is_killed_goes_on_to_the_same_records(tmp_path: Path) -> None:
-    command = (*PROGRAM, "path=sparse_memory", "path.memory.budget.steps=5", *SMALL)
+    background = "path.memory.background=[{_target_:memory_paths.types.Phrasing,completion:Ada lives in Oslo.}]"
+    command = (*PROGRAM, "path=sparse_memory", "path.memory.budget.steps=5", background, *SMALL)
     run(*command, "hydra.run.dir=whole", cwd=tmp_path)
     # The fifth file is that of the answers after the first experience.
     failing = {**os.environ, VARIABLE: "records.after_rename:5"}

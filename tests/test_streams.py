@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
 
+from memory_paths.build import compose
+from memory_paths.ledger import Ledger
 from memory_paths.streams.files import jsonl, texts
 from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, VALUES, WORDINGS
 from memory_paths.streams.world import biographies, known_world, passing_facts, rehearsal, split_wordings
@@ -188,6 +191,31 @@ def test_a_mapping_reaches_into_lists_and_nested_fields(tmp_path: Path) -> None:
     assert sorted(step.questions[0].choices) == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("zsre", {"trained", "direct", "composition"}),
+        ("seal_squad", {"direct"}),
+        ("reversal_curse", {"direct", "reversal"}),
+        ("tofu", {"direct"}),
+    ],
+)
+def test_real_data_teaches_asks_and_brings_a_prior(
+    name: str, kinds: set[str], data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMORY_PATHS_DATA", str(data_folder))
+    stream = instantiate(compose(f"stream={name}", "++stream.limit=4").stream, _convert_="all")
+    items = [item for step in stream.experiences for item in step.items]
+    questions = [question for step in stream.experiences for question in step.questions]
+    assert len(items) == len({item.id for item in items}) == 4
+    assert {question.kind for question in questions} == kinds
+    assert {id for question in questions for id in question.ids} == {item.id for item in items}
+    assert len(stream.prior) == 50
+    assert all(question.query.continues for question in stream.prior)
+    assert all(question.query.continues == (name == "reversal_curse") for question in questions)
+    assert all(question.query.text and all(question.targets) for question in (*questions, *stream.prior))
+
+
 def test_a_question_asked_twice_is_asked_once_and_accepts_both_answers(tmp_path: Path) -> None:
     record = {"id": "a", "text": "x", "qs": [{"q": "When?", "a": "2014"}, {"q": "When?", "a": "2014."}]}
     file = _write(tmp_path / "facts.jsonl", record)
@@ -241,6 +269,34 @@ def test_a_malformed_file_is_refused_with_its_line_and_field(tmp_path: Path, con
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         jsonl(file)
+
+
+RECORD = '{"id": "a", "text": "Åsa lives in Malmö.", "question": "Where does Åsa live?", "answer": "Malmö"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("facts.jsonl", RECORD.encode("latin-1")),
+        ("facts.jsonl.gz", gzip.compress(RECORD.encode())[:-9]),
+        ("facts.jsonl.gz", RECORD.encode()),
+    ],
+)
+def test_a_file_that_is_no_whole_text_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is no whole file of UTF-8 text"):
+        jsonl(tmp_path / name)
+
+
+def test_a_byte_order_mark_and_a_repeated_record_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text(RECORD * 2, encoding="utf-8-sig")
+    stream = jsonl(tmp_path / "facts.jsonl", experiences=2)
+    with Ledger() as ledger:
+        for step in stream.experiences:
+            ledger.record(step.items, place="rag")
+        assert [item.text for item in ledger.active()] == ["Åsa lives in Malmö."]
+    (question,) = {question for step in stream.experiences for question in step.questions}
+    assert question.targets == ("Malmö",)
 
 
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:

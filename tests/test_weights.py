@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import full_disk
 
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
@@ -21,11 +24,12 @@ from memory_paths.parametric.full import Full
 from memory_paths.parametric.low_rank import LowRank
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood
-from memory_paths.parametric.path import Budget, WeightsPath
-from memory_paths.parametric.penalty import TowardsBefore
-from memory_paths.parametric.rehearsal import Experience
+from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
+from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
+from memory_paths.parametric.projection import NoProjection
+from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
-from memory_paths.parametric.study import AsGiven
+from memory_paths.parametric.study import AsGiven, Phrasings
 from memory_paths.parametric.weights import Weights
 from memory_paths.streams.words import FIRST_NAMES
 from memory_paths.streams.world import rehearsal
@@ -66,7 +70,7 @@ def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) ->
         "background": rehearsal()[:40],
         "progress": False,
     }
-    return WeightsPath(lm, ledger, weights=_weights(kind), **{**settings, **options})
+    return WeightsPath(lm, ledger, **{"weights": _weights(kind), **settings, **options})
 
 
 @pytest.fixture
@@ -102,19 +106,25 @@ def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, k
     module = lm.module
     (name, layer), *_ = memory_layers(module).items()
     batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
-    with weights.applied(module), weights.training(module) as step:
+    with weights.applied(module), weights.training(module, NoPenalty(), NoProjection()) as step:
         for _ in range(5):
             before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
             step(lambda: NegativeLogLikelihood()(module, batch), batch)
             after = module.state_dict()
-            changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten()
+            changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten().tolist()
             assert 0 < len(changed) <= 16
             assert all(torch.equal(after[key], before[key]) for key in before if key != f"{name}.values")
             assert layer.recorder is not None
-            assert set(changed.tolist()) <= set(layer.recorder.rows.tolist())
+            chosen = layer.recorder.rows.tolist()
+            assert set(changed) <= set(chosen)
+            # A chosen row without a gradient stays, unless it decays: what reads it last predicts nothing.
+            assert changed == chosen or not weights.weight_decay
 
 
-def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(lm: CausalLM, ledger: Ledger) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(
+    lm: CausalLM, ledger: Ledger, kind: str
+) -> None:
     class Exploding:
         def __init__(self) -> None:
             self.calls = 0
@@ -122,15 +132,28 @@ def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(lm: C
         def __call__(self, module: Any, batch: Any) -> torch.Tensor:
             self.calls += 1
             loss = NegativeLogLikelihood()(module, batch)
-            return loss * float("inf") if self.calls == 3 else loss
+            return loss * float("inf") if self.calls == 7 else loss
 
-    path = _path(lm, ledger, objective=Exploding())
+    path = _path(lm, ledger, kind, objective=Exploding())
+    path.write(ITEMS[:1])
     before, state = lm.weights_hash(), path.state_hash()
-    with pytest.raises(FloatingPointError, match=r"weights.rate"):
+    with pytest.raises(FloatingPointError, match=r"step 3 of a write to 'weights': .* path\.memory\.weights\.rate"):
+        path.write(ITEMS[1:])
+    assert lm.weights_hash() == before
+    assert path.state_hash() == state
+    assert path.items() == ITEMS[:1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_last_step_that_leaves_a_weight_not_finite_is_undone(lm: CausalLM, ledger: Ledger, kind: str) -> None:
+    weights = _weights(kind)
+    weights.rate = math.inf  # type: ignore[attr-defined]
+    path = _path(lm, ledger, budget=Budget(steps=1), weights=weights)
+    before, state = lm.weights_hash(), path.state_hash()
+    with pytest.raises(FloatingPointError, match=r"a learnt weight is not finite.* path\.memory\.weights\.rate"):
         path.write(ITEMS)
     assert lm.weights_hash() == before
     assert path.state_hash() == state
-    assert path.items() == []
 
 
 def test_forgetting_leaves_the_bytes_of_a_model_that_never_saw_the_item(lm: CausalLM) -> None:
@@ -168,6 +191,17 @@ def test_a_study_text_longer_than_the_window_is_studied_in_parts(lm: CausalLM, l
         encode(lm, [Phrasing(" Alma", text)])
 
 
+def test_rehearsal_is_studied_and_charged(lm: CausalLM) -> None:
+    def written(method: Rehearsal) -> tuple[int, str]:
+        with Ledger() as ledger:
+            path = _path(lm, ledger, rehearsal=method)
+            return path.write(ITEMS).cost.lm.tokens, path.state_hash()
+
+    (alone, without), (beside, rehearsed) = written(NoRehearsal()), written(Experience(4))
+    assert beside >= alone + 4 * 4 * min(len(lm.encode_phrasing(phrasing)[0]) for phrasing in rehearsal()[:40])
+    assert rehearsed != without
+
+
 def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger, rehearsal=Experience(), background=())
     with pytest.raises(ValueError, match="rehearsal=none"):
@@ -183,19 +217,59 @@ def test_weights_survive_saving_and_loading(lm: CausalLM, ledger: Ledger, tmp_pa
     assert again.state_hash() == path.state_hash()
 
 
-def test_a_model_without_a_memory_layer_gets_an_empty_one_and_learns(ledger: Ledger) -> None:
+def _another_version(folder: Path) -> None:
+    described = json.loads((folder / WRITES).read_text())
+    (folder / WRITES).write_text(json.dumps(described | {"version": 99}))
+
+
+def _a_flipped_bit(folder: Path) -> None:
+    content = bytearray((folder / TENSORS).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(_another_version, "holds version 99 of a weights path"), (_a_flipped_bit, "is damaged")]
+)
+def test_saved_weights_that_are_not_what_they_were_are_refused(
+    lm: CausalLM, ledger: Ledger, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = _path(lm, ledger)
+    path.write(ITEMS)
+    path.save(tmp_path / "saved")
+    damage(tmp_path / "saved")
+    state = path.state_hash()
+    with pytest.raises(ValueError, match=message):
+        path.load(tmp_path / "saved")
+    assert path.state_hash() == state
+
+
+def test_weights_that_were_learnt_on_another_model_are_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    path = _path(lm, ledger)
+    path.write(ITEMS)
+    path.save(tmp_path / "saved")
     tokenizer = build_tokenizer()
+    other = CausalLM("other", loader=lambda name: (build_model(SHAPE, len(tokenizer), seed=2), tokenizer))
+    with Ledger() as empty, pytest.raises(ValueError, match="learnt on another model than 'other'"):
+        _path(other, empty).load(tmp_path / "saved")
 
-    def load(name: str) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
 
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer)
-        )
-        return LlamaForCausalLM(config), tokenizer
+def test_a_full_disk_leaves_no_half_of_saved_weights(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    path = _path(lm, ledger, "full")
+    path.write(ITEMS)
+    with full_disk(10_000), pytest.raises(OSError, match="File too large"):
+        path.save(tmp_path / "saved")
+    assert list((tmp_path / "saved").iterdir()) == []
+    path.save(tmp_path / "saved")
+    again = _path(lm, ledger, "full")
+    again.load(tmp_path / "saved")
+    assert again.state_hash() == path.state_hash()
 
-    bare = CausalLM("bare", loader=load, window=128)
+
+def test_a_model_without_a_memory_layer_gets_an_empty_one_and_learns(
+    make_tiny_lm: Callable[..., CausalLM], ledger: Ledger
+) -> None:
+    bare = make_tiny_lm()
     before, modules = bare.weights_hash(), [name for name, _ in bare.module.named_modules()]
     path = _path(bare, ledger, budget=Budget(steps=15, batch=8))
     receipt = path.write(ITEMS)
@@ -228,7 +302,7 @@ def test_statistics_gathered_with_other_keys_are_refused(lm: CausalLM) -> None:
         with (
             pytest.raises(ValueError, match="gathered with other keys"),
             weights.applied(lm.module),
-            weights.training(lm.module),
+            weights.training(lm.module, NoPenalty(), NoProjection()),
         ):
             pass
     finally:
@@ -242,18 +316,18 @@ def _tensors(path: WeightsPath) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "memory_as_shipped"])
 def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind: str) -> None:
-    def moved(penalty: TowardsBefore | None) -> float:
+    def moved(penalty: Penalty) -> float:
         weights, module = MemoryRows() if kind == "memory_as_shipped" else _weights(kind), lm.module
         weights.prepare(lm, rehearsal()[:40])
         batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
         with weights.applied(module):
             before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-            with weights.training(module, penalty) as step:
+            with weights.training(module, penalty, NoProjection()) as step:
                 for _ in range(4):
                     step(lambda: NegativeLogLikelihood()(module, batch), batch)
             return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
 
-    assert 0 < moved(TowardsBefore(0.5)) < moved(None) == moved(TowardsBefore(0.0))
+    assert 0 < moved(TowardsBefore(0.5)) < moved(NoPenalty()) == moved(TowardsBefore(0.0))
 
 
 def test_a_penalty_out_of_range_is_refused() -> None:
@@ -276,8 +350,9 @@ def test_a_model_that_is_lent_twice_is_given_back_once_and_whole(lm: CausalLM, l
 
 def test_an_item_that_does_not_hold_yet_is_refused(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger)
-    with pytest.raises(ValueError, match="weights learn at once"):
-        path.write([replace(ITEMS[0], valid_from=9e12)])
+    for ask in (path.write, path.admit):
+        with pytest.raises(ValueError, match="weights learn at once"):
+            ask([replace(ITEMS[0], valid_from=9e12)])
     assert path.items() == []
 
 
@@ -308,37 +383,21 @@ def test_what_moves_to_another_place_is_unlearnt(lm: CausalLM, ledger: Ledger) -
         assert all(torch.equal(tensor, _tensors(fresh)[name]) for name, tensor in _tensors(path).items())
 
 
-def test_an_added_memory_is_saved_loaded_and_answers(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
-
-    def load(name: str) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            vocab_size=len(tokenizer),
-            eos_token_id=2,
-        )
-        return LlamaForCausalLM(config), tokenizer
-
+def test_an_added_memory_is_saved_loaded_and_answers(make_tiny_lm: Callable[..., CausalLM], tmp_path: Path) -> None:
     def answer(path: WeightsPath, bare: CausalLM) -> float:
         with path.model(bare) as lent:
             (score,) = lent.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])
             return float(score)
 
     with Ledger() as ledger:
-        bare = CausalLM("bare", loader=load, window=128)
+        bare = make_tiny_lm()
         untaught = bare.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])[0]
         asked = Phrasing("Alavia", "Where does Alma Ashway live?", asks=True)
         path = WeightsPath(bare, ledger, weights=MemoryRows(rows=400, rate=50.0), progress=False)
         path.write([replace(ITEMS[0], phrasings=(asked,))])
         learnt = answer(path, bare)
         path.save(tmp_path / "saved")
-        other = CausalLM("bare", loader=load, window=128)
+        other = make_tiny_lm()
         again = WeightsPath(other, ledger, weights=MemoryRows(rows=400, rate=50.0), progress=False)
         again.load(tmp_path / "saved")
         assert answer(again, other) == learnt > untaught
@@ -369,7 +428,11 @@ def test_a_small_write_ends_after_its_passes(lm: CausalLM, ledger: Ledger) -> No
     path = _path(lm, ledger, budget=Budget(steps=50, batch=1, passes=4))
     assert path.write(ITEMS[:1]).details["steps"] == 4
     assert path.write(ITEMS[1:]).details["steps"] == 8
-    assert Budget(steps=50, batch=2, passes=4).steps_for(9) == 20
-    assert Budget(steps=50, batch=2, passes=400).steps_for(9) == 50
     with pytest.raises(ValueError, match="steps, batch and passes must be at least 1, got 8, 8 and 0"):
         Budget(8, 8, 0)
+
+
+def test_an_item_with_more_phrasings_than_a_step_holds_is_studied_whole(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger, study=Phrasings(), budget=Budget(steps=50, batch=2, passes=1))
+    many = replace(ITEMS[0], phrasings=tuple(Phrasing(f"Alma lives in house {number}.") for number in range(5)))
+    assert path.write([many]).details["steps"] == 3

@@ -380,10 +380,15 @@ def _variants(reports: Sequence[Report]) -> list[str]:
     ]
     names = sorted({name for each in settings for name in each})
     differing = [name for name in names if len({json.dumps(each.get(name), default=str) for each in settings}) > 1]
-    return [
-        " ".join(f"{name.removeprefix('path.')}={each[name]}" for name in differing if name in each)
-        for each in settings
-    ]
+    return [" ".join(_setting(name, each[name]) for name in differing if name in each) for each in settings]
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting for people: a class by its name alone."""
+    short = name.removeprefix("path.").removeprefix("memory.")
+    if short.endswith("._target_"):
+        return f"{short.removesuffix('._target_')}={str(value).rsplit('.', 1)[-1]}"
+    return f"{short}={value}"
 
 
 def _run_folders(root: Path) -> set[Path]:

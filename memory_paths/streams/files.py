@@ -78,7 +78,7 @@ def jsonl(
             raise ValueError(
                 f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique"
             )
-    items = [seen[item.id] for item in items]  # a repeated record differs in its line, which is its source
+    items = [seen[item.id] for item in items]  # the same record once more differs in its line, which is its source
     asked: list[list[Question]] = [[] for _ in items]
     for spec in plan.questions:
         records = groups
@@ -100,7 +100,7 @@ def jsonl(
         steps.append(
             Experience(
                 f"step {step + 1}",
-                tuple(items[index] for index in chosen),
+                tuple(dict.fromkeys(items[index] for index in chosen)),
                 tuple(question for index in chosen for question in asked[index]),
             )
         )
