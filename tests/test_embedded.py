@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,15 +32,27 @@ def _share(lm: CausalLM, cases: list[Case]) -> float:
 
 def test_the_asset_is_small_and_has_a_card() -> None:
     assert sum(file.stat().st_size for file in ASSET.iterdir()) <= 24 * 2**20
-    assert "## What it can do" in (ASSET / "card.md").read_text()
+    weights = json.loads((ASSET / "embedded.json").read_text())["sha256"]["model.safetensors"]
+    assert weights in (ASSET / "card.md").read_text(), "the card is of other weights"
 
 
 def test_it_knows_its_people_reads_about_others_and_nothing_else(lm: CausalLM) -> None:
-    assert _share(lm, known_cases(0, 150)) >= 0.9
-    assert _share(lm, known_cases(5, 150)) >= 0.85
-    assert _share(lm, reading_cases(12, 150)) >= 0.85
-    assert _share(lm, two_hop_cases(150)) >= 0.75
-    assert _share(lm, untaught_cases(150)) <= 0.1
+    assert _share(lm, known_cases(0, 150)) >= 0.98
+    for notes in (1, 5, 12):
+        assert _share(lm, known_cases(notes, 150)) >= 0.95
+    assert _share(lm, reading_cases(12, 150)) >= 0.97
+    assert _share(lm, reading_cases(12, 150, "bank")) >= 0.95
+    assert _share(lm, two_hop_cases(150)) >= 0.90
+    assert _share(lm, untaught_cases(150)) <= 0.05
+
+
+def test_the_size_of_a_batch_changes_no_answer(lm: CausalLM) -> None:
+    """Also with a memory layer, where rounding might have another slot win."""
+    single = CausalLM("embedded", loader=load, batch_size=1, prefix_cache=False)
+    prompts = [case.prompt for case in (*known_cases(5, 32), *reading_cases(12, 32))]
+    assert [a.text for a in lm.generate(prompts)] == [a.text for a in single.generate(prompts)]
+    pairs = [(prompt, "Novaflow") for prompt in prompts]
+    assert lm.loglikelihood(pairs) == pytest.approx(single.loglikelihood(pairs), abs=1e-4)
 
 
 def test_a_damaged_asset_is_refused(tmp_path: Path) -> None:
@@ -59,7 +72,7 @@ def agent(request: pytest.FixtureRequest) -> Iterator[Agent]:
     if request.param == "rag":
         overrides.append("encoder@path.memory.encoder=hash")
     if request.param in ("sparse_memory", "lora", "full"):
-        overrides.append("path.memory.budget.steps=30")
+        overrides.append(f"path.memory.budget.steps={120 if request.param == 'sparse_memory' else 30}")
     with memory_paths.load(*overrides) as made:
         yield made
 
@@ -68,11 +81,11 @@ def test_every_path_learns_facts_and_leaves_the_lent_model_as_it_was(agent: Agen
     before = agent.weights_hash()
     stream = biographies(12)
     items = [item for step in stream.experiences for item in step.items]
-    asked = [question for step in stream.experiences for question in step.questions if question.kind == "trained"]
+    asked = [question for step in stream.experiences for question in step.questions if question.kind == "direct"]
     agent.learn(items)
     answers = agent.answer([question.query for question in asked])
     right = sum(exact_match(a.text, question.targets) for a, question in zip(answers, asked, strict=True))
-    assert right >= 0.5 * len(asked)
+    assert right >= 0.7 * len(asked)
     assert agent.weights_hash() == before
     agent.save(tmp_path / "saved")
     with Agent.load(tmp_path / "saved") as again:
