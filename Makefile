@@ -1,4 +1,5 @@
-# Everything runs in .venv, which the first target makes. `make demo` and `make test` need nothing else.
+# Everything runs in .venv, which the first target makes. `make demo` and `make test` need nothing else. What runs needs
+# .venv/ready; what checks also needs the tools of the extra [dev], .venv/tools.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -8,20 +9,20 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 demo: .venv/ready
 	$(BIN)/python -m memory_paths experiment=compare
 
-test: .venv/ready
+test: .venv/tools
 	$(BIN)/python -m pytest
 
-lint: .venv/ready
+lint: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: .venv/ready
+typecheck: .venv/tools
 	$(BIN)/mypy
 
-bench: .venv/ready
+bench: .venv/tools
 	$(BIN)/python -m pytest tests/bench_paths.py --benchmark-only --benchmark-group-by=group
 
-notebooks: .venv/ready
+notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 pretrain: .venv/ready
@@ -30,7 +31,7 @@ pretrain: .venv/ready
 		--steps 3600 --growth 0 --rate 0.001 --matrix-rate 0.0025 --decay 0.6
 	$(BIN)/python -m memory_paths.parametric.examination .work/writable/model
 
-proofs: .venv/ready
+proofs: .venv/tools
 	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py tests/test_kills_evaluation.py
 
 clean:
@@ -39,5 +40,9 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/tools: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

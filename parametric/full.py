@@ -90,7 +90,8 @@ def adam_step(
 ) -> Step:
     """A step of AdamW over these parameters, gradients projected, then clipped to norm 1."""
     before = [parameter.detach().clone() for parameter in parameters] if penalty else []
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+    # Fused: on a large table of values the update would otherwise cost a third of the step.
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
 
     def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
         optimiser.zero_grad(set_to_none=True)
