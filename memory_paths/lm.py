@@ -6,6 +6,7 @@ of how weights are changed; it only notices that they did, so that no cached sta
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import logging
@@ -189,6 +190,7 @@ class CausalLM:
             rows = [_Row(tuple(ids), len(ids)) for ids in map(self.token_ids, prompts)]
             self._check_window(rows)
             draws = [random.Random(f"{seed}:{index}") for index in range(len(rows))]
+            flops_of = functools.cache(self.forward_flops)  # walks through all modules; answers are of few lengths
             for group, prefix in self._groups(rows):
                 shared = len(prefix.ids) if prefix else 0
                 for batch in _batches(group, rows, self.batch_size):
@@ -197,8 +199,7 @@ class CausalLM:
                     )
                     for index, (new, loglikelihood, stopped) in zip(batch, answers, strict=True):
                         ids = rows[index].ids
-                        flops = self.forward_flops(len(ids) - shared + len(new), after=shared)
-                        flops += self.forward_flops(shared) / len(group)
+                        flops = flops_of(len(ids) - shared + len(new), after=shared) + flops_of(shared) / len(group)
                         found[index] = Generation(
                             self._text(new),
                             tuple(new),

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +387,7 @@ class WeightsPath:
         begun = 0
         training = self._weights.training(module, self._penalty, self._projection)
         with lm.altered(), self._weights.applied(module), training as step:
+            flops_of = cache(lm.forward_flops)  # walks through all modules, which stay as they are in this block
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
                 chosen: list[Encoded] = []
@@ -413,7 +414,7 @@ class WeightsPath:
                 for batch in batches:
                     count = len(batch.tokens)
                     tokens += batch.token_count
-                    flops += (1 + self._weights.backward) * count * lm.forward_flops(batch.token_count // count)
+                    flops += (1 + self._weights.backward) * count * flops_of(batch.token_count // count)
         usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
         return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
 

@@ -54,7 +54,7 @@ class KnownWorld:
     part_b: tuple[Fact, ...]
     seats: dict[str, str]
 
-    @property
+    @functools.cached_property
     def people(self) -> frozenset[str]:
         """Full names of both parts."""
         return frozenset(fact.subject for fact in self.part_a + self.part_b)
