@@ -15,7 +15,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from memory_paths.evaluation.report import Report
-from memory_paths.evaluation.summary import Failure, Line, Summary, collect
+from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words
 from memory_paths.evaluation.table import render_markdown, render_table
 
 _failed_folders: list[str] = []
@@ -32,6 +32,8 @@ def show(folder: str | Path) -> Summary:
     print(render_table(summary, shutil.get_terminal_size((200, 24)).columns))
     print()
     print(summary.verdict)
+    for words in matched_in_words(summary.curves):
+        print(words)
     for failure in summary.failures:
         print(f"failed: {failure.folder}: {failure.reason}")
     print(f"The page: {page}")

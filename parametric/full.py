@@ -33,6 +33,7 @@ class Full:
         self.rate = rate
         self.weight_decay = weight_decay
         self._learnt: dict[str, Tensor] = {}
+        self._lent: dict[str, Tensor] = {}
 
     backward = 2.0
 
@@ -55,6 +56,7 @@ class Full:
     def applied(self, module: Any) -> Iterator[None]:
         """See `Weights`. Parameters point to the learnt tensors for as long as the block lasts."""
         lent = {name: parameter.data for name, parameter in module.named_parameters()}
+        outer, self._lent = self._lent, self._lent or lent
         try:
             for name, parameter in module.named_parameters():
                 parameter.data = self._learnt.get(name, lent[name]).to(lent[name].device, copy=True)
@@ -63,6 +65,20 @@ class Full:
             for name, parameter in module.named_parameters():
                 parameter.data = lent[name]
                 parameter.grad = None
+            self._lent = outer
+
+    @contextmanager
+    def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `Weights`."""
+        present = {name: parameter.data for name, parameter in module.named_parameters()}
+        try:
+            for name, parameter in module.named_parameters():
+                other = state.get(name, self._lent[name])
+                parameter.data = other.to(parameter.device)
+            yield
+        finally:
+            for name, parameter in module.named_parameters():
+                parameter.data = present[name]
 
     @contextmanager
     def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
@@ -71,6 +87,10 @@ class Full:
         yield adam_step(parameters, self.rate, self.weight_decay, penalty, projection)
         check_learnt(parameters)
         self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
+
+    def measures(self) -> Mapping[str, float]:
+        """See `Weights`."""
+        return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every parameter by name."""

@@ -82,12 +82,31 @@ class LowRank:
                 parameter.grad = None
 
     @contextmanager
+    def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `Weights`."""
+        adapters = _adapters(module)
+        present = {name: parameter.detach().clone() for name, parameter in adapters.items()}
+        with torch.no_grad():
+            try:
+                for name, parameter in adapters.items():
+                    # The product of both matrices is what counts, and the second one begins as zero.
+                    parameter.copy_(state[name]) if state else parameter.zero_()
+                yield
+            finally:
+                for name, parameter in adapters.items():
+                    parameter.copy_(present[name])
+
+    @contextmanager
     def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
         """See `Weights`."""
         adapters = _adapters(module)
         yield adam_step(list(adapters.values()), self.rate, self.weight_decay, penalty, projection)
         check_learnt(adapters.values())
         self._learnt = {name: parameter.data.clone() for name, parameter in adapters.items()}
+
+    def measures(self) -> Mapping[str, float]:
+        """See `Weights`."""
+        return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every adapter matrix by name."""

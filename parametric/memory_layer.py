@@ -105,7 +105,7 @@ class ProductKeyMemory(nn.Module):
         """`hidden` [..., D] to the memory's contribution [..., D], in the dtype of `hidden`."""
         hidden_BD = hidden.reshape(-1, self.config.width)
         slots_BR, weights_BR = self.look_up(hidden_BD)
-        if self.recorder is not None:
+        if self.recorder is not None and (self.recorder.always or torch.is_grad_enabled()):
             read_BD: Tensor = _RecordedRead.apply(self.values, slots_BR, weights_BR, self.recorder)
         else:
             # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow
@@ -136,9 +136,11 @@ class SlotRecorder:
     Args:
         slots: N * N.
         device: Where the layer's values are.
+        always: Note reads also where no gradient is wanted; otherwise those are a teacher's or a sampler's.
     """
 
-    def __init__(self, slots: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, slots: int, device: torch.device | str = "cpu", *, always: bool = False) -> None:
+        self.always = always
         self.reads: list[Tensor] = []
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.gradient: Tensor | None = None

@@ -126,7 +126,7 @@ class MemoryRows:
         with self._in_place(lm.module):
             layers = memory_layers(lm.module)
             reads: dict[str, list[Tensor]] = {name: [] for name in layers}
-            with torch.no_grad(), _recorded(layers) as recorders:
+            with torch.no_grad(), _recorded(layers, always=True) as recorders:
                 sequences = encode(lm, background)
                 # Phrasings of a fact stand side by side: in one batch they would count as read in that batch alone.
                 random.Random(self._seed).shuffle(sequences)
@@ -176,6 +176,27 @@ class MemoryRows:
                 for originals in self._originals.values():
                     originals.restore()
                 self._originals = outer
+
+    @contextmanager
+    def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `Weights`."""
+        layers = memory_layers(module)
+        changed = {name: originals.rows() for name, originals in self._originals.items()}
+        present = {name: layers[name].values.detach()[rows].clone() for name, rows in changed.items()}
+        with torch.no_grad():
+            others = {name: _Originals(layer.values) for name, layer in layers.items()}
+            try:
+                for name, layer in layers.items():
+                    self._originals[name].restore()
+                    if f"{name}/rows" in state:
+                        rows = state[f"{name}/rows"].to(layer.values.device)
+                        others[name].remember(rows)
+                        layer.values[rows] = state[f"{name}/values"].to(layer.values.device)
+                yield
+            finally:
+                for name, layer in layers.items():
+                    others[name].restore()
+                    layer.values[changed[name]] = present[name]
 
     @contextmanager
     def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
@@ -247,6 +268,13 @@ class MemoryRows:
                 direction = store[rows]
             layer.values[rows] = present - self.rate * direction
 
+    def measures(self) -> Mapping[str, float]:
+        """See `Weights`; `rows_touched`: rows of all memory layers that some write has changed."""
+        return {
+            "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
+            "rows_touched": float(sum(len(rows) for rows, _ in self._learnt.values())),
+        }
+
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: for each layer its changed rows (int64) and their values."""
         named = {}
@@ -275,8 +303,10 @@ def _project(projection: Projection, recorders: Sequence[SlotRecorder], referenc
 
 
 @contextmanager
-def _recorded(layers: Mapping[str, ProductKeyMemory]) -> Iterator[dict[str, SlotRecorder]]:
-    recorders = {name: SlotRecorder(layer.config.slots, layer.values.device) for name, layer in layers.items()}
+def _recorded(layers: Mapping[str, ProductKeyMemory], always: bool = False) -> Iterator[dict[str, SlotRecorder]]:
+    recorders = {
+        name: SlotRecorder(layer.config.slots, layer.values.device, always=always) for name, layer in layers.items()
+    }
     for name, layer in layers.items():
         layer.recorder = recorders[name]
     try:

@@ -20,6 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
@@ -40,7 +41,7 @@ from memory_paths.types import (
 )
 
 from .batches import Encoded, collate, encode
-from .objective import NegativeLogLikelihood, Objective
+from .objective import NegativeLogLikelihood, Objective, divergence, logits_of
 from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
@@ -50,6 +51,7 @@ from .weights import Weights
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+DRIFT_SEQUENCES = 64
 TENSORS, WRITES = "learnt.safetensors", "writes.json"
 
 
@@ -63,17 +65,31 @@ class Budget:
             it has more), as many items as fit: slots are chosen for each step, and fewer items in a step make the
             choice more specific.
         passes: A write ends earlier where it has been over all its items so often; None: it never does.
+        effort: Multiplies steps and passes, above 0: the one number that means more or less study for every path.
     """
 
     steps: int = 40
     batch: int = 96
     passes: int | None = None
+    effort: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, 1 if self.passes is None else self.passes) < 1:
             raise ValueError(
                 f"steps, batch and passes must be at least 1, got {self.steps}, {self.batch} and {self.passes}"
             )
+        if not self.effort > 0:
+            raise ValueError(f"effort must be above 0, got {self.effort}")
+
+    @property
+    def most_steps(self) -> int:
+        """Most steps of a write, effort counted in."""
+        return max(1, round(self.steps * self.effort))
+
+    @property
+    def most_passes(self) -> int | None:
+        """Most passes of a write, effort counted in."""
+        return None if self.passes is None else max(1, round(self.passes * self.effort))
 
 
 class WeightsPath:
@@ -389,11 +405,11 @@ class WeightsPath:
         with lm.altered(), self._weights.applied(module), training as step:
             flops_of = cache(lm.forward_flops)  # walks through all modules, which stay as they are in this block
             quiet = None if self._progress else True
-            for number in tqdm(range(self._budget.steps), f"{self.name}: studying", leave=False, disable=quiet):
+            for number in tqdm(range(self._budget.most_steps), f"{self.name}: studying", leave=False, disable=quiet):
                 chosen: list[Encoded] = []
                 while len(chosen) < self._budget.batch and len(chosen) < total:
                     if not order:
-                        if begun == self._budget.passes:
+                        if begun == self._budget.most_passes:
                             break
                         order, begun = generator.sample(studied, len(studied)), begun + 1
                     if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
@@ -415,8 +431,22 @@ class WeightsPath:
                     count = len(batch.tokens)
                     tokens += batch.token_count
                     flops += (1 + self._weights.backward) * count * flops_of(batch.token_count // count)
-        usage = Usage(tokens=tokens, flops=flops, seconds=time.perf_counter() - began)
-        return Cost(lm=usage), {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
+            seconds = time.perf_counter() - began
+            drift = self._drift([sequence for group in studied for sequence in group])
+        details = {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
+        measures = {"kl_on_new": drift, **self._weights.measures()}
+        return Cost(lm=Usage(tokens=tokens, flops=flops, seconds=seconds)), {**details, "measures": measures}
+
+    def _drift(self, sequences: Sequence[Encoded]) -> float:
+        """How far the answers' distribution has gone from the untouched model's on what was just studied: the mean
+        divergence in nats per target token, which foretells forgetting (Shenfeld et al. 2025, arXiv 2509.04259)."""
+        module = self._lm.module
+        drawn = random.Random(f"drift/{self._seed}").sample(list(sequences), min(DRIFT_SEQUENCES, len(sequences)))
+        batch = collate(self._lm, drawn)
+        with torch.no_grad():
+            with self._weights.holding(module, {}):
+                known = logits_of(module, batch)[batch.predicting]
+            return float(divergence(known, logits_of(module, batch)[batch.predicting]).mean())
 
     def _studied(self, items: Sequence[Knowledge]) -> list[list[Encoded]]:
         """The sequences of each item; an item with more than a step holds is several groups."""
@@ -432,7 +462,5 @@ class WeightsPath:
 
 
 def _bytes(tensor: Any) -> bytes:
-    import torch
-
     content: bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return content

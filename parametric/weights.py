@@ -61,9 +61,19 @@ class Weights(Protocol):
         """The module with what was learnt in it; on leaving, every byte is as it was."""
         ...
 
+    def holding(self, module: Any, state: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within `applied`: the module with another state in it, such as that of a teacher; an empty one is the
+        untouched model. Not between a forward pass that is differentiated and its backward pass."""
+        ...
+
     def training(self, module: Any, penalty: Penalty, projection: Projection) -> AbstractContextManager[Step]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
         raises. A projection sees every gradient, a penalty what every step has changed."""
+        ...
+
+    def measures(self) -> Mapping[str, float]:
+        """Figures of what was learnt: `weights_changed`, how many numbers differ from the untouched model's or were put
+        beside them, and whatever else these weights can tell."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

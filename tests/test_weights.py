@@ -23,7 +23,7 @@ from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.low_rank import LowRank
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import NegativeLogLikelihood
+from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
 from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
 from memory_paths.parametric.projection import NoProjection
@@ -119,6 +119,60 @@ def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, k
             assert set(changed) <= set(chosen)
             # A chosen row without a gradient stays, unless it decays: what reads it last predicts nothing.
             assert changed == chosen or not weights.weight_decay
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_teacher_can_be_held_in_the_model_and_leaves_no_byte_behind(lm: CausalLM, ledger: Ledger, kind: str) -> None:
+    weights = _weights(kind)
+    path = _path(lm, ledger, weights=weights)
+    batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return logits_of(lm.module, batch)
+
+    untouched = logits()
+    path.write(ITEMS[:1])
+    earlier = dict(weights.state())
+    with path.model(lm):
+        first = logits()
+    path.write(ITEMS[1:])
+    with path.model(lm) as lent:
+        before, present = lent.weights_hash(), logits()
+        with weights.holding(lm.module, {}):
+            assert torch.equal(logits(), untouched)
+        with weights.holding(lm.module, earlier):
+            assert torch.equal(logits(), first)
+        assert lent.weights_hash() == before
+        assert torch.equal(logits(), present)
+    assert not torch.equal(untouched, first)
+    assert not torch.equal(first, present)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_write_tells_how_far_it_has_gone(lm: CausalLM, ledger: Ledger, kind: str) -> None:
+    path = _path(lm, ledger, kind)
+    measures = path.write(ITEMS).details["measures"]
+    state = path._weights.state()
+    learnt = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    assert measures["weights_changed"] == learnt > 0
+    assert ("rows_touched" in measures) == kind.startswith("memory")
+    batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
+    with torch.no_grad():
+        known = logits_of(lm.module, batch)[batch.predicting].double().softmax(-1)
+        with path.model(lm):
+            found = logits_of(lm.module, batch)[batch.predicting].double().softmax(-1)
+    expected = (known * (known.log() - found.log())).sum(-1).mean()
+    assert measures["kl_on_new"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_effort_multiplies_steps_and_passes() -> None:
+    budget = Budget(steps=10, passes=3, effort=0.5)
+    assert (budget.most_steps, budget.most_passes) == (5, 2)
+    assert (Budget(steps=1, effort=0.1).most_steps, Budget(effort=2.0).most_passes) == (1, None)
+    for effort in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="effort must be above 0"):
+            Budget(effort=effort)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
-from memory_paths.evaluation.metrics import Metric, Rows, exact_match, is_abstention, measure, token_f1, undefined
+from memory_paths.evaluation.metrics import (
+    Metric,
+    Rows,
+    exact_match,
+    is_abstention,
+    measure,
+    measured_by_path,
+    token_f1,
+    undefined,
+)
 from memory_paths.evaluation.plan import Ask, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
@@ -134,7 +143,7 @@ class Evaluator:
             stream=self.stream.name,
             seed=self._seed,
             load=sum(len(experience.items) for experience in self.stream.experiences),
-            metrics={**measured.metrics, "chance": self._chance()},
+            metrics={**measured.metrics, **measured_by_path(writes), "chance": self._chance()},
             matrix=measured.matrix,
             cost=costs.summarise(answers, writes),
             config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
@@ -224,12 +233,14 @@ class Evaluator:
         """Teach a stage's items: without those that fit at no time, and not at all once there is no more room."""
         experience = self.stream.experiences[stage - 1] if stage else None
         items = list(experience.items) if experience and not refused else []
-        cost, reason, skipped = Cost(), refused or None, []
+        cost, reason, skipped, measures = Cost(), refused or None, [], {}
         begin = time.perf_counter()
         while items and not reason:
             try:
-                cost = agent.learn(items).cost
+                receipt = agent.learn(items)
                 agent.flush()
+                cost, told = receipt.cost, receipt.details.items()
+                measures = {name: details["measures"] for name, details in told if "measures" in details}
                 break
             except TooLarge as error:
                 LOGGER.warning("stage %d: %s", stage, error)
@@ -249,6 +260,7 @@ class Evaluator:
             "state_hash": agent.state_hash(),
             "stored_bytes": agent.stored_bytes(),
             "reason": reason,
+            "measures": json.dumps(measures, sort_keys=True) if measures else None,
             "wall_seconds": wall,
             **costs.as_columns(cost),
         }

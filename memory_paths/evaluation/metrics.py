@@ -8,6 +8,7 @@ outside.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -316,6 +317,32 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         asked = stage & (rows.kind == "prior")
         metrics[f"prior_perplexity_{name}"] = _perplexity(rows, asked, unscored, (seed, "prior_perplexity", name))
     return Measured(metrics, cells.table())
+
+
+def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
+    """What paths into weights measured of themselves: `kl_on_new`, mean over the writes of how far the answers to what
+    was just studied have gone from the untouched model's, in nats per token; `weights_changed` and `rows_touched`, how
+    many numbers, and how many rows of a memory, are no longer the untouched model's after the last write.
+
+    Args:
+        writes: Columns of the records of writes. Of several paths the figures are added up, except for the divergence.
+    """
+    told = [json.loads(text) for text in writes["measures"] if text]
+
+    def figure(name: str, over: Callable[[list[float]], float]) -> Metric:
+        each = [[measures[name] for measures in write.values() if name in measures] for write in told]
+        found = [over(values) for values in each if values]
+        if not found:
+            return undefined(
+                "the path does not write into weights" if name != "rows_touched" else "it has no memory layer"
+            )
+        return Metric(float(np.mean(found)) if name == "kl_on_new" else found[-1])
+
+    return {
+        "kl_on_new": figure("kl_on_new", max),
+        "weights_changed": figure("weights_changed", sum),
+        "rows_touched": figure("rows_touched", sum),
+    }
 
 
 def _found(ids: Sequence[str] | None, recalls: Sequence[str] | None, depth: int) -> float:

@@ -11,7 +11,15 @@ from typing import Any
 
 from memory_paths.evaluation import charts
 from memory_paths.evaluation.costs import unit
-from memory_paths.evaluation.summary import CONTROLS, Line, Summary, amount, score, verdict_parts
+from memory_paths.evaluation.summary import (
+    CONTROLS,
+    Line,
+    Summary,
+    amount,
+    matched_in_words,
+    score,
+    verdict_parts,
+)
 from memory_paths.evaluation.table import columns
 
 _MOST_MAPS = 36
@@ -30,7 +38,10 @@ def render(summary: Summary) -> str:
     from markupsafe import Markup
 
     numbers = charts.colours([line.label for line in summary.lines])
-    families = [_family(name, lines, numbers) for name, lines in _families(summary.lines).items()]
+    families = [
+        _family(name, lines, numbers) | {"trade_offs": _trade_offs(summary, name)}
+        for name, lines in _families(summary.lines).items()
+    ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["drawing"] = Markup
     single = {len(line.seeds) for line in summary.lines} == {1}
@@ -92,6 +103,18 @@ def _family(name: str, lines: Sequence[Line], numbers: Mapping[str, int]) -> dic
         ],
         "costs": [_bars(title, action, measure, kind, heavy, numbers) for title, action, measure, kind in _QUANTITIES],
     }
+
+
+def _trade_offs(summary: Summary, family: str) -> list[tuple[str, str, list[str]]]:
+    """For each load: its title, the drawing of its curves, and forgetting at matched acquisition in words."""
+    panels = []
+    for load in sorted({curve.load for curve in summary.curves if curve.family == family}):
+        group = [curve for curve in summary.curves if (curve.family, curve.load) == (family, load)]
+        drawing = charts.trade_off(
+            {curve.label: curve.mean for curve in group}, charts.colours([curve.label for curve in group])
+        )
+        panels.append((f"{load} items", drawing, matched_in_words(group)))
+    return panels
 
 
 def _bars(
@@ -275,6 +298,15 @@ teach them. Scores are shares of exactly right free answers, with 95&nbsp;% inte
 <p class="soft">Up: more of the new items is kept. Left of the dashed line: knowledge from before was lost.</p>
 <div class="grid-of">
 {% for title, drawing in family.scatters %}<figure><h3>{{ title }}</h3>{{ drawing|drawing }}</figure>{% endfor %}
+</div>
+{% endif %}
+{% if family.trade_offs %}
+<h2>What learning costs, effort by effort</h2>
+<p class="soft">Each mark is one effort, more to the right. A path that forgets little because it learns little is told
+apart from one that learns as much and forgets less.</p>
+<div class="grid-of">
+{% for title, drawing, told in family.trade_offs %}<figure><h3>{{ title }}</h3>{{ drawing|drawing }}
+{% for words in told %}<p>{{ words }}</p>{% endfor %}</figure>{% endfor %}
 </div>
 {% endif %}
 {% if family.curves %}

@@ -67,6 +67,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "state_hash": _TEXT,
         "stored_bytes": _WHOLE,
         "reason": _TEXT,  # why nothing was written
+        "measures": _TEXT,  # JSON: what the paths measured themselves, {path: {name: figure}}
         **_COSTS,
     },
 }

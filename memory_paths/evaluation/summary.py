@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,13 +18,17 @@ from statistics import fmean
 from typing import Any
 
 from memory_paths.evaluation.costs import MEASURES, break_even, unit
+from memory_paths.evaluation.curves import Curve, curves_of, matched
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened
 from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Interval, seeds_interval
 
 LOGGER = logging.getLogger(__name__)
-PATH_ORDER = ("none", "oracle", "full_context", "icl", "rag", "sparse_memory", "lora", "full")
+PATH_ORDER = (
+    *("none", "oracle", "full_context", "icl", "rag"),
+    *("sparse_memory", "sparse_memory_frequency", "sparse_memory_random", "lora", "full", "full_rehearsal"),
+)
 _TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "full_context")
 FAILED = "failed.json"
@@ -31,7 +36,8 @@ _CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change
 _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
-_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, "chance", "recall_at_1", "recall_at_5")
+_MEASURED = ("kl_on_new", "weights_changed", "rows_touched")
+_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", "recall_at_1", "recall_at_5")
 _PLACES = ("file", "folder", "dir", "ledger", "progress", "threads")
 
 
@@ -90,10 +96,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """All runs of a folder. `lines` are in order of stream, load and path."""
+    """All runs of a folder. `lines` are in order of stream, load and path; `curves` are of the paths that were run at
+    several efforts."""
 
     lines: tuple[Line, ...]
     failures: tuple[Failure, ...]
+    curves: tuple[Curve, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -126,6 +134,7 @@ class Summary:
             "verdict": self.verdict,
             "lines": lines,
             "break_even": self.break_even(),
+            "matched": matched(self.curves),
             "failures": [vars(failure) for failure in self.failures],
         }
 
@@ -168,21 +177,26 @@ def collect(folder: str | Path) -> Summary:
             failures.append(Failure(name, str(error)))
     if not reports and not failures:
         raise FileNotFoundError(f"no run in {root}: there is no {REPORT} anywhere below it")
-    return Summary(_without_reading(summarise(reports)), tuple(failures))
+    labelled = [pair for group in _same_name(reports) for pair in zip(group, _variants(group), strict=True)]
+    return Summary(_without_reading(summarise(reports)), tuple(failures), curves_of(labelled))
 
 
 def summarise(reports: Sequence[Report]) -> tuple[Line, ...]:
     """Reports put together by path, settings, load, model and stream; seeds become one line."""
-    by_name: dict[tuple[str, int, str, str], list[Report]] = {}
-    for report in reports:
-        by_name.setdefault((report.path, report.load, report.lm, report.stream), []).append(report)
     lines = []
-    for group in by_name.values():
+    for group in _same_name(reports):
         variants: dict[str, list[Report]] = {}
         for report, variant in zip(group, _variants(group), strict=True):
             variants.setdefault(variant, []).append(report)
         lines += [_line(variant, same) for variant, same in variants.items()]
     return tuple(sorted(lines, key=_place))
+
+
+def _same_name(reports: Sequence[Report]) -> list[list[Report]]:
+    by_name: dict[tuple[str, int, str, str], list[Report]] = {}
+    for report in reports:
+        by_name.setdefault((report.path, report.load, report.lm, report.stream), []).append(report)
+    return list(by_name.values())
 
 
 def verdict(lines: Sequence[Line]) -> str:
@@ -206,6 +220,23 @@ def verdict_parts(lines: Sequence[Line]) -> tuple[str, list[str]]:
         else "over seeds where there are several"
     )
     return f"Retention, with 95 % intervals {over}", parts
+
+
+def matched_in_words(curves: Sequence[Curve]) -> list[str]:
+    """A sentence for each family and load: who forgets how much where all have acquired the same."""
+    found = matched(curves)
+    told = []
+    for (family, load, acquisition), rows in groupby(
+        found, key=lambda row: (row["family"], row["load"], row["acquisition"])
+    ):
+        by_path = [(row["path"], Metric.from_json(row["forgetting"])) for row in rows]
+        ranked = sorted(by_path, key=lambda pair: pair[1].value if pair[1].value is not None else math.inf)
+        words = ", ".join(f"{path} {' '.join(score(metric)).strip()}" for path, metric in ranked)
+        where = f"{load} items of {family}" if len({row["family"] for row in found}) > 1 else f"{load} items"
+        told.append(
+            f"At an acquisition of {_short(acquisition)} with {where}, the loss of prior knowledge is: {words}."
+        )
+    return told
 
 
 def score(metric: Metric, signed: bool = False) -> tuple[str, str]:
@@ -337,7 +368,7 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     if len(given) == 1:
         return given[0]
     values = [_value(metric) for metric in given]
-    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in (*_GAINS, *_PERPLEXITIES) else SHARE
+    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in (*_GAINS, *_PERPLEXITIES, *_MEASURED) else SHARE
     interval = seeds_interval(values, bounds=bounds)
     low: float | None = interval.low
     high: float | None = interval.high

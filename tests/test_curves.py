@@ -1,0 +1,81 @@
+"""Learning against forgetting: curves over efforts, and forgetting where acquisition is equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import make_report
+
+from memory_paths.evaluation.curves import Curve
+from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.report import Report
+from memory_paths.evaluation.summary import Summary, collect, matched_in_words
+
+
+def _run(path: str, effort: float, acquired: float, prior: float, seed: int, **settings: Any) -> Report:
+    report = make_report(path, acquired, prior=prior, seed=seed)
+    memory = {"name": path, "budget": {"steps": 40, "effort": effort}, **settings}
+    return Report(
+        **{
+            **vars(report),
+            "metrics": {**report.metrics, "acquisition": Metric(acquired, acquired, acquired, 48)},
+            "config": {"path": {"memory": memory}, "seeds": {"world": seed}},
+        }
+    )
+
+
+def _collected(folder: Path, runs: list[Report]) -> Summary:
+    for number, run in enumerate(runs):
+        run.write(folder / str(number))
+    return collect(folder)
+
+
+@pytest.fixture
+def runs() -> list[Report]:
+    """Two paths at two efforts with two seeds: one that loses .1 for an acquisition of .8, and one that loses .4."""
+    found = []
+    for seed, shift in ((0, 0.0), (1, 0.02)):
+        found += [_run("sparse_memory", 1.0, 0.8, -0.1 - shift, seed), _run("sparse_memory", 2.0, 1.0, -0.2, seed)]
+        found += [_run("full", 0.5, 0.6, -0.3 - shift, seed), _run("full", 1.0, 0.8, -0.4 - shift, seed)]
+    return found
+
+
+def test_forgetting_is_compared_where_all_have_acquired_the_same(tmp_path: Path, runs: list[Report]) -> None:
+    summary = _collected(tmp_path, runs)
+    rows = {row["path"]: row for row in summary.to_json()["matched"]}
+    assert {row["acquisition"] for row in rows.values()} == {0.8}
+    assert rows["sparse_memory"]["forgetting"]["value"] == pytest.approx(0.11)
+    assert rows["full"]["forgetting"]["value"] == pytest.approx(0.41)
+    assert rows["full"]["forgetting"]["low"] < 0.41 < rows["full"]["forgetting"]["high"]
+    (told,) = matched_in_words(summary.curves)
+    assert told.index("sparse_memory .11") < told.index("full .41")
+    page = (summary.write(tmp_path)).read_text()
+    assert told.replace("'", "&#39;") in page
+    assert "What learning costs, effort by effort" in page
+
+
+def test_forgetting_between_two_efforts_is_interpolated_and_beyond_them_undefined() -> None:
+    points = ((0.0, 0.0), (0.4, -0.1), (0.8, -0.3))
+    curve = Curve("full", 48, "toy", {"a": points}, (1.0, 2.0))
+    assert curve.forgetting(0.2).value == pytest.approx(0.05)
+    assert curve.forgetting(0.6).value == pytest.approx(0.2)
+    assert curve.forgetting(0.81).reason == "it acquires 0.80 at most"
+
+
+def test_where_more_effort_acquires_less_the_first_crossing_counts() -> None:
+    curve = Curve("lora", 48, "toy", {"a": ((0.0, 0.0), (0.9, -0.2), (0.5, -0.8))}, (1.0, 2.0))
+    assert curve.forgetting(0.9).value == pytest.approx(0.2)
+    assert curve.forgetting(0.45).value == pytest.approx(0.1)
+
+
+def test_settings_other_than_effort_make_curves_of_their_own_and_broken_sets_are_left_out(
+    tmp_path: Path, runs: list[Report]
+) -> None:
+    other = [_run("full", effort, 0.5, -0.1, 0, rehearsal={"per_step": 16}) for effort in (0.5, 1.0)]
+    lonely = [_run("lora", 1.0, 0.9, -0.5, 0)]
+    unfinished = [_run("sparse_memory", 1.0, 0.8, -0.1, 2)]  # a seed without its second effort
+    curves = _collected(tmp_path, [*runs, *other, *lonely, *unfinished]).curves
+    assert {curve.label for curve in curves} == {"sparse_memory", "full", "full rehearsal.per_step=16"}
+    assert {len(curve.points) for curve in curves if curve.label == "sparse_memory"} == {2}
