@@ -11,12 +11,8 @@ from torch import Tensor
 
 from memory_paths.types import Phrasing
 
-from .batches import TrainingBatch
-from .penalty import Changed, Penalty
-from .projection import Projection
-from .weights import LossFunction, Step, check_learnt, finite
-
-CLIP_NORM = 1.0
+from .adam import AdamTrainer
+from .weights import Trainer, check_learnt
 
 
 class Full:
@@ -81,11 +77,11 @@ class Full:
                 parameter.data = present[name]
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
+    def training(self, module: Any) -> Iterator[Trainer]:
         """See `Weights`."""
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        yield adam_step(parameters, self.rate, self.weight_decay, penalty, projection)
-        check_learnt(parameters)
+        parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        yield AdamTrainer(parameters, self.rate, self.weight_decay)
+        check_learnt(parameters.values())
         self._learnt = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
 
     def measures(self) -> Mapping[str, float]:
@@ -99,37 +95,3 @@ class Full:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """See `Weights`."""
         self._learnt = {name: tensor.clone() for name, tensor in state.items()}
-
-
-def adam_step(
-    parameters: Sequence[torch.nn.Parameter],
-    rate: float,
-    weight_decay: float,
-    penalty: Penalty,
-    projection: Projection,
-) -> Step:
-    """A step of AdamW over these parameters, gradients projected, then clipped to norm 1."""
-    before = [parameter.detach().clone() for parameter in parameters] if penalty else []
-    # Fused: on a large table of values the update would otherwise cost a third of the step.
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
-
-    def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
-        optimiser.zero_grad(set_to_none=True)
-        found = loss()
-        value = finite(found)
-        found.backward()
-        if reference is not None:
-            known = torch.autograd.grad(reference(), parameters, allow_unused=True)
-            pairs = [
-                (parameter.grad, other)
-                for parameter, other in zip(parameters, known, strict=True)
-                if parameter.grad is not None and other is not None
-            ]
-            projection.project([own for own, _ in pairs], [other for _, other in pairs])
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        optimiser.step()
-        if penalty:
-            penalty([Changed(parameter.detach(), start) for parameter, start in zip(parameters, before, strict=True)])
-        return value
-
-    return step

@@ -147,13 +147,13 @@ class SlotRecorder:
         self._position = torch.full((slots,), -1, dtype=torch.int64, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
-        """How often each slot was read, [N * N] float64 on the CPU.
+        """How often each slot was read by the first forward pass, that of the batch, [N * N] float64 on the CPU.
 
         Args:
             position_weights: [B]; 0 leaves a position out.
         """
         counts = torch.zeros(len(self._position), dtype=torch.float64, device=self._position.device)
-        for slots_BR in self.reads:
+        for slots_BR in self.reads[:1]:
             if position_weights is None:
                 ones = counts.new_ones(slots_BR.numel())
             else:

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from memory_paths.types import Phrasing
 from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
 from .batches import TrainingBatch, collate, encode
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
-from .penalty import Changed, Penalty
-from .projection import Projection
 from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
-from .weights import LossFunction, Step, check_learnt, finite
+from .weights import Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, finite
 
 logger = logging.getLogger(__name__)
+
+Optimiser = Literal["sgd", "adam"]
 
 
 class _Originals:
@@ -34,20 +34,20 @@ class _Originals:
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
-        self._seen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        self.seen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         self._rows: list[Tensor] = []
         self._bytes: list[Tensor] = []
 
     def remember(self, rows: Tensor) -> None:
         """Note the present bytes of those rows that were not noted before."""
-        new = rows[~self._seen[rows]]
-        self._seen[new] = True
+        new = rows[~self.seen[rows]]
+        self.seen[new] = True
         self._rows.append(new)
         self._bytes.append(self._values.detach()[new].clone())
 
     def rows(self) -> Tensor:
         """Every row noted, sorted."""
-        return self._seen.nonzero().flatten()
+        return self.seen.nonzero().flatten()
 
     def restore(self) -> None:
         """Put the noted bytes back."""
@@ -63,10 +63,16 @@ class MemoryRows:
     change until something is learnt; its addresses are then untrained, and learning is accordingly weaker.
 
     Args:
-        rows: t, the most rows that one step may change in each memory layer.
+        rows: t, the most rows that one step may change in each memory layer; None: all that were read.
         rate: Learning rate of plain SGD on the rows, per nat of mean loss.
+        optimiser: "sgd", as the paper has it, or "adam", whose moments move only for the rows that are chosen (the rate
+            is then that of Adam, about 1e-3).
         momentum: Of SGD; a row's momentum moves only when the row is chosen.
-        weight_decay: Of SGD, on chosen rows only.
+        weight_decay: On chosen rows only; decoupled with Adam.
+        lifetime_rows: Most rows of each layer that may ever change; once there are so many, those are changed again.
+            None: any number.
+        hub_share: Slots that more than this share of the background batches read are never chosen; None: any may be.
+        protect_written: Whether rows that an earlier write has changed are left alone.
         selector: How rows are scored.
         background_batch: Sequences in one background batch, the unit of the document frequency.
         layer: Dotted name of the MLP that an added memory stands beside; by default the middle one.
@@ -77,29 +83,43 @@ class MemoryRows:
     def __init__(
         self,
         *,
-        rows: int = 32,
+        rows: int | None = 32,
         rate: float = 7000.0,
+        optimiser: Optimiser = "sgd",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        lifetime_rows: int | None = None,
+        hub_share: float | None = None,
+        protect_written: bool = False,
         selector: Selector | None = None,
         background_batch: int = 8,
         layer: str | None = None,
         half_keys: int = 64,
         seed: int = 0,
     ) -> None:
-        if rows < 1:
+        if rows is not None and rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         if rate <= 0:
             raise ValueError(f"rate must be above 0, got {rate}")
+        if optimiser not in get_args(Optimiser):
+            raise ValueError(f"optimiser must be one of {', '.join(get_args(Optimiser))}, got {optimiser!r}")
+        if lifetime_rows is not None and lifetime_rows < (rows or 1):
+            raise ValueError(f"lifetime_rows must be at least rows ({rows}), got {lifetime_rows}")
+        if hub_share is not None and not 0 <= hub_share <= 1:
+            raise ValueError(f"hub_share must be in [0, 1], got {hub_share}")
         self.rows = rows
         self.rate = rate
+        self.optimiser = optimiser
+        self.lifetime_rows = lifetime_rows
+        self.hub_share = hub_share
+        self.protect_written = protect_written
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.selector: Selector = selector if selector is not None else TfIdf()
         self.background_batch = background_batch
         self._layer = layer
         self._half_keys = half_keys
-        self._seed = seed
+        self.seed = seed
         self._added: AdditiveMemory | None = None
         self._background: dict[str, Background] = {}
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
@@ -107,13 +127,18 @@ class MemoryRows:
 
     backward = 1.0
 
+    @property
+    def moments(self) -> int:
+        """Tensors that the optimiser keeps for each row that it has moved."""
+        return 2 if self.optimiser == "adam" else int(self.momentum > 0)
+
     def fit(self, lm: Any) -> None:
         """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`."""
         if memory_layers(lm.module):
             return
         self._layer = self._layer or middle_mlp(lm.module)
         config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
-        self._added = attach(lm.module, self._layer, config, seed=self._seed)
+        self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
         detach(lm.module, self._layer)
         logger.info("the model has no memory layer; writing to an empty one beside %s", self._layer)
@@ -129,7 +154,7 @@ class MemoryRows:
             with torch.no_grad(), _recorded(layers, always=True) as recorders:
                 sequences = encode(lm, background)
                 # Phrasings of a fact stand side by side: in one batch they would count as read in that batch alone.
-                random.Random(self._seed).shuffle(sequences)
+                random.Random(self.seed).shuffle(sequences)
                 for start in range(0, len(sequences), self.background_batch):
                     batch = collate(lm, sequences[start : start + self.background_batch])
                     lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
@@ -199,14 +224,13 @@ class MemoryRows:
                     layer.values[changed[name]] = present[name]
 
     @contextmanager
-    def training(self, module: Any, penalty: Penalty, projection: Projection) -> Iterator[Step]:
-        """See `Weights`."""
+    def training(self, module: Any) -> Iterator[Trainer]:
+        """See `Weights`.
+
+        Raises:
+            ValueError: The background statistics were gathered with other keys or queries.
+        """
         layers = memory_layers(module)
-        frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        generator = torch.Generator().manual_seed(self._seed)
-        velocity: dict[str, Tensor] = {}
-        # A copy of the table, which nothing but a penalty needs.
-        before = {name: layer.values.detach().clone() for name, layer in layers.items()} if penalty else {}
         for name, layer in layers.items():
             current = address_hash(layer)
             if current != self._background[name].address:
@@ -214,37 +238,14 @@ class MemoryRows:
                     f"the background statistics of {name!r} were gathered with other keys or queries; "
                     "call prepare on this model first"
                 )
+        frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         for parameter, _ in frozen:
             parameter.requires_grad_(False)
         for layer in layers.values():
             layer.values.requires_grad_(True)
         try:
             with _recorded(layers) as recorders:
-
-                def step(loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
-                    found = loss()
-                    value = finite(found)
-                    predicting = batch.predicting.flatten()
-                    for name, recorder in recorders.items():
-                        counts = recorder.counts(predicting)
-                        scores = self.selector(counts, self._background[name], generator)
-                        recorder.select(top_rows(scores, counts, self.rows))
-                    found.backward()
-                    if reference is not None:
-                        _project(projection, list(recorders.values()), reference)
-                    for name, recorder in recorders.items():
-                        self._update(name, layers[name], recorder, velocity)
-                    if penalty:
-                        with torch.no_grad():
-                            for name, recorder in recorders.items():
-                                present = layers[name].values[recorder.rows]
-                                penalty([Changed(present, before[name][recorder.rows])])
-                                layers[name].values[recorder.rows] = present
-                    for recorder in recorders.values():
-                        recorder.clear()
-                    return value
-
-                yield step
+                yield _RowTrainer(self, layers, recorders)
             changed = {name: originals.rows() for name, originals in self._originals.items()}
             check_learnt(layers[name].values.detach()[rows] for name, rows in changed.items())
             self._learnt = {name: (rows, layers[name].values.detach()[rows].clone()) for name, rows in changed.items()}
@@ -253,20 +254,16 @@ class MemoryRows:
                 parameter.requires_grad_(required)
                 parameter.grad = None
 
-    def _update(self, name: str, layer: ProductKeyMemory, recorder: SlotRecorder, velocity: dict[str, Tensor]) -> None:
-        if recorder.gradient is None:
-            return
-        rows, direction = recorder.rows, recorder.gradient
-        self._originals[name].remember(rows)
-        with torch.no_grad():
-            present = layer.values[rows]
-            if self.weight_decay:
-                direction = direction + self.weight_decay * present
-            if self.momentum:
-                store = velocity.setdefault(name, torch.zeros_like(layer.values))
-                store[rows] = self.momentum * store[rows] + direction
-                direction = store[rows]
-            layer.values[rows] = present - self.rate * direction
+    def _may_change(self, name: str, counts: Tensor) -> Tensor:
+        """The accesses of the slots that may be chosen; of the others none."""
+        background, touched = self._background[name], self._originals[name].seen.cpu()
+        if self.hub_share is not None and background.batches:
+            counts = counts * (background.document_frequency <= self.hub_share * background.batches)
+        if self.protect_written and name in self._learnt:
+            counts = counts.index_fill(0, self._learnt[name][0].cpu(), 0.0)
+        if self.lifetime_rows is not None and int(touched.sum()) + (self.rows or 0) > self.lifetime_rows:
+            counts = counts * touched
+        return counts
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`; `rows_touched`: rows of all memory layers that some write has changed."""
@@ -289,17 +286,135 @@ class MemoryRows:
         self._learnt = {name: (state[f"{name}/rows"].clone(), state[f"{name}/values"].clone()) for name in names}
 
 
-def _project(projection: Projection, recorders: Sequence[SlotRecorder], reference: LossFunction) -> None:
-    own = [recorder.gradient for recorder in recorders]
-    for recorder in recorders:
-        recorder.gradient = None
-    reference().backward()
-    pairs = [
-        (one, r.gradient) for one, r in zip(own, recorders, strict=True) if one is not None and r.gradient is not None
-    ]
-    projection.project([one for one, _ in pairs], [other for _, other in pairs])
-    for recorder, one in zip(recorders, own, strict=True):
-        recorder.gradient = one
+class _RowTrainer:
+    """A `Trainer` of rows: chosen after the forward pass, updated alone, and nothing beside them."""
+
+    def __init__(
+        self, weights: MemoryRows, layers: Mapping[str, ProductKeyMemory], recorders: Mapping[str, SlotRecorder]
+    ) -> None:
+        self._weights = weights
+        self._layers = layers
+        self._recorders = recorders
+        self._generator = torch.Generator().manual_seed(weights.seed)
+        self._moments = {name: _RowMoments(layer.values, weights.moments) for name, layer in layers.items()}
+        self._before: dict[str, Tensor] = {}
+
+    def step(
+        self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
+    ) -> float:
+        """See `Trainer`."""
+        if settle and not self._before:
+            self._before = {name: layer.values.detach().clone() for name, layer in self._layers.items()}
+        found = loss()
+        value = finite(found)
+        predicting = batch.predicting.flatten()
+        for name, recorder in self._recorders.items():
+            counts = self._weights._may_change(name, recorder.counts(predicting))
+            scores = self._weights.selector(counts, self._weights._background[name], self._generator)
+            recorder.select(top_rows(scores, counts, self._weights.rows))
+        found.backward()
+        own = {name: recorder.gradient for name, recorder in self._recorders.items()}
+        gradients = [
+            Gradient(f"{name}.values", gradient, self._recorders[name].rows)
+            for name, gradient in own.items()
+            if gradient is not None
+        ]
+        if project:
+            project(gradients)
+        for name, recorder in self._recorders.items():
+            if (gradient := own[name]) is not None:
+                self._weights._originals[name].remember(recorder.rows)
+                self._update(name, recorder.rows, gradient)
+        if settle:
+            self._settle(settle)
+        for recorder in self._recorders.values():
+            recorder.clear()
+        return value
+
+    def gradients(self, loss: LossFunction) -> list[Gradient]:
+        """See `Trainer`."""
+        found: list[Gradient] = []
+        with _recorded(self._layers) as recorders:
+            value = loss()
+            for recorder in recorders.values():
+                recorder.select(torch.cat([read.flatten() for read in recorder.reads]).unique())
+            value.backward()
+            for name, recorder in recorders.items():
+                if recorder.gradient is not None:
+                    found.append(Gradient(f"{name}.values", recorder.gradient, recorder.rows))
+        return found
+
+    def _update(self, name: str, rows: Tensor, gradient: Tensor) -> None:
+        weights, values = self._weights, self._layers[name].values
+        with torch.no_grad():
+            present = values[rows]
+            if weights.optimiser == "adam":
+                direction = self._moments[name].adam(rows, gradient)
+                # Decoupled, as in AdamW.
+                values[rows] = present * (1 - weights.rate * weights.weight_decay) - weights.rate * direction
+                return
+            if weights.weight_decay:
+                gradient = gradient + weights.weight_decay * present
+            if weights.momentum:
+                gradient = self._moments[name].momentum(rows, gradient, weights.momentum)
+            values[rows] = present - weights.rate * gradient
+
+    def _settle(self, settle: Settle) -> None:
+        with torch.no_grad():
+            changed = []
+            for name, recorder in self._recorders.items():
+                rows = recorder.rows
+                present = self._layers[name].values[rows]
+                changed.append(Changed(f"{name}.values", present, self._before[name][rows], rows))
+            settle(changed)
+            for one, (name, recorder) in zip(changed, self._recorders.items(), strict=True):
+                self._layers[name].values[recorder.rows] = one.present
+
+
+class _RowMoments:
+    """An optimiser's memory of the rows that it has moved, and of no others.
+
+    A row's moments change only in steps that choose it: otherwise momentum would go on moving rows that were not.
+
+    Args:
+        values: The table, [slots, width].
+        count: Tensors for each row.
+    """
+
+    def __init__(self, values: Tensor, count: int) -> None:
+        self._count = count
+        self._place = values.new_full((len(values) if count else 0,), -1, dtype=torch.int64)
+        self._used = 0
+        self._store = values.new_zeros(0, count, values.shape[1])
+        self._steps = values.new_zeros(0)
+
+    def momentum(self, rows: Tensor, gradient: Tensor, share: float) -> Tensor:
+        """The direction of SGD with heavy-ball momentum."""
+        at = self._at(rows)
+        self._store[at, 0] = share * self._store[at, 0] + gradient
+        return self._store[at, 0]
+
+    def adam(self, rows: Tensor, gradient: Tensor, first: float = 0.9, second: float = 0.999) -> Tensor:
+        """The direction of Adam, its bias corrected by each row's own number of steps (Kingma & Ba 2015, 1412.6980)."""
+        at = self._at(rows)
+        self._steps[at] += 1
+        steps = self._steps[at][:, None]
+        self._store[at, 0] = first * self._store[at, 0] + (1 - first) * gradient
+        self._store[at, 1] = second * self._store[at, 1] + (1 - second) * gradient.square()
+        mean = self._store[at, 0] / (1 - first**steps)
+        square = self._store[at, 1] / (1 - second**steps)
+        return mean / (square.sqrt() + 1e-8)
+
+    def _at(self, rows: Tensor) -> Tensor:
+        new = rows[self._place[rows] < 0]
+        if len(new):
+            self._place[new] = torch.arange(self._used, self._used + len(new), device=rows.device)
+            self._used += len(new)
+            if self._used > len(self._steps):
+                more = max(self._used, len(self._steps))
+                self._steps = torch.cat([self._steps, self._steps.new_zeros(more)])
+                self._store = torch.cat([self._store, self._store.new_zeros(more, *self._store.shape[1:])])
+        return self._place[rows]
 
 
 @contextmanager
@@ -307,10 +422,12 @@ def _recorded(layers: Mapping[str, ProductKeyMemory], always: bool = False) -> I
     recorders = {
         name: SlotRecorder(layer.config.slots, layer.values.device, always=always) for name, layer in layers.items()
     }
+    # A gradient that is asked for within a step has recorders of its own.
+    outer = {name: layer.recorder for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.recorder = recorders[name]
     try:
         yield recorders
     finally:
-        for layer in layers.values():
-            layer.recorder = None
+        for name, layer in layers.items():
+            layer.recorder = outer[name]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .batches import TrainingBatch
+from .setting import Self, Setting, check_self
 
 
 class Objective(Protocol):
-    """A differentiable loss of a model on a batch."""
+    """A differentiable loss of the model on a batch."""
 
-    def __call__(self, module: Any, batch: TrainingBatch) -> Tensor:
-        """The loss, a scalar in nats per target token; lower is better."""
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+        """The loss, a scalar in nats per target token; lower is better.
+
+        The first forward pass that takes gradients is that of the batch: of its reads slots are chosen.
+        """
         ...
 
 
@@ -22,6 +28,12 @@ def logits_of(module: Any, batch: TrainingBatch) -> Tensor:
     """[sequences, length, vocabulary] of a batch; the position before a token predicts it."""
     logits: Tensor = module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits
     return logits
+
+
+def token_losses(logits: Tensor, batch: TrainingBatch) -> Tensor:
+    """Cross entropy of each target token in nats, [targets], from the logits of the whole batch."""
+    kept = batch.targets[:, 1:]
+    return functional.cross_entropy(logits[:, :-1][kept].float(), batch.tokens[:, 1:][kept], reduction="none")
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -32,11 +44,101 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return functional.kl_div(found, known, reduction="none", log_target=True).sum(dim=-1)
 
 
+@dataclass(frozen=True)
 class NegativeLogLikelihood:
     """Mean cross entropy of the target tokens."""
 
-    def __call__(self, module: Any, batch: TrainingBatch) -> Tensor:
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
         """See `Objective`."""
-        logits = logits_of(module, batch)[:, :-1]
-        kept = batch.targets[:, 1:]
-        return functional.cross_entropy(logits[kept].float(), batch.tokens[:, 1:][kept])
+        return token_losses(logits_of(setting.module, batch), batch).mean()
+
+
+@dataclass(frozen=True)
+class SelectiveNegativeLogLikelihood:
+    """Mean cross entropy of those target tokens that lag most behind a reference (RHO-1, Lin et al. 2024, arXiv
+    2404.07965, equations 3 to 5). The reference is an earlier self of the model: what it knew well need not be studied.
+
+    Args:
+        share: Of the batch's target tokens that are kept, in (0, 1]; at least one is.
+        reference: "untouched" by any learning, or "before" this write.
+    """
+
+    share: float = 0.6
+    reference: Self = "untouched"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share of selective likelihood must be in (0, 1], got {self.share}")
+        check_self(self.reference)
+
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+        """See `Objective`."""
+        with setting.earlier(self.reference):
+            expected = token_losses(logits_of(setting.module, batch), batch)
+        setting.charge(batch, 1.0)
+        losses = token_losses(logits_of(setting.module, batch), batch)
+        kept = max(1, round(self.share * len(losses)))
+        return losses[torch.topk((losses - expected).detach(), kept).indices].mean()
+
+
+Source = Literal["new", "old"]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Cross entropy of the target tokens, and beside it the divergence from an earlier self (learning without
+    forgetting, Li & Hoiem 2016, arXiv 1606.09282; distillation as in Hinton et al. 2015, 1503.02531).
+
+    Args:
+        source: Where the earlier self is listened to: on the "new" texts, wherever they have nothing to teach (their
+            prompts), or on "old" ones of the background, at their answers.
+        weight: Of the divergence, above 0.
+        temperature: Softens both distributions, above 0; the divergence is multiplied by its square.
+        per_step: Old phrasings for each step.
+        teacher: "before" this write, or "untouched" by any learning.
+    """
+
+    source: Source = "new"
+    weight: float = 1.0
+    temperature: float = 2.0
+    per_step: int = 16
+    teacher: Self = "before"
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise ValueError(
+                f"source of distillation must be one of {', '.join(get_args(Source))}, got {self.source!r}"
+            )
+        if not min(self.weight, self.temperature, self.per_step) > 0:
+            raise ValueError(
+                "weight, temperature and per_step of distillation must be above 0, got "
+                f"{self.weight}, {self.temperature} and {self.per_step}"
+            )
+        check_self(self.teacher)
+
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+        """See `Objective`.
+
+        Raises:
+            ValueError: Old texts are wanted and there is no background to draw from.
+        """
+        new = self.source == "new"
+        shown = batch if new else setting.batch(setting.known(self.per_step, "objective=distil_old"))
+        with setting.earlier(self.teacher):
+            known = logits_of(setting.module, shown)
+        logits = logits_of(setting.module, batch)
+        found = logits if new else logits_of(setting.module, shown)
+        setting.charge(shown, 1.0 if new else 2.0 + setting.weights.backward)
+        listened = beside_targets(shown) if new else shown.predicting
+        loss = token_losses(logits, batch).mean()
+        if not listened.any():
+            return loss
+        apart = divergence(known[listened] / self.temperature, found[listened] / self.temperature).mean()
+        return loss + self.weight * self.temperature**2 * apart
+
+
+def beside_targets(batch: TrainingBatch) -> Tensor:
+    """[sequences, length] bool: positions that predict a token of the text that is not to be learnt."""
+    ahead = torch.zeros_like(batch.targets)
+    ahead[:, :-1] = batch.attention[:, 1:].bool() & ~batch.targets[:, 1:]
+    return ahead

@@ -40,11 +40,12 @@ from memory_paths.types import (
     Usage,
 )
 
-from .batches import Encoded, collate, encode
+from .batches import Encoded, TrainingBatch, collate, encode
 from .objective import NegativeLogLikelihood, Objective, divergence, logits_of
-from .penalty import NoPenalty, Penalty
+from .penalty import NoPenalty, Penalty, Restraint
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
+from .setting import Setting
 from .study import Phrasings, Study
 from .weights import Weights
 
@@ -397,13 +398,31 @@ class WeightsPath:
                 tokens, flops = 0, 0.0  # charged to the first write, in whichever process that was
         studied = self._studied(items)
         total = sum(len(sequences) for sequences in studied)
-        generator = random.Random(f"{self._seed}/{len(self._writes)}")
         losses: list[float] = []
         order: list[list[Encoded]] = []
         begun = 0
-        training = self._weights.training(module, self._penalty, self._projection)
-        with lm.altered(), self._weights.applied(module), training as step:
+        with lm.altered(), self._weights.applied(module), self._weights.training(module) as trainer:
             flops_of = cache(lm.forward_flops)  # walks through all modules, which stay as they are in this block
+
+            def charge(batch: TrainingBatch, passes: float) -> None:
+                nonlocal tokens, flops
+                count = len(batch.tokens)
+                tokens += batch.token_count
+                flops += passes * count * flops_of(batch.token_count // count)
+
+            setting = Setting(
+                lm=lm,
+                weights=self._weights,
+                background=self._background,
+                taught=self._taught(),
+                generator=random.Random(f"{self._seed}/{len(self._writes)}"),
+                before=dict(self._weights.state()),
+                charge=charge,
+            )
+            generator = setting.generator
+            restraint = self._penalty(setting, trainer)
+            project = self._projection(setting, trainer)
+            rehearsal = self._rehearsal(setting)
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.most_steps), f"{self.name}: studying", leave=False, disable=quiet):
                 chosen: list[Encoded] = []
@@ -417,25 +436,31 @@ class WeightsPath:
                     chosen += order.pop()
                 if not chosen:
                     break
-                rehearsed = encode(lm, self._rehearsal(self._background, generator))
-                batches = [collate(lm, chosen, rehearsed=rehearsed)]
-                if self._projection:
-                    reference = self._projection.reference(self._background, generator)
-                    batches.append(collate(lm, encode(lm, reference)))
-                loss, *other = (partial(self._objective, module, batch) for batch in batches)
+                batch = collate(lm, chosen, rehearsed=encode(lm, next(rehearsal)))
                 try:
-                    losses.append(step(loss, batches[0], *other))
+                    losses.append(
+                        trainer.step(partial(self._loss, setting, restraint, batch), batch, project, restraint.settle)
+                    )
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
-                for batch in batches:
-                    count = len(batch.tokens)
-                    tokens += batch.token_count
-                    flops += (1 + self._weights.backward) * count * flops_of(batch.token_count // count)
+                charge(batch, 1 + self._weights.backward)
             seconds = time.perf_counter() - began
             drift = self._drift([sequence for group in studied for sequence in group])
         details = {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
         measures = {"kl_on_new": drift, **self._weights.measures()}
         return Cost(lm=Usage(tokens=tokens, flops=flops, seconds=seconds)), {**details, "measures": measures}
+
+    def _loss(self, setting: Setting, restraint: Restraint, batch: TrainingBatch) -> torch.Tensor:
+        term = restraint.term(batch) if restraint.term else None
+        # The objective first: slots are chosen by the reads of the first pass that takes gradients.
+        loss = self._objective(setting, batch)
+        return loss + term() if term else loss
+
+    def _taught(self) -> list[Phrasing]:
+        """What the writes so far have studied, as far as it is not forgotten."""
+        versions = [version for write in self._writes for version in write]
+        found = self._ledger.get(versions)
+        return self._study([found[version].item for version in versions])
 
     def _drift(self, sequences: Sequence[Encoded]) -> float:
         """How far the answers' distribution has gone from the untouched model's on what was just studied: the mean

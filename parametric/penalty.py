@@ -1,44 +1,50 @@
-"""What holds weights back while they learn, after each step."""
+"""What holds weights back while they learn: in the loss, or after each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
+
+from .batches import TrainingBatch
+from .objective import divergence, logits_of, token_losses
+from .setting import Self, Setting, check_self
+from .weights import Changed, Settle, Trainer
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A tensor that a step has just changed.
+class Restraint:
+    """What a penalty does during one write.
 
     Args:
-        present: Its values, to be changed in place.
-        before: Its values before this write, of the same shape.
+        term: Called with a batch before its loss is computed, while an earlier self may still be listened to; gives the
+            function that is called after it, for a differentiable scalar in nats to be added. None: nothing.
+        settle: Called after each step with all that it has changed; None: nothing.
     """
 
-    present: Tensor
-    before: Tensor
+    term: Callable[[TrainingBatch], Callable[[], Tensor]] | None = None
+    settle: Settle | None = None
 
 
 class Penalty(Protocol):
-    """Called after every step with all that the step has changed."""
+    """What holds the weights back."""
 
-    def __call__(self, changed: Sequence[Changed]) -> None:
-        """Change the present values in place."""
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """Called once for each write, before its first step."""
         ...
 
 
 @dataclass(frozen=True)
 class NoPenalty:
-    """Nothing holds the weights back. It is false, so that nobody keeps a copy of the weights for its sake."""
+    """Nothing holds the weights back."""
 
-    def __bool__(self) -> bool:
-        return False
-
-    def __call__(self, changed: Sequence[Changed]) -> None:
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
         """See `Penalty`."""
+        return Restraint()
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,175 @@ class TowardsBefore:
         if not 0 <= self.strength < 1:
             raise ValueError(f"strength of a penalty must be in [0, 1), got {self.strength}")
 
-    def __call__(self, changed: Sequence[Changed]) -> None:
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
         """See `Penalty`."""
-        for one in changed:
-            one.present.lerp_(one.before, self.strength)
+
+        def settle(changed: Sequence[Changed]) -> None:
+            for one in changed:
+                one.present.lerp_(one.before, self.strength)
+
+        return Restraint(settle=settle)
+
+
+@dataclass(frozen=True)
+class ElasticWeights:
+    """Holds a weight back the more, the more what was known depends on it (EWC, Kirkpatrick et al. 2017, arXiv
+    1612.00796).
+
+    The importance of a weight is the diagonal of the empirical Fisher information, the mean over samples of the squared
+    gradient of each sample's own log-likelihood (gradients of whole batches would underrate it), taken anew before
+    each write and divided by its mean. Applied in proximal form like `TowardsBefore`: a weight of importance f goes
+    back by s f / (1 + s f) of its way, which minimises its distance to where the step took it plus s f times that to
+    where it was.
+
+    Args:
+        strength: s, above 0.
+        samples: Phrasings of what the model knew, at least 1.
+        taught: Phrasings of what earlier writes taught, beside them.
+    """
+
+    strength: float = 0.01
+    samples: int = 64
+    taught: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0 or self.samples < 1 or self.taught < 0:
+            raise ValueError(
+                "of penalty=ewc strength must be above 0, samples at least 1 and taught at least 0, got "
+                f"{self.strength}, {self.samples} and {self.taught}"
+            )
+
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """See `Penalty`.
+
+        Raises:
+            ValueError: There is no background to draw from.
+        """
+        drawn = setting.known(self.samples, "penalty=ewc")
+        drawn += setting.generator.sample(list(setting.taught), min(self.taught, len(setting.taught)))
+        importance = fisher_information(setting, trainer, [setting.batch([phrasing]) for phrasing in drawn])
+
+        def settle(changed: Sequence[Changed]) -> None:
+            for one in changed:
+                table = importance.get(one.name)
+                if table is None:
+                    continue  # nothing of what was known depends on it
+                pulled = self.strength * (table if one.rows is None else table[one.rows])
+                one.present.lerp_(one.before, pulled / (1 + pulled))
+
+        return Restraint(settle=settle)
+
+
+def fisher_information(setting: Setting, trainer: Trainer, samples: Sequence[TrainingBatch]) -> dict[str, Tensor]:
+    """Diagonal of the empirical Fisher information of the present weights by the name of the tensor, divided by its
+    mean over all numbers that any sample depends on."""
+    squares: dict[str, Tensor] = {}
+    for sample in samples:
+        for found in trainer.gradients(partial(_negative_log_likelihood, setting, sample)):
+            if found.rows is None:
+                squares[found.name] = squares.get(found.name, 0.0) + found.values.square()
+            else:
+                table = setting.module.get_parameter(found.name)
+                square = squares.setdefault(found.name, torch.zeros_like(table, requires_grad=False))
+                square.index_add_(0, found.rows, found.values.square())
+        setting.charge(sample, 1.0 + setting.weights.backward)
+    total = sum(float(square.sum()) for square in squares.values())
+    count = sum(int(square.count_nonzero()) for square in squares.values())
+    mean = total / max(1, count)
+    return {name: square / mean for name, square in squares.items()} if mean else {}
+
+
+def _negative_log_likelihood(setting: Setting, sample: TrainingBatch) -> Tensor:
+    """Of a whole sample: the sum over its tokens, not their mean."""
+    return token_losses(logits_of(setting.module, sample), sample).sum()
+
+
+Where = Literal["new", "known"]
+
+
+@dataclass(frozen=True)
+class OutputDivergence:
+    """Adds the divergence of the model's next-token distributions from those of an earlier self.
+
+    Args:
+        strength: Factor of the divergence (nats per position), above 0.
+        where: On the texts of the batch ("new"), or on phrasings of what the model "known" before, at their answers.
+        per_step: How many of those.
+        teacher: "untouched" by any learning, or "before" this write.
+    """
+
+    strength: float = 0.1
+    where: Where = "known"
+    per_step: int = 16
+    teacher: Self = "untouched"
+
+    def __post_init__(self) -> None:
+        _check_function_space(self.strength, self.where, self.per_step, self.teacher, "kl")
+
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """See `Penalty`."""
+
+        def term(batch: TrainingBatch) -> Callable[[], Tensor]:
+            shown, at = _shown(setting, batch, self.where, self.per_step, "penalty=kl")
+            with setting.earlier(self.teacher):
+                known = logits_of(setting.module, shown)[at]
+            return lambda: self.strength * divergence(known, logits_of(setting.module, shown)[at]).mean()
+
+        return Restraint(term=term)
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """Adds the mean squared distance of the last hidden states from those of an earlier self, relative to their size.
+
+    Args:
+        strength: Factor of the relative distance, above 0.
+        where: On the texts of the batch ("new"), or on phrasings of what the model "known" before.
+        per_step: How many of those.
+        teacher: "untouched" by any learning, or "before" this write.
+    """
+
+    strength: float = 1.0
+    where: Where = "known"
+    per_step: int = 16
+    teacher: Self = "untouched"
+
+    def __post_init__(self) -> None:
+        _check_function_space(self.strength, self.where, self.per_step, self.teacher, "feature")
+
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """See `Penalty`."""
+
+        def features(shown: TrainingBatch, at: Tensor) -> Tensor:
+            output = setting.module(
+                input_ids=shown.tokens, attention_mask=shown.attention, use_cache=False, output_hidden_states=True
+            )
+            found: Tensor = output.hidden_states[-1][at].float()
+            return found
+
+        def term(batch: TrainingBatch) -> Callable[[], Tensor]:
+            shown, at = _shown(setting, batch, self.where, self.per_step, "penalty=feature")
+            with setting.earlier(self.teacher):
+                known = features(shown, at)
+            return lambda: self.strength * (features(shown, at) - known).square().mean() / known.square().mean()
+
+        return Restraint(term=term)
+
+
+def _shown(
+    setting: Setting, batch: TrainingBatch, where: Where, per_step: int, what: str
+) -> tuple[TrainingBatch, Tensor]:
+    """The batch that a function is compared on, and at which positions."""
+    shown = batch if where == "new" else setting.batch(setting.known(per_step, what))
+    setting.charge(shown, 2.0 + setting.weights.backward)
+    return shown, shown.attention.bool() if where == "new" else shown.predicting
+
+
+def _check_function_space(strength: float, where: str, per_step: int, teacher: str, name: str) -> None:
+    if not strength > 0 or per_step < 1:
+        raise ValueError(
+            f"strength of penalty={name} must be above 0 and per_step at least 1, got {strength} and {per_step}"
+        )
+    if where not in get_args(Where):
+        raise ValueError(f"where of penalty={name} must be one of {', '.join(get_args(Where))}, got {where!r}")
+    check_self(teacher)

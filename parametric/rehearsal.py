@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from memory_paths.types import Phrasing
 
+from .setting import Setting
+
 
 class Rehearsal(Protocol):
     """Where rehearsed phrasings come from."""
 
-    def __call__(self, background: Sequence[Phrasing], generator: random.Random) -> list[Phrasing]:
-        """Phrasings to add to one step's batch."""
+    def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
+        """Called once for each write. For each step, without end: the phrasings to add to its batch."""
         ...
 
 
@@ -22,30 +23,37 @@ class Rehearsal(Protocol):
 class NoRehearsal:
     """The new items alone."""
 
-    def __call__(self, background: Sequence[Phrasing], generator: random.Random) -> list[Phrasing]:
+    def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`."""
-        return []
+        while True:
+            yield []
 
 
 @dataclass(frozen=True)
 class Experience:
-    """A few phrasings of what the model knew before, drawn anew at every step.
+    """A few phrasings of what the model knew before, and of what earlier writes taught, drawn anew at every step.
 
     Args:
-        per_step: How many.
+        per_step: How many of what the model knew before it learnt anything.
+        taught: How many of what earlier writes taught; fewer as long as there are fewer.
     """
 
     per_step: int = 16
+    taught: int = 0
 
     def __post_init__(self) -> None:
-        if self.per_step < 1:
-            raise ValueError(f"per_step of experience rehearsal must be at least 1, got {self.per_step}")
-
-    def __call__(self, background: Sequence[Phrasing], generator: random.Random) -> list[Phrasing]:
-        """See `Rehearsal`."""
-        if not background:
+        if min(self.per_step, self.taught) < 0 or not self.per_step + self.taught:
             raise ValueError(
-                "rehearsal and projection need phrasings of what the model knew, and there are none: give"
-                " lm.background, or choose rehearsal=none and projection=none"
+                "per_step and taught of experience rehearsal must be at least 0, and one of them at least 1, got"
+                f" {self.per_step} and {self.taught}"
             )
-        return generator.sample(list(background), min(self.per_step, len(background)))
+
+    def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
+        """See `Rehearsal`.
+
+        Raises:
+            ValueError: There is no background to draw from.
+        """
+        while True:
+            drawn = setting.known(self.per_step, "rehearsal=experience") if self.per_step else []
+            yield drawn + setting.generator.sample(list(setting.taught), min(self.taught, len(setting.taught)))

@@ -54,6 +54,19 @@ class TfIdf:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """A slot's term p log(p / q) of the divergence of the batch's accesses from the background's: p is its share of
+    the batch's accesses, q its share of all pairs of a background batch and a slot that it read, one more added for
+    each slot (the form of arXiv 2604.05248's prototype)."""
+
+    def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
+        """See `Selector`."""
+        share = counts / counts.sum().clamp(min=1)
+        expected = background.document_frequency.to(torch.float64) + 1
+        return torch.xlogy(share, share / (expected / expected.sum()))
+
+
+@dataclass(frozen=True)
 class TermFrequency:
     """The batch's accesses alone: the paper's ablation."""
 
@@ -71,8 +84,8 @@ class RandomSlots:
         return torch.rand(counts.shape, generator=generator, dtype=torch.float64)
 
 
-def top_rows(scores: Tensor, counts: Tensor, rows: int) -> Tensor:
-    """The best `rows` accessed slots, ties to the lower slot, sorted by slot; int64, at most `rows` of them."""
+def top_rows(scores: Tensor, counts: Tensor, rows: int | None) -> Tensor:
+    """The best `rows` accessed slots (None: all of them), ties to the lower slot, sorted by slot; int64."""
     accessed = counts.nonzero().flatten()
     order = torch.argsort(scores[accessed], descending=True, stable=True)
     return accessed[order[:rows]].sort().values

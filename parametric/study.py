@@ -33,3 +33,32 @@ class Phrasings:
     def __call__(self, items: Sequence[Knowledge]) -> list[Phrasing]:
         """See `Study`."""
         return [phrasing for item in items for phrasing in (item.phrasings or (Phrasing(item.text),))]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Each item's own phrasings (or its text), and each of them again in frames of plain words.
+
+    For items that come with their text alone, so that a fact is not learnt as one string of words: the more ways it
+    was seen in, the better it is found by others (Allen-Zhu & Li 2024, arXiv 2309.14316).
+
+    Args:
+        frames: Each with one `{text}`.
+
+    Raises:
+        ValueError: A frame without it, or no frame.
+    """
+
+    frames: tuple[str, ...] = ("{text}", "It is known that {text}", "Remember: {text}", "Here is a fact. {text}")
+
+    def __post_init__(self) -> None:
+        if not self.frames or any(frame.count("{text}") != 1 for frame in self.frames):
+            raise ValueError(f"each frame of study=templates must hold {{text}} once, got {list(self.frames)}")
+
+    def __call__(self, items: Sequence[Knowledge]) -> list[Phrasing]:
+        """See `Study`."""
+        return [
+            phrasing
+            for item in items
+            for phrasing in (*item.phrasings, *(Phrasing(frame.replace("{text}", item.text)) for frame in self.frames))
+        ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,26 +14,78 @@ from torch import Tensor
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
-from .penalty import Penalty
-from .projection import Projection
 
 LossFunction = Callable[[], Tensor]
 
 
-class Step(Protocol):
-    """One optimiser step."""
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one tensor that trains.
 
-    def __call__(self, loss: LossFunction, batch: TrainingBatch, reference: LossFunction | None = None) -> float:
+    Args:
+        name: Of the tensor.
+        values: Of the tensor's shape, or [rows, width].
+        rows: Which rows of a table these are (int64, sorted); None: all of the tensor.
+    """
+
+    name: str
+    values: Tensor
+    rows: Tensor | None = None
+
+    def at(self, other: Gradient) -> Tensor:
+        """These values where the other gradient has its own, 0 where this one has none."""
+        if self.rows is None or other.rows is None:
+            return self.values
+        if not len(self.rows):
+            return torch.zeros_like(other.values)
+        place = torch.searchsorted(self.rows, other.rows).clamp(max=len(self.rows) - 1)
+        return self.values[place] * (self.rows[place] == other.rows)[:, None]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A tensor, or rows of it, that a step has just changed.
+
+    Args:
+        name: Of the tensor.
+        present: The values now, to be changed in place.
+        before: The values before this write.
+        rows: Which rows of a table these are; None: all of the tensor.
+    """
+
+    name: str
+    present: Tensor
+    before: Tensor
+    rows: Tensor | None = None
+
+
+Project = Callable[[Sequence[Gradient]], None]
+"""Changes the gradients of a step in place."""
+Settle = Callable[[Sequence[Changed]], None]
+"""Changes in place what a step has changed."""
+
+
+class Trainer(Protocol):
+    """A run of optimiser steps."""
+
+    def step(
+        self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
+    ) -> float:
         """Run the loss function and change the weights.
 
         Args:
             loss: On `batch`.
             batch: What is studied in this step.
-            reference: The loss whose gradient a projection wants to see.
+            project: Called between the backward pass and the update.
+            settle: Called after the update.
 
         Returns:
             The loss before the step, in nats per token.
         """
+        ...
+
+    def gradients(self, loss: LossFunction) -> list[Gradient]:
+        """The gradient of a loss for every tensor that trains; of a memory, for every row that was read."""
         ...
 
 
@@ -66,9 +119,9 @@ class Weights(Protocol):
         untouched model. Not between a forward pass that is differentiated and its backward pass."""
         ...
 
-    def training(self, module: Any, penalty: Penalty, projection: Projection) -> AbstractContextManager[Step]:
+    def training(self, module: Any) -> AbstractContextManager[Trainer]:
         """Within `applied`: a run of steps. What they changed is kept if the block ends well, and forgotten if it
-        raises. A projection sees every gradient, a penalty what every step has changed."""
+        raises."""
         ...
 
     def measures(self) -> Mapping[str, float]:

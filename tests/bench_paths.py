@@ -12,18 +12,17 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from conftest import mean_loss
+from peft import LoraConfig
 from torch import nn
 
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
+from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.low_rank import LowRank
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import NegativeLogLikelihood
-from memory_paths.parametric.penalty import NoPenalty
-from memory_paths.parametric.projection import NoProjection
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.streams.world import biographies, rehearsal
@@ -122,13 +121,13 @@ def test_answers(benchmark: Benchmark, lm: CausalLM, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sparse memory", "lora", "full"])
 @pytest.mark.benchmark(group="one training step on 96 phrasings")
 def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = {"sparse memory": MemoryRows, "lora": LowRank, "full": Full}[kind]()
+    weights = {"sparse memory": MemoryRows, "lora": _lora, "full": Full}[kind]()
     weights.prepare(lm, rehearsal()[:64])
     batch = collate(lm, encode(lm, rehearsal()[:96]))
-    with weights.applied(lm.module), weights.training(lm.module, NoPenalty(), NoProjection()) as step:
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
 
         def one_step() -> float:
-            return step(lambda: NegativeLogLikelihood()(lm.module, batch), batch)
+            return trainer.step(lambda: mean_loss(lm.module, batch), batch)
 
         benchmark.pedantic(one_step, rounds=10, warmup_rounds=2)
         with torch.profiler.profile(profile_memory=True) as profile:
@@ -137,6 +136,10 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
     benchmark.extra_info["peak MiB beyond what lay in memory before the step"] = round(peak, 1)
     with capsys.disabled():
         sys.stdout.write(f"\n{kind}: {peak:.1f} MiB at the peak of a step, beyond what lay in memory before it\n")
+
+
+def _lora() -> Adapter:
+    return Adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32))
 
 
 def _peak_bytes(profile: torch.profiler.profile) -> int:

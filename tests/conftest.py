@@ -154,3 +154,25 @@ def stories_folder(data_folder: Path) -> Path:
 def stories_lm(stories_folder: Path) -> CausalLM:
     """The real checkpoint, for tests that leave its weights alone."""
     return CausalLM(str(stories_folder))
+
+
+def mean_loss(module: Any, batch: Any) -> Any:
+    """What the plain objective minimises."""
+    from memory_paths.parametric.objective import logits_of, token_losses
+
+    return token_losses(logits_of(module, batch), batch).mean()
+
+
+def make_setting(lm: CausalLM, weights: Any, *, background: Any = (), taught: Any = (), seed: int = 0) -> Any:
+    """A write as its axes see it, with nothing learnt before; what they charge is at `setting.charge.spent`."""
+    import random
+
+    from memory_paths.parametric.setting import Setting
+
+    class Charge:
+        spent: float = 0.0
+
+        def __call__(self, batch: Any, passes: float) -> None:
+            self.spent += passes * batch.token_count
+
+    return Setting(lm, weights, tuple(background), tuple(taught), random.Random(seed), dict(weights.state()), Charge())

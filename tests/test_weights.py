@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import full_disk
+from conftest import full_disk, make_setting, mean_loss
+from peft import IA3Config, LoraConfig, OSFConfig, ShiraConfig
 
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
+from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.attach import memory_layers
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.low_rank import LowRank
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
 from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
-from memory_paths.parametric.projection import NoProjection
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
 from memory_paths.parametric.study import AsGiven, Phrasings
@@ -37,6 +37,7 @@ from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, Phrasing, Prompt, Query, TooLarge
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
+CAUSAL = {"task_type": "CAUSAL_LM"}
 ITEMS = [
     Knowledge("a", "Alma Ashway lives in Alavia.", key="alma/home"),
     Knowledge("b", "Bruno Barrbury enjoys chess.", key="bruno/hobby"),
@@ -54,13 +55,18 @@ def _weights(name: str) -> Weights:
     made: dict[str, Any] = {
         "memory": lambda: MemoryRows(rows=16, rate=50.0),
         "memory_momentum_decay": lambda: MemoryRows(rows=16, rate=20.0, momentum=0.5, weight_decay=1e-3),
-        "lora": lambda: LowRank(rate=1e-2, rank=4),
+        "memory_adam": lambda: MemoryRows(rows=16, rate=1e-2, optimiser="adam", weight_decay=1e-3),
+        "lora": lambda: Adapter(LoraConfig(target_modules="all-linear", r=4, **CAUSAL), rate=1e-2),
+        "shira": lambda: Adapter(ShiraConfig(target_modules="all-linear", r=4, random_seed=0, **CAUSAL), rate=1e-2),
+        "osf": lambda: Adapter(OSFConfig(target_modules="all-linear", effective_rank=0.5, **CAUSAL), rate=1e-2),
+        "ia3": lambda: Adapter(IA3Config(target_modules="all-linear", feedforward_modules=[], **CAUSAL), rate=0.3),
         "full": lambda: Full(rate=1e-3),
     }
     return made[name]()
 
 
-KINDS = ["memory", "memory_momentum_decay", "lora", "full"]
+KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", "full"]
+SPARSE = [kind for kind in KINDS if kind.startswith("memory")]
 
 
 def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) -> WeightsPath:
@@ -99,17 +105,17 @@ def test_learning_lowers_the_loss_and_gives_the_model_back_to_the_byte(lm: Causa
     assert lm.weights_hash() == before
 
 
-@pytest.mark.parametrize("kind", ["memory", "memory_momentum_decay"])
+@pytest.mark.parametrize("kind", SPARSE)
 def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, kind: str) -> None:
     weights = _weights(kind)
     weights.prepare(lm, rehearsal()[:40])
     module = lm.module
     (name, layer), *_ = memory_layers(module).items()
     batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
-    with weights.applied(module), weights.training(module, NoPenalty(), NoProjection()) as step:
+    with weights.applied(module), weights.training(module) as trainer:
         for _ in range(5):
             before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-            step(lambda: NegativeLogLikelihood()(module, batch), batch)
+            trainer.step(lambda: mean_loss(module, batch), batch)
             after = module.state_dict()
             changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten().tolist()
             assert 0 < len(changed) <= 16
@@ -183,9 +189,9 @@ def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(
         def __init__(self) -> None:
             self.calls = 0
 
-        def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        def __call__(self, setting: Any, batch: Any) -> torch.Tensor:
             self.calls += 1
-            loss = NegativeLogLikelihood()(module, batch)
+            loss = NegativeLogLikelihood()(setting, batch)
             return loss * float("inf") if self.calls == 7 else loss
 
     path = _path(lm, ledger, kind, objective=Exploding())
@@ -258,7 +264,7 @@ def test_rehearsal_is_studied_and_charged(lm: CausalLM) -> None:
 
 def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger, rehearsal=Experience(), background=())
-    with pytest.raises(ValueError, match="rehearsal=none"):
+    with pytest.raises(ValueError, match="rehearsal=experience needs phrasings"):
         path.write(ITEMS)
 
 
@@ -356,7 +362,7 @@ def test_statistics_gathered_with_other_keys_are_refused(lm: CausalLM) -> None:
         with (
             pytest.raises(ValueError, match="gathered with other keys"),
             weights.applied(lm.module),
-            weights.training(lm.module, NoPenalty(), NoProjection()),
+            weights.training(lm.module),
         ):
             pass
     finally:
@@ -376,9 +382,10 @@ def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind
         batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
         with weights.applied(module):
             before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-            with weights.training(module, penalty, NoProjection()) as step:
+            with weights.training(module) as trainer:
+                restraint = penalty(make_setting(lm, weights), trainer)
                 for _ in range(4):
-                    step(lambda: NegativeLogLikelihood()(module, batch), batch)
+                    trainer.step(lambda: mean_loss(module, batch), batch, settle=restraint.settle)
             return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
 
     assert 0 < moved(TowardsBefore(0.5)) < moved(NoPenalty()) == moved(TowardsBefore(0.0))

@@ -1,0 +1,133 @@
+"""Parameter-efficient finetuning by PEFT: small tensors beside or inside the frozen matrices train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memory_paths.types import Phrasing
+
+from .adam import AdamTrainer
+from .weights import Trainer, check_learnt
+
+
+class Adapter:
+    """The weights axes `lora`, `shira`, `ia3`, `vera`, `oft`: whatever PEFT puts into the layers of a model.
+
+    Args:
+        config: A `peft.PeftConfig` of a method that changes layers; it is copied for each use.
+        rate: Learning rate of AdamW.
+        weight_decay: Of AdamW.
+        seed: Initialisation.
+
+    Raises:
+        ValueError: A rate that is not above 0, or a method that puts tokens before the text instead.
+    """
+
+    def __init__(self, config: Any, *, rate: float = 1e-3, weight_decay: float = 0.0, seed: int = 0) -> None:
+        if rate <= 0:
+            raise ValueError(f"rate must be above 0, got {rate}")
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(f"{type(config).__name__} puts tokens before the text; Adapter changes layers")
+        self.rate = rate
+        self.weight_decay = weight_decay
+        self._config = config
+        self._seed = seed
+        self._learnt: dict[str, Tensor] = {}
+        self._wrapped: Any = None
+
+    backward = 1.0
+
+    def fit(self, lm: Any) -> None:
+        """See `Weights`.
+
+        Raises:
+            ValueError: PEFT cannot put the method into this model.
+        """
+        try:
+            with self.applied(lm.module):
+                pass
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"{type(self._config).__name__} does not fit {lm.name!r}: {error}") from error
+
+    def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
+        """See `Weights`; nothing to do."""
+        return 0
+
+    @contextmanager
+    def applied(self, module: Any) -> Iterator[None]:
+        """See `Weights`."""
+        from peft import get_peft_model
+
+        required = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+        mode, outer = module.training, self._wrapped
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")  # PEFT warns of tied embeddings, which are not targets here
+            torch.manual_seed(self._seed)
+            self._wrapped = get_peft_model(module, deepcopy(self._config))
+        module.train(mode)
+        try:
+            self._put(module, self._learnt)
+            yield
+        finally:
+            self._wrapped.unload()
+            self._wrapped = outer
+            if hasattr(module, "peft_config"):
+                del module.peft_config
+            for parameter in module.parameters():
+                parameter.requires_grad_(required[id(parameter)])
+                parameter.grad = None
+
+    @contextmanager
+    def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `Weights`."""
+        if not state:
+            required = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+            with self._wrapped.disable_adapter():
+                yield
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(required[name])
+            return
+        present = {name: parameter.detach().clone() for name, parameter in _trained(module).items()}
+        self._put(module, state)
+        try:
+            yield
+        finally:
+            self._put(module, present)
+
+    @contextmanager
+    def training(self, module: Any) -> Iterator[Trainer]:
+        """See `Weights`."""
+        adapters = _trained(module)
+        yield AdamTrainer(adapters, self.rate, self.weight_decay)
+        check_learnt(adapters.values())
+        self._learnt = {name: parameter.detach().clone() for name, parameter in adapters.items()}
+
+    def measures(self) -> Mapping[str, float]:
+        """See `Weights`."""
+        return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """See `Weights`: every tensor of the adapter by name."""
+        return dict(self._learnt)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Weights`."""
+        self._learnt = {name: tensor.clone() for name, tensor in state.items()}
+
+    def _put(self, module: Any, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in _trained(module).items():
+                if name in state:
+                    parameter.copy_(state[name])
+
+
+def _trained(module: Any) -> dict[str, nn.Parameter]:
+    """What PEFT has left to train; the model's own parameters it has frozen."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,79 @@
+"""What the axes of a write may draw on: the model, what it knew, what it was taught, its earlier selves, and chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from memory_paths.types import Phrasing
+
+from .batches import TrainingBatch, collate, encode
+from .weights import Weights
+
+Self = Literal["untouched", "before"]
+SELVES: tuple[Self, ...] = ("untouched", "before")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One write, as its axes see it.
+
+    Args:
+        lm: The model, with what was learnt so far in its weights.
+        weights: What trains.
+        background: Phrasings of what the model knew before it learnt anything here.
+        taught: Phrasings that earlier writes studied, oldest first.
+        generator: All chance of this write.
+        before: State of the weights when this write began.
+        charge: To be called with a batch and the number of forward passes over it that a step did not make itself.
+    """
+
+    lm: Any
+    weights: Weights
+    background: Sequence[Phrasing]
+    taught: Sequence[Phrasing]
+    generator: random.Random
+    before: Mapping[str, Tensor]
+    charge: Callable[[TrainingBatch, float], None]
+
+    @property
+    def module(self) -> Any:
+        """The torch module that trains."""
+        return self.lm.module
+
+    @contextmanager
+    def earlier(self, self_: Self) -> Iterator[None]:
+        """The module as it was, without gradients: untouched by any learning, or before this write. To be left before
+        a forward pass that is differentiated begins."""
+        with torch.no_grad(), self.weights.holding(self.module, {} if self_ == "untouched" else self.before):
+            yield
+
+    def batch(self, phrasings: Sequence[Phrasing]) -> TrainingBatch:
+        """Phrasings, laid out for the model."""
+        return collate(self.lm, encode(self.lm, phrasings))
+
+    def known(self, count: int, what: str) -> list[Phrasing]:
+        """Phrasings of what the model knew before, drawn anew; all of them where there are fewer.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if not self.background:
+            raise ValueError(
+                f"{what} needs phrasings of what the model knew, and there are none: give lm.background, or choose none"
+            )
+        return self.generator.sample(list(self.background), min(count, len(self.background)))
+
+
+def check_self(self_: str) -> None:
+    """Raises:
+    ValueError: There is no such earlier self.
+    """
+    if self_ not in SELVES:
+        raise ValueError(f"teacher must be one of {', '.join(SELVES)}, got {self_!r}")

@@ -1,0 +1,504 @@
+"""The axes of a write into weights: each choice alone, beside every kind of weights, and against its definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_setting, mean_loss
+from peft import LoraConfig
+
+from memory_paths.ledger import Ledger
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.adapter import Adapter
+from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
+from memory_paths.parametric.full import Full
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.objective import (
+    Distillation,
+    NegativeLogLikelihood,
+    Objective,
+    SelectiveNegativeLogLikelihood,
+    beside_targets,
+    divergence,
+    logits_of,
+    token_losses,
+)
+from memory_paths.parametric.path import Budget, WeightsPath
+from memory_paths.parametric.penalty import (
+    ElasticWeights,
+    FeatureDistance,
+    NoPenalty,
+    OutputDivergence,
+    Penalty,
+    TowardsBefore,
+    fisher_information,
+)
+from memory_paths.parametric.projection import AveragedGradient, NoProjection, OrthogonalGradient, Projection
+from memory_paths.parametric.rehearsal import Experience, NoRehearsal
+from memory_paths.parametric.slots import Background, Divergence, TfIdf
+from memory_paths.parametric.study import Templates
+from memory_paths.parametric.weights import Changed, Gradient, LossFunction, Weights
+from memory_paths.types import Knowledge, Phrasing
+
+SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
+KNOWN = [Phrasing("lives in Alavia.", "Alma Ashway "), Phrasing("enjoys chess.", "Bruno Barrbury ")]
+NEW = [Phrasing("lives in Corlund.", "Alma Ashway "), Phrasing("enjoys rowing.", "Bruno Barrbury ")]
+KINDS = ["memory", "lora", "full"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    tokenizer = build_tokenizer()
+    return CausalLM("tiny", loader=lambda name: (build_model(SHAPE, len(tokenizer), seed=1), tokenizer))
+
+
+def _weights(kind: str) -> Weights:
+    if kind == "lora":
+        return Adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4), rate=1e-2)
+    return Full(rate=3e-3) if kind == "full" else MemoryRows(rows=48, rate=50.0)
+
+
+def _items(phrasings: Sequence[Phrasing]) -> list[Knowledge]:
+    return [
+        Knowledge(f"{one.prompt}{one.completion}", f"{one.prompt}{one.completion}", phrasings=(one,))
+        for one in phrasings
+    ]
+
+
+class FixedTrainer:
+    """Stands in for a trainer: its gradients are the ones given, one list for each call."""
+
+    def __init__(self, *found: list[Gradient]) -> None:
+        self._found = iter(found)
+
+    def step(self, *arguments: Any, **options: Any) -> float:
+        raise AssertionError("only gradients are asked for")
+
+    def gradients(self, loss: LossFunction) -> list[Gradient]:
+        return next(self._found)
+
+
+# What every choice keeps, beside every kind of weights
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "objective=selective": {"objective": SelectiveNegativeLogLikelihood()},
+    "objective=distil_new": {"objective": Distillation("new")},
+    "objective=distil_old": {"objective": Distillation("old")},
+    "penalty=l2": {"penalty": TowardsBefore(0.05)},
+    "penalty=ewc": {"penalty": ElasticWeights(samples=2)},
+    "penalty=kl known": {"penalty": OutputDivergence()},
+    "penalty=kl new": {"penalty": OutputDivergence(where="new", teacher="before")},
+    "penalty=feature known": {"penalty": FeatureDistance()},
+    "penalty=feature new": {"penalty": FeatureDistance(where="new", teacher="before")},
+    "rehearsal=experience": {"rehearsal": Experience(2, taught=1)},
+    "projection=a_gem": {"projection": AveragedGradient(2)},
+    "projection=ogd": {"projection": OrthogonalGradient(2, 1)},
+    "all at once": {
+        "objective": Distillation("old"),
+        "penalty": ElasticWeights(samples=2),
+        "rehearsal": Experience(2, taught=1),
+        "projection": OrthogonalGradient(2, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_back(
+    lm: CausalLM, kind: str, choice: str
+) -> None:
+    untouched = lm.weights_hash()
+
+    def learn(**axes: Any) -> tuple[WeightsPath, list[Any]]:
+        with Ledger() as ledger:
+            path = WeightsPath(
+                lm,
+                ledger,
+                weights=_weights(kind),
+                budget=Budget(steps=6, batch=8),
+                background=KNOWN,
+                progress=False,
+                **axes,
+            )
+            receipts = [path.write(_items(NEW[:1])), path.write(_items(NEW[1:]))]
+            assert lm.weights_hash() == untouched
+            return path, receipts
+
+    plain, bare = learn()
+    path, receipts = learn(**CHOICES[choice])
+    _, again = learn(**CHOICES[choice])
+    assert receipts[0].details["last_loss"] < receipts[0].details["first_loss"]
+    states = [
+        {name: tensor.double().sum().item() for name, tensor in one._weights.state().items()} for one in (path, plain)
+    ]
+    if choice != "projection=a_gem":  # here nothing is learnt against what was known; see below for where it is
+        assert states[0] != states[1], "the choice changes what is learnt"
+    assert [receipt.details for receipt in receipts] == [receipt.details for receipt in again], (
+        "the same seed, the same"
+    )
+    if choice != "penalty=l2":
+        assert receipts[1].cost.lm.flops > bare[1].cost.lm.flops, "its work is charged to the write"
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"penalty": ElasticWeights()},
+        {"penalty": OutputDivergence()},
+        {"projection": AveragedGradient()},
+        {"projection": OrthogonalGradient()},
+        {"rehearsal": Experience()},
+        {"objective": Distillation("old")},
+    ],
+    ids=["ewc", "kl", "a_gem", "ogd", "experience", "distil_old"],
+)
+def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(lm: CausalLM, axes: Any) -> None:
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=Full(), progress=False, **axes)
+        with pytest.raises(ValueError, match=r"needs phrasings of what the model knew, .* give lm\.background"):
+            path.write(_items(NEW[:1]))
+        assert path.items() == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SelectiveNegativeLogLikelihood(share=0.0),
+            r"share of selective likelihood must be in \(0, 1\], got 0",
+        ),
+        (lambda: SelectiveNegativeLogLikelihood(reference="later"), "teacher must be one of untouched, before"),
+        (lambda: Distillation(source="dreams"), "source of distillation must be one of new, old, got 'dreams'"),
+        (lambda: Distillation(temperature=0.0), "must be above 0"),
+        (lambda: TowardsBefore(1.0), r"strength of a penalty must be in \[0, 1\), got 1"),
+        (lambda: ElasticWeights(samples=0), "samples at least 1"),
+        (lambda: OutputDivergence(strength=0.0), "strength of penalty=kl must be above 0"),
+        (lambda: FeatureDistance(where="there"), "where of penalty=feature must be one of new, known, got 'there'"),
+        (lambda: AveragedGradient(per_step=0), "per_step of a projection must be at least 1, got 0"),
+        (lambda: OrthogonalGradient(samples=0), "samples of projection=ogd must be at least 1"),
+        (lambda: Experience(0), "one of them at least 1, got 0 and 0"),
+        (lambda: Templates(("no place for it",)), r"must hold \{text\} once"),
+        (lambda: MemoryRows(optimiser="lion"), "optimiser must be one of sgd, adam, got 'lion'"),
+        (lambda: MemoryRows(rows=8, lifetime_rows=4), r"lifetime_rows must be at least rows \(8\), got 4"),
+        (lambda: MemoryRows(hub_share=2.0), r"hub_share must be in \[0, 1\], got 2"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Objectives
+
+
+def _loss(lm: CausalLM, objective: Objective, phrasings: Sequence[Phrasing]) -> tuple[float, Any]:
+    setting = make_setting(lm, (weights := Full()), background=KNOWN)
+    batch = setting.batch(phrasings)
+    with weights.applied(lm.module), torch.no_grad():
+        return float(objective(setting, batch)), batch
+
+
+def test_selective_likelihood_keeps_the_tokens_with_the_greatest_excess(lm: CausalLM) -> None:
+    """Against an untouched reference, with weights that have moved on."""
+    weights = Full()
+    setting = make_setting(lm, weights)
+    batch = setting.batch(NEW)
+    with torch.no_grad():
+        expected = token_losses(logits_of(lm.module, batch), batch)
+        with weights.applied(lm.module):
+            for parameter in lm.module.parameters():
+                parameter.add_(0.05 * torch.ones_like(parameter))
+            losses = token_losses(logits_of(lm.module, batch), batch)
+            found = SelectiveNegativeLogLikelihood(share=0.5)(setting, batch)
+    kept = (losses - expected).argsort(descending=True)[: round(0.5 * len(losses))]
+    assert float(found) == pytest.approx(float(losses[kept].mean()), rel=1e-6)
+    assert float(found) != pytest.approx(float(losses.mean()), rel=1e-3)
+    assert setting.charge.spent == batch.token_count
+
+
+@pytest.mark.parametrize("source", ["new", "old"])
+def test_distillation_is_nothing_for_a_model_that_has_not_moved_and_grows_with_the_way(
+    lm: CausalLM, source: Any
+) -> None:
+    plain, _ = _loss(lm, NegativeLogLikelihood(), NEW)
+    still, _ = _loss(lm, Distillation(source), NEW)
+    assert still == pytest.approx(plain, abs=1e-5)
+    weights = Full()
+    setting = make_setting(lm, weights, background=KNOWN)
+    batch, known = setting.batch(NEW), setting.batch(KNOWN)
+    with torch.no_grad():
+        teacher = {name: logits_of(lm.module, shown) for name, shown in (("new", batch), ("old", known))}
+        with weights.applied(lm.module):
+            for parameter in lm.module.parameters():
+                parameter.mul_(1.1)
+            moved = float(Distillation(source, weight=0.5, temperature=3.0)(setting, batch))
+            shown, at = (batch, beside_targets(batch)) if source == "new" else (known, known.predicting)
+            p = (teacher[source][at] / 3.0).double().softmax(-1)
+            q = (logits_of(lm.module, shown)[at] / 3.0).double().softmax(-1)
+            expected = float(mean_loss(lm.module, batch)) + 0.5 * 9.0 * float((p * (p / q).log()).sum(-1).mean())
+    assert moved == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_beside_the_targets_is_text_that_is_not_to_be_learnt(lm: CausalLM) -> None:
+    batch = make_setting(lm, Full()).batch(NEW)
+    beside, predicting = beside_targets(batch), batch.predicting
+    assert not (beside & predicting).any()
+    assert int((beside | predicting).sum()) == batch.token_count - len(batch.tokens)
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    teacher, student = torch.randn(3, 5), torch.randn(3, 5)
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    torch.testing.assert_close(divergence(teacher, student).double(), (p * (p / q).log()).sum(-1), rtol=1e-4, atol=1e-6)
+    assert divergence(teacher, teacher).abs().max() < 1e-6
+
+
+# Penalties
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_importance_is_the_mean_square_of_each_samples_own_gradient(lm: CausalLM, kind: str) -> None:
+    weights = _weights(kind)
+    weights.prepare(lm, KNOWN)
+    setting = make_setting(lm, weights)
+    samples = [setting.batch([one]) for one in (*KNOWN, *NEW)]
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        if kind == "lora":  # one of its two matrices begins as zero, and so does the other's gradient
+            trainer.step(lambda: mean_loss(lm.module, samples[0]), samples[0])
+        found = fisher_information(setting, trainer, samples)
+        module = lm.module
+        names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        expected = {name: torch.zeros_like(module.get_parameter(name)) for name in names}
+        for layer in [part for part in module.modules() if hasattr(part, "recorder")]:
+            layer.recorder = None
+        for sample in samples:
+            loss = token_losses(logits_of(module, sample), sample).sum()
+            parameters = [module.get_parameter(name) for name in names]
+            for name, one in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                if one is not None:
+                    expected[name] += one.square()
+    total = sum(float(square.sum()) for square in expected.values())
+    mean = total / sum(int(square.count_nonzero()) for square in expected.values())
+    assert set(found) <= set(expected)
+    for name, square in expected.items():
+        torch.testing.assert_close(found.get(name, torch.zeros_like(square)), square / mean, rtol=1e-3, atol=1e-4)
+
+
+def test_elastic_weights_settle_where_their_penalty_is_least(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proximal point: the least of |x - step|^2 + s f |x - before|^2, per number."""
+    importance = {"w": torch.tensor([0.0, 1.0, 9.0])}
+    monkeypatch.setattr("memory_paths.parametric.penalty.fisher_information", lambda *given: importance)
+    restraint = ElasticWeights(strength=1.0)(make_setting(lm, Full(), background=KNOWN), FixedTrainer())
+    present = torch.tensor([1.0, 1.0, 1.0])
+    assert restraint.settle is not None
+    restraint.settle([Changed("w", present, torch.zeros(3)), Changed("other", other := torch.ones(1), torch.zeros(1))])
+    assert present.tolist() == pytest.approx([1.0, 0.5, 0.1])
+    assert other.tolist() == [1.0], "what nothing known depends on is free"
+
+
+@pytest.mark.parametrize("penalty", [OutputDivergence(), FeatureDistance()], ids=["kl", "feature"])
+def test_a_penalty_on_functions_is_nothing_before_the_first_step_and_keeps_what_was_known(
+    lm: CausalLM, penalty: Penalty
+) -> None:
+    weights = Full()
+    setting = make_setting(lm, weights, background=KNOWN)
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        term = penalty(setting, trainer).term
+        assert term is not None
+        assert term(setting.batch(NEW))().item() == pytest.approx(0.0, abs=1e-6)
+    strong = type(penalty)(strength=100.0)  # type: ignore[call-arg]
+    assert _harm(lm, strong) < _harm(lm, NoPenalty()) / 2
+
+
+def _harm(lm: CausalLM, penalty: Penalty, projection: Projection | None = None) -> float:
+    """How far the answers to what was known have gone from the untouched model's after learning against them."""
+    with Ledger() as ledger:
+        path = WeightsPath(
+            lm,
+            ledger,
+            weights=Full(rate=1e-3),
+            penalty=penalty,
+            projection=projection,
+            budget=Budget(steps=20, batch=8),
+            background=KNOWN,
+            progress=False,
+        )
+        batch = make_setting(lm, Full()).batch(KNOWN)
+        path.write(_items(NEW))
+        with torch.no_grad():
+            untouched = logits_of(lm.module, batch)[batch.predicting]
+            with path.model(lm) as lent:
+                return float(divergence(untouched, logits_of(lent.module, batch)[batch.predicting]).mean())
+
+
+# Projections
+
+
+def test_a_gem_takes_out_only_the_part_against_the_reference_over_all_tensors_together(lm: CausalLM) -> None:
+    reference = [Gradient("a", torch.tensor([1.0, 0.0])), Gradient("b", torch.tensor([[2.0]]))]
+    nothing = [Gradient("a", torch.zeros(2)), Gradient("b", torch.zeros(1, 1))]
+    setting = make_setting(lm, Full(), background=KNOWN)
+    project = AveragedGradient()(setting, FixedTrainer(reference, reference, nothing))
+    assert project is not None
+    against = [Gradient("a", torch.tensor([-3.0, 5.0])), Gradient("b", torch.tensor([[-1.0]]))]
+    project(against)
+    assert torch.equal(against[0].values, torch.tensor([-2.0, 5.0]))
+    assert torch.equal(against[1].values, torch.tensor([[1.0]]))
+    along = [Gradient("a", torch.tensor([3.0, 5.0])), Gradient("b", torch.tensor([[-1.0]]))]
+    project(along)
+    assert torch.equal(along[0].values, torch.tensor([3.0, 5.0])), "a gradient that does no harm is left alone"
+    project(along)
+    assert torch.equal(along[0].values, torch.tensor([3.0, 5.0])), "a reference that wants nothing changes nothing"
+
+
+def test_ogd_leaves_nothing_along_any_of_the_directions(lm: CausalLM) -> None:
+    directions = [torch.randn(2, 3) for _ in range(2)]
+    found = [[Gradient("w", one)] for one in (*directions, directions[0] * 2.0)]
+    setting = make_setting(lm, Full(), background=KNOWN, taught=NEW)
+    project = OrthogonalGradient(samples=2, taught=1)(setting, FixedTrainer(*found))
+    own = torch.randn(2, 3)
+    changed = own.clone()
+    assert project is not None
+    project([Gradient("w", changed)])
+    for one in directions:
+        assert float((changed * one).sum()) == pytest.approx(0.0, abs=1e-5)
+    taken = (own - changed).flatten()
+    spanned = torch.stack([one.flatten() for one in directions], dim=1)
+    rest = taken - spanned @ torch.linalg.lstsq(spanned, taken[:, None]).solution[:, 0]
+    assert float(rest.abs().max()) < 1e-5, "and nothing else is taken"
+
+
+def test_rows_of_a_gradient_are_found_at_those_of_another() -> None:
+    one = Gradient("w", torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 5, 9]))
+    other = Gradient("w", torch.zeros(4, 1), torch.tensor([0, 5, 9, 11]))
+    assert one.at(other).flatten().tolist() == [0.0, 2.0, 3.0, 0.0]
+    nothing = Gradient("w", torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    assert nothing.at(other).flatten().tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_projection_sees_the_gradients_of_the_loss_for_what_trains(lm: CausalLM, kind: str) -> None:
+    weights = _weights(kind)
+    weights.prepare(lm, KNOWN)
+    setting = make_setting(lm, weights)
+    batch = setting.batch(NEW)
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def project(own: Sequence[Gradient]) -> None:
+            again = {one.name: one for one in trainer.gradients(lambda: mean_loss(lm.module, batch))}
+            seen.extend((one.values.clone(), again[one.name].at(one)) for one in own)
+
+        trainer.step(lambda: mean_loss(lm.module, batch), batch, project)
+    assert seen
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in seen)
+    assert any(one.abs().max() > 0 for one, _ in seen)
+
+
+@pytest.mark.parametrize("projection", [AveragedGradient(2), OrthogonalGradient(2)], ids=["a_gem", "ogd"])
+def test_a_projected_write_harms_what_was_known_less(lm: CausalLM, projection: Projection) -> None:
+    assert _harm(lm, NoPenalty(), projection) < _harm(lm, NoPenalty(), NoProjection())
+
+
+# Rehearsal and study
+
+
+def test_experience_draws_from_what_was_known_and_what_was_taught(lm: CausalLM) -> None:
+    setting = make_setting(lm, Full(), background=KNOWN, taught=NEW)
+
+    def drawn(steps: Iterator[list[Phrasing]]) -> list[list[Phrasing]]:
+        return list(islice(steps, 8))
+
+    assert all(len(step) == 2 and set(step) <= set(KNOWN) for step in drawn(Experience(2)(setting)))
+    for step in drawn(Experience(1, taught=5)(setting)):
+        assert [one in KNOWN for one in step] == [True, False, False]
+    assert {len(step) for step in drawn(Experience(0, taught=1)(setting))} == {1}
+    assert drawn(NoRehearsal()(setting)) == [[]] * 8
+
+
+def test_templates_frame_each_text_and_keep_its_phrasings() -> None:
+    item = Knowledge("a", "Alma lives in {Oslo}.", phrasings=(Phrasing("Oslo", "Alma's home: "),))
+    found = Templates(("{text}", "It is known that {text}"))([item])
+    assert [f"{one.prompt}{one.completion}" for one in found] == [
+        "Alma's home: Oslo",
+        "Alma lives in {Oslo}.",
+        "It is known that Alma lives in {Oslo}.",
+    ]
+
+
+# Which rows of a memory may change
+
+
+def test_the_divergence_selector_is_that_of_its_formula() -> None:
+    counts = torch.tensor([4.0, 4.0, 2.0, 0.0], dtype=torch.float64)
+    background = Background(9, torch.tensor([9, 0, 4, 1]), "address")
+    shares = [(4 / 10, 10 / 18), (4 / 10, 1 / 18), (2 / 10, 5 / 18)]
+    scores = Divergence()(counts, background, torch.Generator())
+    assert scores.tolist() == pytest.approx([*(p * math.log(p / q) for p, q in shares), 0.0])
+    assert scores.argmax() == TfIdf()(counts, background, torch.Generator()).argmax() == 1
+
+
+def _touched(lm: CausalLM, **options: Any) -> tuple[set[int], set[int], Background]:
+    """Rows changed after a first and after a second write."""
+    weights = MemoryRows(rate=50.0, **options)
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=weights, budget=Budget(steps=4), background=KNOWN, progress=False)
+        found = []
+        for one in NEW:
+            path.write(_items([one]))
+            (rows,) = (tensor for name, tensor in weights.state().items() if name.endswith("/rows"))
+            found.append(set(rows.tolist()))
+    (background,) = weights._background.values()
+    return found[0], found[1], background
+
+
+def test_rows_can_be_limited_for_life_kept_from_hubs_and_protected(lm: CausalLM) -> None:
+    first, second, background = _touched(lm, rows=8, background_batch=1)
+    hubs = {slot for slot, count in enumerate(background.document_frequency.tolist()) if count == background.batches}
+    assert len(second) > len(first) > 0
+    limited = _touched(lm, rows=4, lifetime_rows=6)
+    assert len(limited[1]) <= 6
+    assert hubs & second, "or the next line would show nothing"
+    assert not hubs & _touched(lm, rows=8, background_batch=1, hub_share=0.5)[1]
+    weights = MemoryRows(rows=8, rate=50.0, protect_written=True)
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=weights, budget=Budget(steps=4), background=KNOWN, progress=False)
+        path.write(_items(NEW[:1]))
+        name = next(iter(weights._learnt))
+        rows, values = (tensor.clone() for tensor in weights._learnt[name])
+        path.write(_items(NEW[1:]))
+        after = dict(zip(weights._learnt[name][0].tolist(), weights._learnt[name][1], strict=True))
+    assert len(after) > len(rows)
+    assert all(torch.equal(after[row], value) for row, value in zip(rows.tolist(), values, strict=True))
+
+
+def test_all_rows_that_were_read_may_change(lm: CausalLM) -> None:
+    few, every = _touched(lm, rows=2)[0], _touched(lm, rows=None)[0]
+    assert len(every) > len(few)
+
+
+def test_adam_moves_each_row_by_its_own_count_of_steps() -> None:
+    """Against torch's Adam on a table of which a step sees some rows: its moments are those of these steps alone."""
+    from memory_paths.parametric.memory_rows import _RowMoments
+
+    torch.manual_seed(0)
+    chosen = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([0, 3])]
+    gradients = [torch.randn(len(rows), 4) for rows in chosen]
+    moments = _RowMoments(torch.zeros(6, 4), 2)
+    table = torch.zeros(6, 4)
+    for rows, gradient in zip(chosen, gradients, strict=True):
+        table[rows] -= 0.1 * moments.adam(rows, gradient)
+    for row in range(4):
+        single = torch.nn.Parameter(torch.zeros(4))
+        optimiser = torch.optim.Adam([single], lr=0.1)
+        for rows, gradient in zip(chosen, gradients, strict=True):
+            if row in rows.tolist():
+                single.grad = gradient[rows.tolist().index(row)].clone()
+                optimiser.step()
+        torch.testing.assert_close(table[row], single.detach(), rtol=1e-5, atol=1e-6)
+    assert not table[4:].any()
