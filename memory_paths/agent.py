@@ -211,8 +211,11 @@ class Agent:
                 likelihoods, tokens = model.loglikelihood(given), model.count_answer_tokens(given)
         return [Score(value, count) for value, count in zip(likelihoods, tokens, strict=True)]
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str]) -> Receipt:
         """Stop holding these ids, wherever they live. Ids that are not held are ignored.
+
+        Returns:
+            The ids that were held and what it cost: paths into weights may have to learn again what came after them.
 
         Raises:
             ValueError: An id came to a path that cannot forget; nothing is forgotten then, on any path.
@@ -220,9 +223,13 @@ class Agent:
         with self._lock:
             for name in self.paths:
                 self._refuse_unforgettable(ids, name)
-            for path in self.paths.values():
-                if path.capabilities.forgets:
-                    path.forget(ids, self.namespace)
+            receipts = {
+                name: path.forget(ids, self.namespace) for name, path in self.paths.items() if path.capabilities.forgets
+            }
+        gone = {id for receipt in receipts.values() for id in receipt.ids}
+        cost = sum((receipt.cost for receipt in receipts.values()), Cost())
+        details = {name: dict(receipt.details) for name, receipt in receipts.items() if receipt.ids}
+        return Receipt(tuple(id for id in dict.fromkeys(ids) if id in gone), cost, details=details)
 
     def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
         """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.

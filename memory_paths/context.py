@@ -272,10 +272,10 @@ class InContext:
             readings.append(Reading(held[group], cost, self.order, self.budget))
         return readings
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Stop holding these ids. Ids that are not held are ignored."""
         self._check_open()
-        self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+        return Receipt(self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten"))
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What this path holds now, in the order of writing."""
@@ -415,8 +415,9 @@ class NoMemory:
         """Empty readings."""
         return [Reading() for _ in queries]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Nothing is held."""
+        return Receipt(())
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """Nothing is held."""

@@ -424,8 +424,8 @@ class MemoryPath(Protocol):
         """What to show the model for each query; empty readings where knowledge sits in weights."""
         ...
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Stop holding these ids. Ids that are not held are ignored."""
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Stop holding these ids. Ids that are not held are ignored; the receipt names those that were."""
         ...
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load, save
@@ -41,7 +41,8 @@ from memory_paths.types import (
 )
 
 from .batches import Encoded, TrainingBatch, collate, encode
-from .objective import NegativeLogLikelihood, Objective, divergence, logits_of
+from .journal import Journal, read_patch, write_patch
+from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
 from .penalty import NoPenalty, Penalty, Restraint
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
@@ -51,9 +52,12 @@ from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 DRIFT_SEQUENCES = 64
-TENSORS, WRITES = "learnt.safetensors", "writes.json"
+TENSORS, JOURNAL, WRITES = "learnt.safetensors", "journal.safetensors", "writes.json"
+PATCH, ITEMS = "patch.safetensors", "items.jsonl"
+
+Forgetting = Literal["exact", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,12 @@ class WeightsPath:
         penalty: What holds the weights back; by default nothing.
         projection: What a step's gradient must not work against; by default nothing.
         budget: Steps and batch size of a write.
+        forgetting: "exact": the weights are rewound to before the first write of what is forgotten, and what came after
+            is learnt again, so that they are, to the byte, those of a model that never saw it. "approximate": the rows
+            that only those writes have changed are put back, and what else these had taught is learnt again; quick,
+            and leaves a residue, which the receipt tells.
+        journal_bytes: Room for what each write has changed; what is forgotten of an older write is relearnt from the
+            start.
         background: Phrasings of what the model knows already, for slot statistics and rehearsal.
         name: The place in the ledger.
         seed: Order of study.
@@ -126,6 +136,8 @@ class WeightsPath:
         penalty: Penalty | None = None,
         projection: Projection | None = None,
         budget: Budget | None = None,
+        forgetting: Forgetting = "exact",
+        journal_bytes: int = 64 * 2**20,
         background: Sequence[Phrasing] | None = None,
         name: str = "weights",
         seed: int = 0,
@@ -146,6 +158,12 @@ class WeightsPath:
         self._penalty: Penalty = penalty if penalty is not None else NoPenalty()
         self._projection: Projection = projection if projection is not None else NoProjection()
         self._budget = budget if budget is not None else Budget()
+        if forgetting not in get_args(Forgetting):
+            raise ValueError(f"forgetting must be one of {', '.join(get_args(Forgetting))}, got {forgetting!r}")
+        if journal_bytes < 0:
+            raise ValueError(f"journal_bytes must be at least 0, got {journal_bytes}")
+        self._forgetting = forgetting
+        self._journal = Journal(journal_bytes)
         self._background = tuple(background or ())
         self._seed = seed
         self._progress = progress
@@ -180,19 +198,27 @@ class WeightsPath:
         new = list({item.id: item for item in items if item.id not in held}.values())
         before = dict(self._weights.state())
         cost, details = self._learn(new) if new else (Cost(), {})
+        self._record(items, namespace, before)
+        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+
+    def _record(self, items: Sequence[Knowledge], namespace: str, before: Mapping[str, torch.Tensor]) -> None:
+        """Acknowledge what the weights have just learnt; if that fails, they are as before."""
         try:
             self._ledger.record(items, place=self.name, namespace=namespace)
         except BaseException:
             self._weights.load_state(before)
             raise
         self._namespace = namespace
-        learnt = {item.id for item in new}
         changes = self._ledger.changes(place=self.name, after=self._position)
-        versions = [change.version for change in changes if change.action == "add" and change.item.id in learnt]
+        ids = {item.id for item in items}
+        versions = [change.version for change in changes if change.action == "add" and change.item.id in ids]
         if versions:
-            self._writes.append(versions)
+            self._note(versions, before)
         self._catch_up()
-        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+
+    def _note(self, versions: list[int], before: Mapping[str, torch.Tensor]) -> None:
+        self._journal = self._journal.appended(before, self._weights.state())
+        self._writes = [*self._writes, versions]
 
     def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
         """See `MemoryPath`.
@@ -219,15 +245,73 @@ class WeightsPath:
                 )
         return [Reading() for _ in queries]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Rewind to the untouched model and learn again, write by write, everything but these ids.
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Stop holding these ids; see the argument `forgetting` for how far the weights do.
 
-        Exact, and as costly as learning it all. The result is what a model would be that never saw the ids.
+        Returns:
+            The ids that were held, the cost of what was learnt again, and as `details` `relearnt` (items learnt again)
+            and, where something was held, `residue`: by how many nats per target token what was forgotten is likelier
+            than to the untouched model. A model that never saw it may find it likelier too, for it has learnt others
+            like it: compare with the residue of the exact way.
         """
         self._check(namespace)
         self._catch_up()
-        self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+        gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+        learnt = self._catch_up()
+        return Receipt(gone, learnt.cost, details={"relearnt": len(learnt.ids), **learnt.details})
+
+    def undo(self, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Forget all that the last write taught. The weights are, to the byte, what they were before it; what it
+        superseded stays superseded.
+
+        Raises:
+            ValueError: Nothing has been written.
+        """
+        self._check(namespace)
         self._catch_up()
+        if not self._writes:
+            raise ValueError(f"path {self.name!r} has no write to undo")
+        return self.forget([version.item.id for version in self._ledger.get(self._writes[-1]).values()], namespace)
+
+    def export_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Path:
+        """The last write as a folder that `import_patch` carries to another copy of the same model: the rows that it
+        changed, in `patch.safetensors`, and its items.
+
+        Raises:
+            ValueError: Nothing has been written, the weights are not rows of a memory, or the journal has no more room
+                for the write.
+        """
+        self._check(namespace)
+        self._catch_up()
+        after = self._weights.state()
+        before = self._journal.rewound(after, len(self._writes) - 1) if self._writes else None
+        if before is None:
+            raise ValueError(
+                f"path {self.name!r} has no write to carry" + (", or no room for it: raise journal_bytes" * bool(after))
+            )
+        items = [version.item for version in self._ledger.get(self._writes[-1]).values()]
+        write_patch(folder / PATCH, before, after, self._lm.weights_hash())
+        write_durably(folder / ITEMS, "".join(f"{item.to_json()}\n" for item in items).encode(), part="patch")
+        return folder
+
+    def import_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+        """Take in a write of another copy, without learning.
+
+        Raises:
+            FileNotFoundError: There is no patch in the folder.
+            ValueError: A patch for another model, for rows that are not as they were when it was made, or of items that
+                are held here already. Nothing is changed then.
+        """
+        self._check(namespace)
+        self._catch_up()
+        before = dict(self._weights.state())
+        after = read_patch(folder / PATCH, before, self._lm.weights_hash())
+        items = [Knowledge.from_json(line) for line in (folder / ITEMS).read_text(encoding="utf-8").splitlines()]
+        if held := [item.id for item in items if item.id in self._held()]:
+            raise ValueError(f"{folder} carries items that are held here already: {', '.join(held[:5])}")
+        self._weights.load_state(after)
+        self._record(items, namespace, before)
+        return Receipt(tuple(item.id for item in items))
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What the ledger holds active at this place."""
@@ -274,14 +358,19 @@ class WeightsPath:
         """Write the tensors, then `writes.json` with their checksum and the hash of the model that they belong to."""
         self._check_open()
         self._catch_up()
-        content = save({name: tensor.contiguous() for name, tensor in self._weights.state().items()})
-        write_durably(folder / TENSORS, content, part="weights")
+        content = {TENSORS: self._weights.state(), JOURNAL: self._journal.state()}
+        sums = {}
+        for name, tensors in content.items():
+            written = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+            write_durably(folder / name, written, part="weights")
+            sums[name] = hashlib.sha256(written).hexdigest()
         described = {
             "version": STATE_VERSION,
             "writes": self._writes,
+            "undoable": self._journal.kept,
             "position": self._position,
             "namespace": self._namespace,
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": sums,
             "model": self._lm.weights_hash(),
         }
         write_durably(folder / WRITES, json.dumps(described).encode(), part="weights")
@@ -295,17 +384,19 @@ class WeightsPath:
         """
         self._check_open()
         described = read_json(folder / WRITES)
-        content = (folder / TENSORS).read_bytes()
         if described["version"] != STATE_VERSION:
             raise ValueError(
                 f"{folder} holds version {described['version']} of a weights path; this is {STATE_VERSION}"
             )
-        if hashlib.sha256(content).hexdigest() != described["sha256"]:
-            raise ValueError(f"{folder / TENSORS} is damaged or belongs to another save; learn again from the ledger")
+        content = {name: (folder / name).read_bytes() for name in (TENSORS, JOURNAL)}
+        for name, written in content.items():
+            if hashlib.sha256(written).hexdigest() != described["sha256"][name]:
+                raise ValueError(f"{folder / name} is damaged or belongs to another save; learn again from the ledger")
         if described["model"] != self._lm.weights_hash():
             raise ValueError(f"what {folder} holds was learnt on another model than {self._lm.name!r}; load that one")
-        self._weights.load_state(load(content))
+        self._weights.load_state(load(content[TENSORS]))
         self._writes, self._position = described["writes"], described["position"]
+        self._journal = self._journal.restored(load(content[JOURNAL]), len(self._writes), described["undoable"])
         self._namespace = described["namespace"]
 
     def close(self) -> None:
@@ -345,11 +436,15 @@ class WeightsPath:
                 held.pop(change.version, None)
         return {item.id: item for item in held.values()}
 
-    def _catch_up(self) -> None:
-        """Replay what the ledger says since last time. If learning fails, weights and position are as they were."""
+    def _catch_up(self) -> Receipt:
+        """Replay what the ledger says since last time. If learning fails, weights and position are as they were.
+
+        Returns:
+            What was learnt for it, and, where something was forgotten, its residue.
+        """
         changes = self._ledger.changes(place=self.name, after=self._position)
         if not changes:
-            return
+            return Receipt(())
         if len(namespaces := {change.namespace for change in changes} | ({self._namespace} - {None})) > 1:
             raise ValueError(
                 f"weights hold one namespace per model copy; the ledger has {sorted(map(str, namespaces))} here"
@@ -359,32 +454,62 @@ class WeightsPath:
         gone = {change.version for change in changes if change.action == "remove" and change.reason != "superseded"}
         added = [change.version for change in changes if change.action == "add"]
         missing = [version for version in added if version not in learnt | gone]
-        versions = self._ledger.get(missing)
         arrived: dict[float, list[int]] = {}
-        for version in missing:
-            arrived.setdefault(versions[version].recorded_at, []).append(version)
-        before, writes = dict(self._weights.state()), self._writes
+        for version, found in self._ledger.get(missing).items():
+            arrived.setdefault(found.recorded_at, []).append(version)
+        state, writes, journal = dict(self._weights.state()), self._writes, self._journal
+        cost, ids = Cost(), []
         try:
-            if gone & learnt:
-                self._replay([[version for version in write if version not in gone] for write in writes])
-            for write in arrived.values():
-                self._learn([versions[version].item for version in write])
-                self._writes = [*self._writes, write]
+            taken_back = self._take_back(gone) if gone & learnt else []
+            for write in (*taken_back, *arrived.values()):
+                before = dict(self._weights.state())
+                items = [version.item for version in self._ledger.get(write).values()]
+                cost += self._learn(items)[0]
+                ids += [item.id for item in items]
+                self._note(write, before)
         except BaseException:
-            self._weights.load_state(before)
-            self._writes = writes
+            self._weights.load_state(state)
+            self._writes, self._journal = writes, journal
             raise
         self._position = changes[-1].position
         self._namespace = changes[-1].namespace
+        details = {"residue": self._residue(sorted(gone & learnt))} if gone & learnt else {}
+        return Receipt(tuple(ids), cost, details=details)
 
-    def _replay(self, writes: Sequence[list[int]]) -> None:
-        self._weights.load_state({})
-        self._writes = []
-        for write in writes:
-            if write:
-                found = self._ledger.get(write)
-                self._learn([found[version].item for version in write])
-                self._writes = [*self._writes, write]
+    def _take_back(self, gone: set[int]) -> list[list[int]]:
+        """Take writes with these versions out of the weights; returns what is to be learnt again, write by write."""
+        state, journal = self._weights.state(), self._journal
+        touched = [place for place, write in enumerate(self._writes) if gone.intersection(write)]
+        if self._forgetting == "approximate" and all(journal.separable(place) for place in touched):
+            for place in touched:
+                state = journal.without(state, place)
+            again = [self._writes[place] for place in touched]
+            self._writes = [write for place, write in enumerate(self._writes) if place not in touched]
+            self._journal = journal.dropped(len(self._writes))
+        else:
+            rewound = journal.rewound(state, touched[0])
+            first, state = (0, {}) if rewound is None else (touched[0], rewound)
+            again, self._writes = self._writes[first:], self._writes[:first]
+            self._journal = journal.cut(first)
+        self._weights.load_state(state)
+        remaining = [[version for version in write if version not in gone] for write in again]
+        return [write for write in remaining if write]
+
+    def _residue(self, versions: Sequence[int]) -> float:
+        """See `forget`."""
+        studied = self._studied([version.item for version in self._ledger.get(versions).values()])
+        sequences = [sequence for group in studied for sequence in group]
+        drawn = random.Random(f"residue/{self._seed}").sample(sequences, min(DRIFT_SEQUENCES, len(sequences)))
+        lm = self._lm
+        batch = collate(lm, drawn)
+
+        def loss() -> float:
+            return float(token_losses(logits_of(lm.module, batch), batch).mean())
+
+        with lm.altered(), torch.no_grad():
+            untouched = loss()
+            with self._weights.applied(lm.module):
+                return untouched - loss()
 
     def _learn(self, items: Sequence[Knowledge]) -> tuple[Cost, Mapping[str, Any]]:
         lm, module = self._lm, self._lm.module

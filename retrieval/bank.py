@@ -171,12 +171,13 @@ class Bank:
                     readings[row] = Reading(recalls, Cost(encoder=encoding[row], index=searching))
         return [readings[row] for row in range(len(queries))]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
         with self._guard:
             self._check_open()
-            self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
             self._catch_up()
+            return Receipt(gone)
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What holds now, in the order of writing."""

@@ -150,7 +150,12 @@ def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
 
 
 # Where a choice is a preset, with a value of its own for these options.
-PRESETS = {"path": {"name", "steps", "batch", "passes"}, "stream": {"limit"}, "objective": {"source"}, "weights": {"rate"}}
+PRESETS = {
+    "path": {"name", "steps", "batch", "passes"},
+    "stream": {"limit"},
+    "objective": {"source"},
+    "weights": {"rate"},
+}
 
 
 @pytest.mark.parametrize("file", WITH_TARGETS, ids=lambda file: str(file.relative_to(CONF)))

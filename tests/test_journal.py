@@ -1,0 +1,294 @@
+"""What writes into weights have changed: taken back to the byte, forgotten, carried to another copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from memory_paths.agent import Agent
+from memory_paths.ledger import Ledger
+from memory_paths.lm import CausalLM
+from memory_paths.parametric import path as weights_path
+from memory_paths.parametric.adapter import Adapter
+from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
+from memory_paths.parametric.full import Full
+from memory_paths.parametric.journal import Journal, change, size, undo
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.path import ITEMS, PATCH, Budget, WeightsPath
+from memory_paths.parametric.weights import Weights
+from memory_paths.streams.world import rehearsal
+from memory_paths.types import Knowledge
+
+SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
+HOMES = ("Alma Ashway lives in Alavia.", "Bruno Barrbury enjoys chess.", "Cora Carldale works as a baker.", "Dan rows.")
+ONE, TWO, THREE, FOUR = (Knowledge(text.split()[0].lower(), text) for text in HOMES)
+KINDS = ["memory", "adam", "lora", "full"]
+
+
+def _lm(seed: int = 1) -> CausalLM:
+    tokenizer = build_tokenizer()
+    return CausalLM("tiny", loader=lambda name: (build_model(SHAPE, len(tokenizer), seed=seed), tokenizer))
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    return _lm()
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger() as opened:
+        yield opened
+
+
+def _weights(kind: str) -> Weights:
+    if kind == "lora":
+        return Adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4), rate=1e-2)
+    if kind == "full":
+        return Full(rate=1e-3)
+    return MemoryRows(rows=8, rate=1e-2, optimiser="adam") if kind == "adam" else MemoryRows(rows=8, rate=50.0)
+
+
+def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) -> WeightsPath:
+    settings: dict[str, Any] = {"budget": Budget(steps=3), "background": rehearsal()[:40], "progress": False}
+    return WeightsPath(lm, ledger, **{"weights": _weights(kind), **settings, **options})
+
+
+def _state(path: WeightsPath) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in path._weights.state().items()}
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The ids of each time that a path really learns."""
+    learnt: list[list[str]] = []
+    learn = weights_path.WeightsPath._learn
+
+    def noted(self: WeightsPath, items: Any) -> Any:
+        learnt.append([item.id for item in items])
+        return learn(self, items)
+
+    monkeypatch.setattr(weights_path.WeightsPath, "_learn", noted)
+    return learnt
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_write_is_undone_to_the_byte_last_in_first_out(
+    lm: CausalLM, ledger: Ledger, kind: str, lessons: list[list[str]]
+) -> None:
+    path = _path(lm, ledger, kind)
+    states = [_state(path)]
+    for item in (ONE, TWO, THREE):
+        path.write([item])
+        states.append(_state(path))
+    taught = len(lessons)
+    for left in (2, 1, 0):
+        receipt = path.undo()
+        assert _state(path) == states[left]
+        assert receipt.ids == ((ONE, TWO, THREE)[left].id,)
+        assert [item.id for item in path.items()] == [item.id for item in (ONE, TWO, THREE)[:left]]
+    assert len(lessons) == taught, "nothing was learnt again for it"
+    with pytest.raises(ValueError, match="has no write to undo"):
+        path.undo()
+    path.write([ONE])
+    assert _state(path) == states[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forgetting_learns_again_only_what_came_after(
+    lm: CausalLM, ledger: Ledger, kind: str, lessons: list[list[str]]
+) -> None:
+    path = _path(lm, ledger, kind)
+    for write in ([ONE], [TWO, THREE], [FOUR]):
+        path.write(write)
+    lessons.clear()
+    receipt = path.forget(["bruno", "nobody"])
+    assert lessons == [["cora"], ["dan"]]
+    assert receipt.ids == ("bruno",)
+    assert receipt.details["relearnt"] == 2
+    assert receipt.cost.lm.tokens > 0
+    with Ledger() as other:
+        never = _path(lm, other, kind)
+        for write in ([ONE], [THREE], [FOUR]):
+            never.write(write)
+        assert _state(path) == _state(never)
+        assert path.state_hash() == never.state_hash()
+    nothing = path.forget(["nobody"])
+    assert (nothing.ids, nothing.cost.lm.tokens, nothing.details) == ((), 0, {"relearnt": 0})
+
+
+def test_without_room_in_the_journal_everything_is_learnt_again_to_the_same_bytes(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    small, large = _path(lm, ledger, journal_bytes=0, name="small"), _path(lm, ledger, name="large")
+    for path in (small, large):
+        for item in (ONE, TWO, THREE):
+            path.write([item])
+        lessons.clear()
+        path.forget(["cora"])
+        assert lessons == ([["alma"], ["bruno"]] if path is small else [])
+    assert _state(small) == _state(large)
+
+
+def test_a_full_journal_drops_its_oldest_changes() -> None:
+    states = [{"w/rows": torch.arange(n), "w/values": torch.full((n, 4), float(n))} for n in (1, 2, 3)]
+    entry = size(change({}, states[0]))
+    journal = Journal(room=4 * entry)
+    for before, after in zip(({}, *states), states, strict=False):
+        journal = journal.appended(before, after)
+    assert journal.kept == [2]
+    assert journal.rewound(states[2], 1) is None
+    rewound = journal.rewound(states[2], 2)
+    assert rewound is not None
+    assert all(torch.equal(rewound[name], states[1][name]) for name in states[1])
+
+
+def test_a_change_holds_the_rows_that_differ_and_no_others() -> None:
+    before = {"w/rows": torch.tensor([2, 5, 9]), "w/values": torch.tensor([[1.0], [2.0], [3.0]])}
+    after = {"w/rows": torch.tensor([2, 5, 7, 9]), "w/values": torch.tensor([[1.0], [4.0], [6.0], [3.0]])}
+    undone = change(before, after)
+    assert undone["w/rows"].tolist() == [5, 7]
+    assert undone["w/known"].tolist() == [True, False]
+    back = undo(after, undone)
+    assert all(torch.equal(back[name], before[name]) for name in before)
+    assert undo(after, change({}, after)) == {}
+
+
+def test_approximate_forgetting_touches_no_later_write_and_tells_what_is_left(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    exact, quick = _path(lm, ledger, name="exact"), _path(lm, ledger, name="quick", forgetting="approximate")
+    residues = {}
+    for path in (exact, quick):
+        path.write([ONE, TWO])
+        path.forget(["bruno"])  # nothing came after it
+        path.write([THREE])
+        path.write([FOUR])
+        lessons.clear()
+        state = path._weights.state()
+        receipt = path.forget(["alma"])
+        residues[path.name] = receipt.details["residue"]
+        assert lessons == ([["cora"], ["dan"]] if path is exact else [])
+        assert [item.id for item in path.items()] == ["cora", "dan"]
+        if path is quick:
+            after = path._weights.state()
+            assert (
+                0
+                < len(after[next(name for name in after if name.endswith("/rows"))])
+                < len(state[next(name for name in state if name.endswith("/rows"))])
+            )
+            assert lessons == []
+    assert residues["quick"] != residues["exact"]
+    lessons.clear()
+    quick.forget(["dan"])
+    assert lessons == [["cora"]], "what was forgotten by approximation cannot be undone any more: all is learnt again"
+
+
+def test_a_journal_is_saved_and_loaded(lm: CausalLM, tmp_path: Path, lessons: list[list[str]]) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        path = _path(lm, ledger)
+        path.write([ONE])
+        first = _state(path)
+        path.write([TWO])
+        path.save(tmp_path / "saved")
+        again = _path(lm, ledger)
+        lessons.clear()
+        again.load(tmp_path / "saved")
+        again.undo()
+        assert _state(again) == first
+        assert lessons == []
+        damaged = tmp_path / "saved" / "journal.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+        with pytest.raises(ValueError, match=r"journal\.safetensors is damaged"):
+            _path(lm, ledger).load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("kind", ["memory", "adam"])
+def test_a_patch_carries_a_write_to_another_copy_of_the_model(
+    lm: CausalLM, ledger: Ledger, tmp_path: Path, kind: str, lessons: list[list[str]]
+) -> None:
+    path = _path(lm, ledger, kind)
+    path.write([ONE])
+    path.write([TWO])
+    folder = path.export_patch(tmp_path / "patch")
+    with Ledger() as elsewhere:
+        other = _path(_lm(), elsewhere, kind)
+        other.write([ONE])
+        first = _state(other)
+        lessons.clear()
+        receipt = other.import_patch(folder)
+        assert lessons == []
+        assert receipt.ids == ("bruno",)
+        assert other.state_hash() == path.state_hash()
+        with pytest.raises(ValueError, match=r"rows that .* changes are not as they were"):
+            other.import_patch(folder)
+        other.undo()
+        assert _state(other) == first
+    rows = sum(len(tensor) for name, tensor in load_file(folder / PATCH).items() if name.endswith("/rows"))
+    assert rows > 0
+    assert (folder / PATCH).stat().st_size <= rows * (SHAPE.width * 4 + 16) + 4096
+
+
+def test_a_patch_that_does_not_fit_is_refused_and_changes_nothing(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    path = _path(lm, ledger)
+    with pytest.raises(ValueError, match="has no write to carry"):
+        path.export_patch(tmp_path)
+    path.write([ONE])
+    path.write([TWO])
+    folder = path.export_patch(tmp_path / "patch")
+    with Ledger() as elsewhere:
+        fresh = _path(lm, elsewhere)
+        with pytest.raises(ValueError, match=r"\d+ of the \d+ rows that .* are not as they were when it was made"):
+            fresh.import_patch(folder)
+        with pytest.raises(FileNotFoundError, match="there is no patch"):
+            fresh.import_patch(tmp_path)
+        shutil.copytree(folder, tmp_path / "cut")
+        content = (folder / PATCH).read_bytes()
+        (tmp_path / "cut" / PATCH).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="is damaged or no patch"):
+            fresh.import_patch(tmp_path / "cut")
+        assert fresh.items() == []
+        assert _state(fresh) == {}
+        stranger = _path(_lm(seed=2), elsewhere, name="stranger")
+        with pytest.raises(ValueError, match="a patch for another model"):
+            stranger.import_patch(folder)
+        held = _path(lm, elsewhere, name="held")
+        held.write([ONE])
+        (folder / ITEMS).write_text(f"{ONE.to_json()}\n")
+        state = _state(held)
+        with pytest.raises(ValueError, match="carries items that are held here already: alma"):
+            held.import_patch(folder)
+        assert _state(held) == state
+    full = _path(lm, ledger, "full", name="full")
+    full.write([ONE])
+    with pytest.raises(ValueError, match="only rows of a memory can be carried"):
+        full.export_patch(tmp_path / "full")
+
+
+def test_an_agent_tells_what_forgetting_cost(lm: CausalLM, ledger: Ledger) -> None:
+    agent = Agent(lm, {"weights": _path(lm, ledger)}, ledger)
+    agent.learn([ONE])
+    agent.learn([TWO])
+    receipt = agent.forget(["alma", "nobody"])
+    assert receipt.ids == ("alma",)
+    assert receipt.cost.lm.tokens > 0
+    assert receipt.details["weights"]["relearnt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"forgetting": "soon"}, "forgetting must be one of exact, approximate, got 'soon'"),
+        ({"journal_bytes": -1}, "journal_bytes must be at least 0, got -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(lm: CausalLM, ledger: Ledger, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _path(lm, ledger, **options)
