@@ -450,7 +450,10 @@ class CausalLM:
         if kept is None or kept.weights != weights:
             kept = self._kept = _Prefix((), (), weights)
         common = _common(kept.ids, ids) // PREFIX_BLOCK * PREFIX_BLOCK
-        found = _Prefix(ids[:common], tuple((k[:, :, :common], v[:, :, :common]) for k, v in kept.layers), weights)
+        # Virtual tokens, if there are any, stand before all others.
+        lead = kept.layers[0][0].shape[2] - len(kept.ids) if kept.layers else 0
+        cut = tuple((k[:, :, : lead + common], v[:, :, : lead + common]) for k, v in kept.layers)
+        found = _Prefix(ids[:common], cut, weights)
         if common == len(ids):
             return found
         cache = self._cache(found if common else None, 1)

@@ -154,7 +154,7 @@ PRESETS = {
     "path": {"name", "steps", "batch", "passes"},
     "stream": {"limit"},
     "objective": {"source"},
-    "weights": {"rate"},
+    "weights": {"rate", "form"},
 }
 
 

@@ -23,6 +23,7 @@ from memory_paths.parametric.attach import memory_layers
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
+from memory_paths.parametric.inserted import Bottleneck, Inserted, VirtualTokens
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
@@ -60,12 +61,17 @@ def _weights(name: str) -> Weights:
         "shira": lambda: Adapter(ShiraConfig(target_modules="all-linear", r=4, random_seed=0, **CAUSAL), rate=1e-2),
         "osf": lambda: Adapter(OSFConfig(target_modules="all-linear", effective_rank=0.5, **CAUSAL), rate=1e-2),
         "ia3": lambda: Adapter(IA3Config(target_modules="all-linear", feedforward_modules=[], **CAUSAL), rate=0.3),
+        "adapter": lambda: Inserted(Bottleneck(4), rate=1e-2),
+        "prompt": lambda: Inserted(VirtualTokens("prompt", 4), rate=1e-1),
+        "prefix": lambda: Inserted(VirtualTokens("prefix", 4), rate=1e-1),
+        "cartridge": lambda: Inserted(VirtualTokens("cartridge", 4), rate=1e-1),
         "full": lambda: Full(rate=1e-3),
     }
     return made[name]()
 
 
-KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", "full"]
+INSERTED = ["adapter", "prompt", "prefix", "cartridge"]
+KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", *INSERTED, "full"]
 SPARSE = [kind for kind in KINDS if kind.startswith("memory")]
 
 
