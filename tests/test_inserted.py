@@ -1,0 +1,110 @@
+"""New modules in a frozen model: other architectures, frozen prefixes, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, mean_loss
+
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.batches import collate, encode
+from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, VirtualTokens
+from memory_paths.parametric.objective import logits_of
+from memory_paths.types import Phrasing, Prompt
+
+NOTES = tuple(f"Note {number}: the harbour of town {number} opens at {number} in the morning." for number in range(6))
+FORMS = ("prompt", "prefix", "cartridge")
+
+
+def _trained(lm: CausalLM, insertion: Insertion) -> Inserted:
+    weights = Inserted(insertion, rate=0.1)
+    weights.prepare(lm, [Phrasing("The known tale of a town by the sea.")])
+    batch = collate(lm, encode(lm, [Phrasing("Alma Ashway lives in Alavia."), Phrasing("She rows.")]))
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        for _ in range(3):
+            trainer.step(lambda: mean_loss(lm.module, batch), batch)
+    return weights
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("insertion", [Bottleneck(4), *map(VirtualTokens, FORMS)], ids=["adapter", *FORMS])
+def test_every_architecture_takes_it_in_learns_and_gives_it_back(
+    make_tiny_lm: Callable[..., CausalLM], architecture: str, insertion: Insertion
+) -> None:
+    lm = make_tiny_lm(architecture)
+    before, names = lm.weights_hash(), [name for name, _ in lm.module.named_modules()]
+    prompts = [Prompt("Where does Alma live?"), Prompt("What does she do, on Mondays, in summer?", NOTES[:1])]
+    batch = collate(lm, encode(lm, [Phrasing("Alma Ashway lives in Alavia.")]))
+    untouched = lm.generate(prompts, max_new_tokens=6)
+    with torch.no_grad():
+        plain = logits_of(lm.module, batch)
+    weights = _trained(lm, insertion)
+    assert lm.weights_hash() == before
+    with lm.altered(), weights.applied(lm.module):
+        together = lm.generate(prompts, max_new_tokens=6)
+        alone = [lm.generate([prompt], max_new_tokens=6)[0] for prompt in prompts]
+        with weights.holding(lm.module, {}), torch.no_grad():
+            assert torch.equal(logits_of(lm.module, batch), plain)
+        with torch.no_grad():
+            assert not torch.equal(logits_of(lm.module, batch), plain)
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert [one.loglikelihood for one in together] != [one.loglikelihood for one in untouched]
+    assert [name for name, _ in lm.module.named_modules()] == names
+    assert lm.weights_hash() == before
+    assert lm.generate(prompts, max_new_tokens=6)[0].token_ids == untouched[0].token_ids
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_virtual_tokens_go_before_a_frozen_prefix(make_tiny_lm: Callable[..., CausalLM], form: str) -> None:
+    lm = make_tiny_lm("llama")
+    weights = _trained(lm, VirtualTokens(form))  # type: ignore[arg-type]
+    prompts = [Prompt(f"When does the harbour of town {number} open?", NOTES) for number in range(4)]
+    with lm.altered(), weights.applied(lm.module):
+        first = lm.generate(prompts, max_new_tokens=4)
+        assert lm._kept is not None
+        assert len(lm._kept.ids) > 0, "the notes are shared, so that they are frozen"
+        again = lm.generate(prompts, max_new_tokens=4)
+        shorter = lm.generate([Prompt("When?", NOTES[:5])], max_new_tokens=4)
+        lm.prefix_cache = False
+        plain = lm.generate([*prompts, Prompt("When?", NOTES[:5])], max_new_tokens=4)
+    for one, other in zip([*first, *shorter], plain, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.loglikelihood == pytest.approx(other.loglikelihood, abs=1e-4)
+    assert [one.loglikelihood for one in first] == [one.loglikelihood for one in again]
+
+
+def test_a_cartridge_begins_as_the_text_that_it_is_made_of(make_tiny_lm: Callable[..., CausalLM]) -> None:
+    """Its keys and values are those of the background's first tokens, as the model reads them."""
+    lm = make_tiny_lm("llama")
+    weights = Inserted(VirtualTokens("cartridge", 8))
+    text = Phrasing("The known tale of a town by the sea.")
+    weights.prepare(lm, [text])
+    ids = encode(lm, [text])[0][0][:8]
+    with torch.no_grad():
+        cache = lm.module(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+        with weights.applied(lm.module):
+            new = list(lm.module.inserted)
+    for index, layer in enumerate(cache.layers):
+        torch.testing.assert_close(new[2 * index], layer.keys)
+        torch.testing.assert_close(new[2 * index + 1], layer.values)
+
+
+def test_options_out_of_range_and_models_without_a_place_are_refused(make_tiny_lm: Callable[..., CausalLM]) -> None:
+    with pytest.raises(ValueError, match="width of a bottleneck must be at least 1, got 0"):
+        Bottleneck(0)
+    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
+        VirtualTokens("prompt", 0)
+    with pytest.raises(
+        ValueError, match="form of virtual tokens must be one of prompt, prefix, cartridge, got 'dream'"
+    ):
+        VirtualTokens("dream")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        Inserted(Bottleneck(), rate=0.0)
+    lm = make_tiny_lm("llama")
+    with pytest.raises(
+        ValueError, match=r"has no modules named nowhere; name the modules .* weights\.insertion\.after"
+    ):
+        Inserted(Bottleneck(after=["nowhere"])).fit(lm)
+    assert not hasattr(lm.module, "inserted")
