@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -26,13 +27,18 @@ PLACE = "inserted"
 class Insertion(Protocol):
     """What is put into a model, and where."""
 
-    def build(self, module: Any, ids: Sequence[int]) -> nn.Module:
-        """The new modules, with untrained parameters.
+    def build(self, module: Any, ids: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
+        """The new modules, with untrained parameters; those that want no gradient do not train.
 
         Args:
             module: The model, without them.
             ids: Tokens of what the model knew before; may be empty.
+            state: What was learnt, which will be put into them by the names of their parameters.
         """
+        ...
+
+    def learnt(self, new: Any) -> dict[str, Tensor]:
+        """What is kept of them at the end of a write, by name."""
         ...
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
@@ -40,8 +46,14 @@ class Insertion(Protocol):
         ...
 
 
+@dataclass
+class _Switch:
+    on: bool = True
+
+
 class Inserted:
-    """The weights axes `adapter`, `prompt`, `prefix` and `cartridge`: an `Insertion` trains, the model stays frozen.
+    """The weights axes `adapter`, `prompt`, `prefix`, `cartridge` and `lora_stack`: an `Insertion` trains, the model
+    stays frozen.
 
     Args:
         insertion: What is put in.
@@ -59,7 +71,7 @@ class Inserted:
         self._seed = seed
         self._ids: tuple[int, ...] = ()
         self._learnt: dict[str, Tensor] = {}
-        self._active = True
+        self._switches: list[_Switch] = []
 
     backward = 1.0
 
@@ -85,14 +97,16 @@ class Inserted:
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             first = next(module.parameters())
-            new = self._insertion.build(module, self._ids).to(device=first.device, dtype=first.dtype)
+            new = self._insertion.build(module, self._ids, self._learnt).to(device=first.device, dtype=first.dtype)
         self._put(new, self._learnt)
-        outer = getattr(module, PLACE, None)
+        outer, switch = getattr(module, PLACE, None), _Switch()
         with ExitStack() as placed:
             module.add_module(PLACE, new.train(module.training))
             placed.callback(self._remove, module, outer)
-            for handle in self._insertion.place(module, new, lambda: self._active):
+            for handle in self._insertion.place(module, new, lambda: switch.on):
                 placed.callback(handle.remove)
+            self._switches.append(switch)
+            placed.callback(self._switches.pop)
             for parameter, _ in required:
                 parameter.requires_grad_(False)
             try:
@@ -105,24 +119,27 @@ class Inserted:
     @contextmanager
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
         """See `Weights`."""
-        new = getattr(module, PLACE)
-        present, active = {name: tensor.detach().clone() for name, tensor in new.named_parameters()}, self._active
-        self._active = bool(state)
-        self._put(new, state)
+        switch, present = self._switches[-1], self._learnt
+        switch.on = False
         try:
-            yield
+            if not state:
+                yield
+                return
+            self._learnt = dict(state)
+            with self.applied(module):
+                yield
         finally:
-            self._active = active
-            self._put(new, present)
+            switch.on, self._learnt = True, present
 
     @contextmanager
     def training(self, module: Any) -> Iterator[Trainer]:
         """See `Weights`."""
         new = getattr(module, PLACE)
-        parameters = {f"{PLACE}.{name}": parameter for name, parameter in new.named_parameters()}
+        named = ((f"{PLACE}.{name}", parameter) for name, parameter in new.named_parameters())
+        parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         yield AdamTrainer(parameters, self.rate, self.weight_decay)
         check_learnt(parameters.values())
-        self._learnt = {name: parameter.detach().clone() for name, parameter in new.named_parameters()}
+        self._learnt = self._insertion.learnt(new)
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`."""
@@ -165,7 +182,7 @@ class Bottleneck:
         self.width = width
         self.after = tuple(after)
 
-    def build(self, module: Any, ids: Sequence[int]) -> nn.Module:
+    def build(self, module: Any, ids: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
         """See `Insertion`.
 
         Raises:
@@ -185,6 +202,10 @@ class Bottleneck:
             nn.init.zeros_(up.bias)
             adapters.append(nn.Sequential(down, nn.GELU(), up))
         return adapters
+
+    def learnt(self, new: Any) -> dict[str, Tensor]:
+        """See `Insertion`."""
+        return _copied(new)
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
         """See `Insertion`."""
@@ -237,7 +258,7 @@ class VirtualTokens:
         self.form = form
         self.tokens = tokens
 
-    def build(self, module: Any, ids: Sequence[int]) -> nn.Module:
+    def build(self, module: Any, ids: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
         """See `Insertion`.
 
         Raises:
@@ -256,6 +277,10 @@ class VirtualTokens:
         with torch.no_grad():
             layers = _keys_and_values(module, embedded)
         return nn.ParameterList([nn.Parameter(tensor.clone()) for pair in layers for tensor in pair])
+
+    def learnt(self, new: Any) -> dict[str, Tensor]:
+        """See `Insertion`."""
+        return _copied(new)
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
         """See `Insertion`."""
@@ -291,6 +316,95 @@ class VirtualTokens:
             return arguments, {**given, **changed}
 
         return [module.register_forward_pre_hook(hook, with_kwargs=True)]
+
+
+class LowRankStack:
+    """A pair of low-rank matrices beside every linear layer for each write; those of earlier writes stay as they are.
+
+    With `OrthogonalSubspaces` as penalty it is O-LoRA (Wang et al. 2023, arXiv 2310.14152).
+
+    Args:
+        rank: Of each write's matrices, at least 1.
+        alpha: Scale; what they add is multiplied by alpha / rank.
+    """
+
+    def __init__(self, rank: int = 8, alpha: int = 16) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.rank = rank
+        self.alpha = alpha
+
+    def build(self, module: Any, ids: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
+        """See `Insertion`."""
+        pairs = nn.ModuleList()
+        for place, name in enumerate(self._names(module)):
+            size_out, size_in = _sizes(module.get_submodule(name))
+            earlier = (
+                state.get(f"{place}.old_a", torch.empty(0, size_in)),
+                state.get(f"{place}.old_b", torch.empty(size_out, 0)),
+            )
+            # Another beginning for each write.
+            generator = torch.Generator().manual_seed(torch.initial_seed() + 7919 * len(earlier[0]) + place)
+            bound = size_in**-0.5
+            new_a = (2 * torch.rand(self.rank, size_in, generator=generator) - 1) * bound
+            pairs.append(
+                nn.ParameterDict(
+                    {
+                        "old_a": nn.Parameter(earlier[0].clone(), requires_grad=False),
+                        "old_b": nn.Parameter(earlier[1].clone(), requires_grad=False),
+                        "new_a": nn.Parameter(new_a),
+                        "new_b": nn.Parameter(torch.zeros(size_out, self.rank)),
+                    }
+                )
+            )
+        return pairs
+
+    def learnt(self, new: Any) -> dict[str, Tensor]:
+        """See `Insertion`: the new pair joins the old ones."""
+        kept = {}
+        for place, pair in enumerate(new):
+            kept[f"{place}.old_a"] = torch.cat([pair["old_a"], pair["new_a"]]).detach()
+            kept[f"{place}.old_b"] = torch.cat([pair["old_b"], pair["new_b"]], dim=1).detach()
+        return kept
+
+    def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
+        """See `Insertion`."""
+
+        def beside(pair: Any) -> Callable[[Any, Any, Any], Any]:
+            def hook(one: Any, given: Any, output: Any) -> Any:
+                if not active():
+                    return output
+                (hidden,) = given
+                low = torch.cat([pair["old_a"], pair["new_a"]])
+                high = torch.cat([pair["old_b"], pair["new_b"]], dim=1)
+                return output + (hidden @ low.T @ high.T) * (self.alpha / self.rank)
+
+            return hook
+
+        places = zip(self._names(module), new, strict=True)
+        return [module.get_submodule(name).register_forward_hook(beside(pair)) for name, pair in places]
+
+    @staticmethod
+    def _names(module: Any) -> list[str]:
+        head = id(module.get_output_embeddings())
+        return [
+            name
+            for name, one in module.named_modules()
+            if _sizes(one) != (0, 0) and id(one) != head and not name.startswith(f"{PLACE}.")
+        ]
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer; of anything else, nothing."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else (0, 0)
+
+
+def _copied(new: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in new.named_parameters()}
 
 
 def _keys_and_values(module: Any, embedded: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -221,6 +221,42 @@ class FeatureDistance:
         return Restraint(term=term)
 
 
+@dataclass(frozen=True)
+class OrthogonalSubspaces:
+    """Keeps what this write reads apart from what earlier writes read: adds the sum over layers of the absolute
+    products of old and new input directions, |A_old A_new^T| (O-LoRA, Wang et al. 2023, arXiv 2310.14152, equation 7).
+    For `weights=lora_stack`.
+
+    Args:
+        strength: Factor of the sum, above 0.
+    """
+
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"strength of penalty=orthogonal must be above 0, got {self.strength}")
+
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """See `Penalty`.
+
+        Raises:
+            ValueError: Other weights, which have no subspaces of earlier writes.
+        """
+        pairs = [
+            (old, setting.module.get_parameter(name.removesuffix("old_a") + "new_a"))
+            for name, old in setting.module.named_parameters()
+            if name.rsplit(".", 1)[-1] == "old_a"
+        ]
+        if not pairs:
+            raise ValueError("penalty=orthogonal needs weights=lora_stack, whose writes have subspaces of their own")
+
+        def overlap() -> Tensor:
+            return self.strength * torch.stack([(old @ new.T).abs().sum() for old, new in pairs]).sum()
+
+        return Restraint(term=lambda batch: overlap)
+
+
 def _shown(
     setting: Setting, batch: TrainingBatch, where: Where, per_step: int, what: str
 ) -> tuple[TrainingBatch, Tensor]:

@@ -17,6 +17,7 @@ from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
+from memory_paths.parametric.inserted import Inserted, LowRankStack
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import (
     Distillation,
@@ -33,6 +34,7 @@ from memory_paths.parametric.penalty import (
     ElasticWeights,
     FeatureDistance,
     NoPenalty,
+    OrthogonalSubspaces,
     OutputDivergence,
     Penalty,
     TowardsBefore,
@@ -179,6 +181,7 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: ElasticWeights(samples=0), "samples at least 1"),
         (lambda: OutputDivergence(strength=0.0), "strength of penalty=kl must be above 0"),
         (lambda: FeatureDistance(where="there"), "where of penalty=feature must be one of new, known, got 'there'"),
+        (lambda: OrthogonalSubspaces(0.0), "strength of penalty=orthogonal must be above 0, got 0"),
         (lambda: AveragedGradient(per_step=0), "per_step of a projection must be at least 1, got 0"),
         (lambda: OrthogonalGradient(samples=0), "samples of projection=ogd must be at least 1"),
         (lambda: Experience(0), "one of them at least 1, got 0 and 0"),
@@ -336,6 +339,32 @@ def _harm(lm: CausalLM, penalty: Penalty, projection: Projection | None = None) 
                 return float(divergence(untouched, logits_of(lent.module, batch)[batch.predicting]).mean())
 
 
+def test_orthogonal_subspaces_keep_a_writes_directions_apart_from_the_earlier_ones(lm: CausalLM) -> None:
+    def overlap(penalty: Penalty) -> tuple[float, float]:
+        weights = Inserted(LowRankStack(2), rate=1e-2)
+        with Ledger() as ledger:
+            path = WeightsPath(
+                lm, ledger, weights=weights, penalty=penalty, budget=Budget(steps=30), background=KNOWN, progress=False
+            )
+            path.write(_items(NEW[:1]))
+            receipt = path.write(_items(NEW[1:]))
+            state = weights.state()
+        directions = [tensor for name, tensor in state.items() if name.endswith("old_a")]
+        assert {len(one) for one in directions} == {4}, "two writes of rank 2"
+        return (
+            sum(float((one[:2] @ one[2:].T).abs().sum()) for one in directions),
+            receipt.details["last_loss"] - receipt.details["first_loss"],
+        )
+
+    (free, _), (apart, learnt) = overlap(NoPenalty()), overlap(OrthogonalSubspaces())
+    assert apart < free / 2
+    assert learnt < 0
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=Full(), penalty=OrthogonalSubspaces(), progress=False)
+        with pytest.raises(ValueError, match="penalty=orthogonal needs weights=lora_stack"):
+            path.write(_items(NEW[:1]))
+
+
 # Projections
 
 
@@ -484,7 +513,8 @@ def test_all_rows_that_were_read_may_change(lm: CausalLM) -> None:
 
 def test_adam_moves_each_row_by_its_own_count_of_steps() -> None:
     """Against torch's Adam on a table of which a step sees some rows: its moments are those of these steps alone."""
-    from memory_paths.parametric.memory_rows import _RowMoments
+    from memory_paths.parametric.inserted import Inserted, LowRankStack
+from memory_paths.parametric.memory_rows import _RowMoments
 
     torch.manual_seed(0)
     chosen = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([0, 3])]

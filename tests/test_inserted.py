@@ -10,7 +10,7 @@ from conftest import ARCHITECTURES, mean_loss
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.batches import collate, encode
-from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, VirtualTokens
+from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, LowRankStack, VirtualTokens
 from memory_paths.parametric.objective import logits_of
 from memory_paths.types import Phrasing, Prompt
 
@@ -29,7 +29,9 @@ def _trained(lm: CausalLM, insertion: Insertion) -> Inserted:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("insertion", [Bottleneck(4), *map(VirtualTokens, FORMS)], ids=["adapter", *FORMS])
+@pytest.mark.parametrize(
+    "insertion", [Bottleneck(4), LowRankStack(2), *map(VirtualTokens, FORMS)], ids=["adapter", "lora_stack", *FORMS]
+)
 def test_every_architecture_takes_it_in_learns_and_gives_it_back(
     make_tiny_lm: Callable[..., CausalLM], architecture: str, insertion: Insertion
 ) -> None:

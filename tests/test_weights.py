@@ -23,7 +23,7 @@ from memory_paths.parametric.attach import memory_layers
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.inserted import Bottleneck, Inserted, VirtualTokens
+from memory_paths.parametric.inserted import Bottleneck, Inserted, LowRankStack, VirtualTokens
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
@@ -65,12 +65,13 @@ def _weights(name: str) -> Weights:
         "prompt": lambda: Inserted(VirtualTokens("prompt", 4), rate=1e-1),
         "prefix": lambda: Inserted(VirtualTokens("prefix", 4), rate=1e-1),
         "cartridge": lambda: Inserted(VirtualTokens("cartridge", 4), rate=1e-1),
+        "lora_stack": lambda: Inserted(LowRankStack(4), rate=1e-2),
         "full": lambda: Full(rate=1e-3),
     }
     return made[name]()
 
 
-INSERTED = ["adapter", "prompt", "prefix", "cartridge"]
+INSERTED = ["adapter", "prompt", "prefix", "cartridge", "lora_stack"]
 KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", *INSERTED, "full"]
 SPARSE = [kind for kind in KINDS if kind.startswith("memory")]
 
