@@ -18,7 +18,7 @@ from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.inserted import Inserted, LowRankStack
-from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.memory_rows import MemoryRows, _RowMoments
 from memory_paths.parametric.objective import (
     Distillation,
     NegativeLogLikelihood,
@@ -513,9 +513,6 @@ def test_all_rows_that_were_read_may_change(lm: CausalLM) -> None:
 
 def test_adam_moves_each_row_by_its_own_count_of_steps() -> None:
     """Against torch's Adam on a table of which a step sees some rows: its moments are those of these steps alone."""
-    from memory_paths.parametric.inserted import Inserted, LowRankStack
-from memory_paths.parametric.memory_rows import _RowMoments
-
     torch.manual_seed(0)
     chosen = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([0, 3])]
     gradients = [torch.randn(len(rows), 4) for rows in chosen]
