@@ -252,11 +252,21 @@ class CausalLM:
         """
         if not phrasing.completion.strip():
             raise ValueError(f"a phrasing needs a completion to be learnt, got {phrasing!r}")
+        if phrasing.asks:
+            return self.encode_answer(Prompt(phrasing.prompt), phrasing.completion)
         with self._lock:
-            if phrasing.asks:
-                row = self._pair(Prompt(phrasing.prompt), phrasing.completion)
-            else:
-                row = self._continued(phrasing.prompt, phrasing.completion)
+            return self._with_stop(self._continued(phrasing.prompt, phrasing.completion))
+
+    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[bool]]:
+        """Tokens of prompt + answer + stop as `generate` would lay them out, and which of them are the answer and stop.
+
+        Raises:
+            ValueError: An answer without text.
+        """
+        with self._lock:
+            return self._with_stop(self._pair(prompt, answer))
+
+    def _with_stop(self, row: _Row) -> tuple[list[int], list[bool]]:
         ids = [*row.ids, self.tokenizer.eos_token_id]
         return ids, [index >= max(1, row.start) for index in range(len(ids))]
 

@@ -230,7 +230,8 @@ def _what_was_forgotten_is_gone(trial: _Trial) -> None:
         if not path.capabilities.forgets:
             return
         before = path.state_hash()
-        path.forget([ADA.id, "never-written"])
+        receipt = path.forget([ADA.id, "never-written"])
+        assert receipt.ids == (ADA.id,), f"forget gives a receipt of the ids that were held, got {receipt!r}"
         path.flush()
         assert path.items() == [BEN], "forget() drops the ids it is given and no others, and ignores unknown ones"
         assert path.state_hash() != before, "forgetting changes state_hash"

@@ -381,6 +381,10 @@ class Trains(Protocol):
         """Token ids of prompt + completion + stop, and which of them are targets."""
         ...
 
+    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[bool]]:
+        """Token ids of prompt + answer + stop, and which of them are the answer and its stop."""
+        ...
+
     def forward_flops(self, tokens: int) -> float:
         """Floating point operations of reading `tokens` tokens."""
         ...

@@ -50,11 +50,20 @@ class Adapter:
         Raises:
             ValueError: PEFT cannot put the method into this model.
         """
+        name = type(self._config).__name__
+        if getattr(self._config, "init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+            raise ValueError(
+                f"init_lora_weights={self._config.init_lora_weights!r} changes the model's own weights, which could "
+                "not be given back; choose true, false, gaussian or orthogonal"
+            )
+        before = lm.weights_hash()
         try:
             with self.applied(lm.module):
                 pass
-        except (ValueError, NotImplementedError) as error:
-            raise ValueError(f"{type(self._config).__name__} does not fit {lm.name!r}: {error}") from error
+        except (ValueError, NotImplementedError, KeyError, TypeError) as error:
+            raise ValueError(f"{name} does not fit {lm.name!r}: {error}") from error
+        if lm.weights_hash() != before:
+            raise ValueError(f"{name} with these options does not give {lm.name!r} back as it was; load the model anew")
 
     def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; nothing to do."""
@@ -65,23 +74,27 @@ class Adapter:
         """See `Weights`."""
         from peft import get_peft_model
 
-        required = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+        required = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         mode, outer = module.training, self._wrapped
-        with warnings.catch_warnings(), torch.random.fork_rng():
-            warnings.simplefilter("ignore")  # PEFT warns of tied embeddings, which are not targets here
-            torch.manual_seed(self._seed)
-            self._wrapped = get_peft_model(module, deepcopy(self._config))
-        module.train(mode)
         try:
+            with warnings.catch_warnings(), torch.random.fork_rng():
+                warnings.simplefilter("ignore")  # PEFT warns of tied embeddings, which are not targets here
+                torch.manual_seed(self._seed)
+                self._wrapped = get_peft_model(module, deepcopy(self._config))
+            module.train(mode)
+            if any(parameter.requires_grad for parameter, _ in required):
+                raise ValueError(
+                    "it trains weights of the model itself (bias, modules_to_save); leave these options out"
+                )
             self._put(module, self._learnt)
             yield
         finally:
-            self._wrapped.unload()
+            _unwrap(module)
             self._wrapped = outer
             if hasattr(module, "peft_config"):
                 del module.peft_config
-            for parameter in module.parameters():
-                parameter.requires_grad_(required[id(parameter)])
+            for parameter, wanted in required:
+                parameter.requires_grad_(wanted)
                 parameter.grad = None
 
     @contextmanager
@@ -113,6 +126,10 @@ class Adapter:
         """See `Weights`."""
         return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
 
+    def fingerprint(self) -> str:
+        """See `Weights`."""
+        return f"{self._config.to_dict()} {self._seed}"
+
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every tensor of the adapter by name."""
         return dict(self._learnt)
@@ -126,6 +143,18 @@ class Adapter:
             for name, parameter in _trained(module).items():
                 if name in state:
                     parameter.copy_(state[name])
+
+
+def _unwrap(module: Any) -> None:
+    """Every layer of the model's own in its place again, also where PEFT has stopped halfway."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper):
+            own = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, own)
 
 
 def _trained(module: Any) -> dict[str, nn.Parameter]:

@@ -11,8 +11,22 @@ from torch import Tensor
 
 from memory_paths.types import Phrasing, TooLarge
 
-Encoded = tuple[list[int], list[bool]]
-"""Token ids, and which of them are to be learnt."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sequence to study.
+
+    Args:
+        ids: Its tokens.
+        learnt: Which of them are to be learnt.
+        phrasing: What it says.
+        text: Of the item that it says it of; empty where it is of none.
+    """
+
+    ids: Sequence[int]
+    learnt: Sequence[bool]
+    phrasing: Phrasing
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,14 @@ class TrainingBatch:
         attention: [sequences, length] int64, 0 at padding.
         targets: [sequences, length] bool, True where a token is to be learnt.
         fresh: Number of sequences, the first ones, that are new; the others are rehearsed.
+        sequences: What the rows are of.
     """
 
     tokens: Tensor
     attention: Tensor
     targets: Tensor
     fresh: int
+    sequences: tuple[Encoded, ...] = ()
 
     @property
     def predicting(self) -> Tensor:
@@ -44,7 +60,7 @@ class TrainingBatch:
         return int(self.attention.sum())
 
 
-def encode(lm: Any, phrasings: Iterable[Phrasing]) -> list[Encoded]:
+def encode(lm: Any, phrasings: Iterable[Phrasing], text: str = "") -> list[Encoded]:
     """The phrasings as sequences of at most the model's window.
 
     A longer text without a prompt becomes several sequences; the first token of each has nothing before it and is not
@@ -62,20 +78,21 @@ def encode(lm: Any, phrasings: Iterable[Phrasing]) -> list[Encoded]:
         for start in range(0, len(ids), window):
             learnt = [False, *flags[start + 1 : start + window]]
             if any(learnt):
-                sequences.append((ids[start : start + window], learnt))
+                sequences.append(Encoded(ids[start : start + window], learnt, phrasing, text))
     return sequences
 
 
 def collate(lm: Any, sequences: Sequence[Encoded], *, rehearsed: Sequence[Encoded] = ()) -> TrainingBatch:
     """Pad; the tensors are where the model's embeddings are. What is rehearsed comes after the others."""
     fresh, sequences = len(sequences), [*sequences, *rehearsed]
-    length = max(len(ids) for ids, _ in sequences)
+    length = max(len(sequence.ids) for sequence in sequences)
     tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
     attention = torch.zeros(len(sequences), length, dtype=torch.int64)
     targets = torch.zeros(len(sequences), length, dtype=torch.bool)
-    for row, (ids, flags) in enumerate(sequences):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        attention[row, : len(ids)] = 1
-        targets[row, : len(ids)] = torch.tensor(flags)
+    for row, sequence in enumerate(sequences):
+        end = len(sequence.ids)
+        tokens[row, :end] = torch.tensor(sequence.ids)
+        attention[row, :end] = 1
+        targets[row, :end] = torch.tensor(sequence.learnt)
     device = lm.module.get_input_embeddings().weight.device
-    return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device), fresh)
+    return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device), fresh, tuple(sequences))

@@ -19,7 +19,7 @@ class Full:
     """The weights axis `full`.
 
     Args:
-        rate: Peak learning rate of AdamW.
+        rate: Learning rate of AdamW.
         weight_decay: Of AdamW.
     """
 
@@ -87,6 +87,10 @@ class Full:
     def measures(self) -> Mapping[str, float]:
         """See `Weights`."""
         return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
+
+    def fingerprint(self) -> str:
+        """See `Weights`."""
+        return "full"
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every parameter by name."""

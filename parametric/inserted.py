@@ -86,7 +86,7 @@ class Inserted:
 
     def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; keeps the first tokens of the background, to begin with."""
-        found = [id for ids, _ in encode(lm, background[:64]) for id in ids]
+        found = [id for sequence in encode(lm, background[:64]) for id in sequence.ids]
         self._ids = tuple(found[: lm.window])
         return 0
 
@@ -144,6 +144,10 @@ class Inserted:
     def measures(self) -> Mapping[str, float]:
         """See `Weights`."""
         return {"weights_changed": float(sum(tensor.numel() for tensor in self._learnt.values()))}
+
+    def fingerprint(self) -> str:
+        """See `Weights`."""
+        return f"{type(self._insertion).__name__} {sorted(vars(self._insertion).items())} {self._seed}"
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every tensor that was put in, by name."""

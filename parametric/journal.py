@@ -107,15 +107,17 @@ class Journal:
         known = [other is not None for other in self.changes[write:]]
         return bool(one) and all(known) and all(name.rsplit("/", 1)[-1] in PARTS for name in one or {})
 
-    def without(self, state: State, write: int) -> dict[str, Tensor]:
-        """A state in which the rows that this write changed, and no later one, are as they were before it."""
-        one = self.changes[write]
-        assert one is not None, "only kept changes can be put back"
+    def without(self, state: State, write: int, leaving: Sequence[int] = ()) -> dict[str, Tensor]:
+        """A state in which the rows that this write changed, and no later one, are as they were before it.
+        Of several that are to leave, the last one first, each with all of them as `leaving`."""
+        own = self.changes[write]
+        assert own is not None, "only kept changes can be put back"
         alone: dict[str, Tensor] = {}
-        for name in _tables(one):
-            later = [other[f"{name}/rows"] for other in self.changes[write + 1 :] if other and f"{name}/rows" in other]
-            single = ~torch.isin(one[f"{name}/rows"], torch.cat([one[f"{name}/rows"][:0], *later]))
-            alone |= {f"{name}/{part}": one[f"{name}/{part}"][single] for part in PARTS}
+        for name in _tables(own):
+            others = [one for place, one in enumerate(self.changes) if place > write and place not in leaving]
+            later = [other[f"{name}/rows"] for other in others if other and f"{name}/rows" in other]
+            single = ~torch.isin(own[f"{name}/rows"], torch.cat([own[f"{name}/rows"][:0], *later]))
+            alone |= {f"{name}/{part}": own[f"{name}/{part}"][single] for part in PARTS}
         return undo(state, alone)
 
     def state(self) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ class Journal:
         return replace(self, changes=tuple(changes))
 
 
-def write_patch(file: Path, before: State, after: State, model: str) -> None:
+def write_patch(file: Path, before: State, after: State, *, model: str, items: bytes) -> None:
     """One write as a file: of each row that it changed the place, a checksum of what stood there, and what stands there
     now: width x bytes per number + 16 bytes, and a header.
 
@@ -148,7 +150,8 @@ def write_patch(file: Path, before: State, after: State, model: str) -> None:
         file: To be written.
         before: State before the write.
         after: State after it; tables only.
-        model: Hash of the untouched model.
+        model: Hash of all that a state depends on.
+        items: What the write taught, which lies beside the patch.
 
     Raises:
         ValueError: These weights are not rows of a table, or nothing has changed.
@@ -165,12 +168,12 @@ def write_patch(file: Path, before: State, after: State, model: str) -> None:
         raise ValueError("only rows of a memory can be carried as a patch; these weights are changed all over")
     if not size(tensors):
         raise ValueError("the write has changed nothing, so that there is nothing to carry")
-    header = {"version": str(PATCH_VERSION), "model": model}
+    header = {"version": str(PATCH_VERSION), "model": model, "sha256": _content_sum(tensors, items)}
     write_durably(file, save(tensors, metadata=header), part="patch")
 
 
-def read_patch(file: Path, present: State, model: str) -> dict[str, Tensor]:
-    """The state after a patch, from the present one.
+def read_patch(file: Path, present: State, *, model: str, items: bytes) -> dict[str, Tensor]:
+    """The state after a patch, from the present one; see `write_patch`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -182,13 +185,15 @@ def read_patch(file: Path, present: State, model: str) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {str(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except Exception as error:
         raise ValueError(f"{file} is damaged or no patch: {error}") from error
     if header.get("version") != str(PATCH_VERSION):
         raise ValueError(f"{file} is a patch of version {header.get('version')}; this release reads {PATCH_VERSION}")
     if header["model"] != model:
         raise ValueError(f"{file} is a patch for another model than this one; learn its items here instead")
+    if header["sha256"] != _content_sum(tensors, items):
+        raise ValueError(f"{file} is damaged, or the items beside it are not those that it was made with")
     found: dict[str, Tensor] = dict(present)
     for name in _tables(tensors):
         rows, values = tensors[f"{name}/rows"], tensors[f"{name}/values"]
@@ -205,6 +210,14 @@ def read_patch(file: Path, present: State, model: str) -> dict[str, Tensor]:
         found[f"{name}/rows"] = together[order]
         found[f"{name}/values"] = torch.cat([present.get(f"{name}/values", values[:0])[others], values])[order]
     return found
+
+
+def _content_sum(tensors: State, items: bytes) -> str:
+    digest = hashlib.sha256(items)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tables(state: State) -> list[str]:

@@ -32,8 +32,9 @@ Optimiser = Literal["sgd", "adam"]
 class _Originals:
     """The rows of one table that were changed, with the bytes that they had before."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, outer: _Originals | None = None) -> None:
         self._values = values
+        self._outer = outer
         self.seen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         self._rows: list[Tensor] = []
         self._bytes: list[Tensor] = []
@@ -49,11 +50,21 @@ class _Originals:
         """Every row noted, sorted."""
         return self.seen.nonzero().flatten()
 
+    def all_rows(self) -> Tensor:
+        """Also those that a block around this one has noted."""
+        return self.rows() if self._outer is None else torch.cat([self.rows(), self._outer.all_rows()]).unique()
+
     def restore(self) -> None:
         """Put the noted bytes back."""
         with torch.no_grad():
             for rows, originals in zip(self._rows, self._bytes, strict=True):
                 self._values[rows] = originals
+
+    def restore_all(self) -> None:
+        """Also those of blocks around this one: the untouched table."""
+        self.restore()
+        if self._outer is not None:
+            self._outer.restore_all()
 
 
 class MemoryRows:
@@ -103,6 +114,8 @@ class MemoryRows:
             raise ValueError(f"rate must be above 0, got {rate}")
         if optimiser not in get_args(Optimiser):
             raise ValueError(f"optimiser must be one of {', '.join(get_args(Optimiser))}, got {optimiser!r}")
+        if optimiser == "adam" and momentum:
+            raise ValueError(f"momentum is an option of optimiser=sgd; Adam has its own, got momentum={momentum}")
         if lifetime_rows is not None and lifetime_rows < (rows or 1):
             raise ValueError(f"lifetime_rows must be at least rows ({rows}), got {lifetime_rows}")
         if hub_share is not None and not 0 <= hub_share <= 1:
@@ -133,8 +146,16 @@ class MemoryRows:
         return 2 if self.optimiser == "adam" else int(self.momentum > 0)
 
     def fit(self, lm: Any) -> None:
-        """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`."""
-        if memory_layers(lm.module):
+        """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`.
+
+        Raises:
+            ValueError: The model's memory is of half precision, in which small steps would be rounded away; or it has
+                no place for one.
+        """
+        if found := memory_layers(lm.module):
+            narrow = {str(layer.values.dtype) for layer in found.values()} - {"torch.float32", "torch.float64"}
+            if narrow:
+                raise ValueError(f"a memory is written to in float32, this one has {sorted(narrow)}: lm.dtype=float32")
             return
         self._layer = self._layer or middle_mlp(lm.module)
         config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
@@ -188,7 +209,8 @@ class MemoryRows:
         with self._in_place(module):
             layers = memory_layers(module)
             # Blocks may be nested: each puts back what it found.
-            outer, self._originals = self._originals, {name: _Originals(layer.values) for name, layer in layers.items()}
+            outer = self._originals
+            self._originals = {name: _Originals(layer.values, outer.get(name)) for name, layer in layers.items()}
             try:
                 for name, (rows, learnt) in self._learnt.items():
                     values = layers[name].values
@@ -206,13 +228,13 @@ class MemoryRows:
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
         """See `Weights`."""
         layers = memory_layers(module)
-        changed = {name: originals.rows() for name, originals in self._originals.items()}
+        changed = {name: originals.all_rows() for name, originals in self._originals.items()}
         present = {name: layers[name].values.detach()[rows].clone() for name, rows in changed.items()}
         with torch.no_grad():
             others = {name: _Originals(layer.values) for name, layer in layers.items()}
             try:
                 for name, layer in layers.items():
-                    self._originals[name].restore()
+                    self._originals[name].restore_all()
                     if f"{name}/rows" in state:
                         rows = state[f"{name}/rows"].to(layer.values.device)
                         others[name].remember(rows)
@@ -247,8 +269,10 @@ class MemoryRows:
             with _recorded(layers) as recorders:
                 yield _RowTrainer(self, layers, recorders)
             changed = {name: originals.rows() for name, originals in self._originals.items()}
-            check_learnt(layers[name].values.detach()[rows] for name, rows in changed.items())
-            self._learnt = {name: (rows, layers[name].values.detach()[rows].clone()) for name, rows in changed.items()}
+            learnt = {name: layers[name].values.detach()[rows] for name, rows in changed.items()}
+            check_learnt(learnt.values())
+            # A state lies on the CPU, wherever the model is: it is compared, hashed and carried there.
+            self._learnt = {name: (rows.cpu(), learnt[name].cpu().clone()) for name, rows in changed.items()}
         finally:
             for parameter, required in frozen:
                 parameter.requires_grad_(required)
@@ -256,14 +280,25 @@ class MemoryRows:
 
     def _may_change(self, name: str, counts: Tensor) -> Tensor:
         """The accesses of the slots that may be chosen; of the others none."""
-        background, touched = self._background[name], self._originals[name].seen.cpu()
+        background = self._background[name]
         if self.hub_share is not None and background.batches:
             counts = counts * (background.document_frequency <= self.hub_share * background.batches)
         if self.protect_written and name in self._learnt:
             counts = counts.index_fill(0, self._learnt[name][0].cpu(), 0.0)
-        if self.lifetime_rows is not None and int(touched.sum()) + (self.rows or 0) > self.lifetime_rows:
-            counts = counts * touched
         return counts
+
+    def _chosen(self, name: str, counts: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows that a step changes."""
+        scores = self.selector(counts, self._background[name], generator)
+        counts = self._may_change(name, counts)
+        if self.lifetime_rows is None:
+            return top_rows(scores, counts, self.rows)
+        touched = self._originals[name].seen.cpu()
+        room = self.lifetime_rows - int(touched.sum())
+        fresh = top_rows(scores, counts * ~touched, room) if room > 0 else counts.new_empty(0, dtype=torch.int64)
+        allowed = touched.clone()
+        allowed[fresh] = True
+        return top_rows(scores, counts * allowed, self.rows)
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`; `rows_touched`: rows of all memory layers that some write has changed."""
@@ -271,6 +306,10 @@ class MemoryRows:
             "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
             "rows_touched": float(sum(len(rows) for rows, _ in self._learnt.values())),
         }
+
+    def fingerprint(self) -> str:
+        """See `Weights`: the addresses of an added memory; those of the model's own are part of the model."""
+        return f"{self._layer} {address_hash(self._added.memory)}" if self._added is not None else "memory"
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: for each layer its changed rows (int64) and their values."""
@@ -283,7 +322,9 @@ class MemoryRows:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """See `Weights`."""
         names = {name.removesuffix("/rows") for name in state if name.endswith("/rows")}
-        self._learnt = {name: (state[f"{name}/rows"].clone(), state[f"{name}/values"].clone()) for name in names}
+        self._learnt = {
+            name: (state[f"{name}/rows"].cpu().clone(), state[f"{name}/values"].cpu().clone()) for name in names
+        }
 
 
 class _RowTrainer:
@@ -297,21 +338,17 @@ class _RowTrainer:
         self._recorders = recorders
         self._generator = torch.Generator().manual_seed(weights.seed)
         self._moments = {name: _RowMoments(layer.values, weights.moments) for name, layer in layers.items()}
-        self._before: dict[str, Tensor] = {}
+        self._before = {name: _RowMoments(layer.values, 1) for name, layer in layers.items()}
 
     def step(
         self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
     ) -> float:
         """See `Trainer`."""
-        if settle and not self._before:
-            self._before = {name: layer.values.detach().clone() for name, layer in self._layers.items()}
         found = loss()
         value = finite(found)
         predicting = batch.predicting.flatten()
         for name, recorder in self._recorders.items():
-            counts = self._weights._may_change(name, recorder.counts(predicting))
-            scores = self._weights.selector(counts, self._weights._background[name], self._generator)
-            recorder.select(top_rows(scores, counts, self._weights.rows))
+            recorder.select(self._weights._chosen(name, recorder.counts(predicting), self._generator))
         found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}
         gradients = [
@@ -324,6 +361,8 @@ class _RowTrainer:
         for name, recorder in self._recorders.items():
             if (gradient := own[name]) is not None:
                 self._weights._originals[name].remember(recorder.rows)
+                if settle:
+                    self._before[name].note(recorder.rows, self._layers[name].values)
                 self._update(name, recorder.rows, gradient)
         if settle:
             self._settle(settle)
@@ -362,13 +401,13 @@ class _RowTrainer:
     def _settle(self, settle: Settle) -> None:
         with torch.no_grad():
             changed = []
-            for name, recorder in self._recorders.items():
-                rows = recorder.rows
+            moved = [(name, one.rows) for name, one in self._recorders.items() if one.gradient is not None]
+            for name, rows in moved:
                 present = self._layers[name].values[rows]
-                changed.append(Changed(f"{name}.values", present, self._before[name][rows], rows))
+                changed.append(Changed(f"{name}.values", present, self._before[name].noted(rows), rows))
             settle(changed)
-            for one, (name, recorder) in zip(changed, self._recorders.items(), strict=True):
-                self._layers[name].values[recorder.rows] = one.present
+            for one, (name, rows) in zip(changed, moved, strict=True):
+                self._layers[name].values[rows] = one.present
 
 
 class _RowMoments:
@@ -386,7 +425,17 @@ class _RowMoments:
         self._place = values.new_full((len(values) if count else 0,), -1, dtype=torch.int64)
         self._used = 0
         self._store = values.new_zeros(0, count, values.shape[1])
-        self._steps = values.new_zeros(0)
+        self._steps = values.new_zeros(0, dtype=torch.int64)
+
+    def note(self, rows: Tensor, values: Tensor) -> None:
+        """Keep the present values of the rows that are not kept yet."""
+        new = rows[self._place[rows] < 0]
+        at = self._at(new)  # which may put a larger store in its place
+        self._store[at, 0] = values.detach()[new]
+
+    def noted(self, rows: Tensor) -> Tensor:
+        """What was kept of them."""
+        return self._store[self._at(rows), 0]
 
     def momentum(self, rows: Tensor, gradient: Tensor, share: float) -> Tensor:
         """The direction of SGD with heavy-ball momentum."""

@@ -10,17 +10,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from .batches import TrainingBatch
-from .setting import Self, Setting, check_self
+from .setting import Earlier, Setting, check_earlier
+from .weights import LossFunction
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a step minimises.
+
+    Args:
+        batch: What its loss reads first with gradients: of these reads, slots of a memory are chosen.
+        loss: Gives the loss, a scalar in nats per target token.
+    """
+
+    batch: TrainingBatch
+    loss: LossFunction
 
 
 class Objective(Protocol):
-    """A differentiable loss of the model on a batch."""
+    """From a batch of study texts to a loss."""
 
-    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
-        """The loss, a scalar in nats per target token; lower is better.
-
-        The first forward pass that takes gradients is that of the batch: of its reads slots are chosen.
-        """
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
+        """Called before each step, while an earlier self may still be listened to."""
         ...
 
 
@@ -48,15 +59,19 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 class NegativeLogLikelihood:
     """Mean cross entropy of the target tokens."""
 
-    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
         """See `Objective`."""
-        return token_losses(logits_of(setting.module, batch), batch).mean()
+        return Aim(batch, lambda: token_losses(logits_of(setting.module, batch), batch).mean())
 
 
 @dataclass(frozen=True)
 class SelectiveNegativeLogLikelihood:
-    """Mean cross entropy of those target tokens that lag most behind a reference (RHO-1, Lin et al. 2024, arXiv
-    2404.07965, equations 3 to 5). The reference is an earlier self of the model: what it knew well need not be studied.
+    """Mean cross entropy of those target tokens that an earlier self finds least likely: what it knew well need not be
+    studied.
+
+    Selection as in RHO-1 (Lin et al. 2024, arXiv 2404.07965), by a reference's loss of each token. RHO-1 ranks by how
+    far the model lags behind a reference that is better than it is; an earlier self is no such one, and to lag behind
+    it would be to have forgotten, so that its loss alone ranks here.
 
     Args:
         share: Of the batch's target tokens that are kept, in (0, 1]; at least one is.
@@ -64,21 +79,20 @@ class SelectiveNegativeLogLikelihood:
     """
 
     share: float = 0.6
-    reference: Self = "untouched"
+    reference: Earlier = "untouched"
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share of selective likelihood must be in (0, 1], got {self.share}")
-        check_self(self.reference)
+        check_earlier(self.reference, "reference")
 
-    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
         """See `Objective`."""
         with setting.earlier(self.reference):
             expected = token_losses(logits_of(setting.module, batch), batch)
         setting.charge(batch, 1.0)
-        losses = token_losses(logits_of(setting.module, batch), batch)
-        kept = max(1, round(self.share * len(losses)))
-        return losses[torch.topk((losses - expected).detach(), kept).indices].mean()
+        kept = torch.topk(expected, max(1, round(self.share * len(expected)))).indices
+        return Aim(batch, lambda: token_losses(logits_of(setting.module, batch), batch)[kept].mean())
 
 
 Source = Literal["new", "old"]
@@ -102,7 +116,7 @@ class Distillation:
     weight: float = 1.0
     temperature: float = 2.0
     per_step: int = 16
-    teacher: Self = "before"
+    teacher: Earlier = "before"
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
@@ -114,27 +128,31 @@ class Distillation:
                 "weight, temperature and per_step of distillation must be above 0, got "
                 f"{self.weight}, {self.temperature} and {self.per_step}"
             )
-        check_self(self.teacher)
+        check_earlier(self.teacher, "teacher")
 
-    def __call__(self, setting: Setting, batch: TrainingBatch) -> Tensor:
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
         """See `Objective`.
 
         Raises:
             ValueError: Old texts are wanted and there is no background to draw from.
         """
         new = self.source == "new"
+        if new and not beside_targets(batch).any():
+            return NegativeLogLikelihood()(setting, batch)
         shown = batch if new else setting.batch(setting.known(self.per_step, "objective=distil_old"))
         with setting.earlier(self.teacher):
             known = logits_of(setting.module, shown)
-        logits = logits_of(setting.module, batch)
-        found = logits if new else logits_of(setting.module, shown)
         setting.charge(shown, 1.0 if new else 2.0 + setting.weights.backward)
         listened = beside_targets(shown) if new else shown.predicting
-        loss = token_losses(logits, batch).mean()
-        if not listened.any():
-            return loss
-        apart = divergence(known[listened] / self.temperature, found[listened] / self.temperature).mean()
-        return loss + self.weight * self.temperature**2 * apart
+
+        def loss() -> Tensor:
+            logits = logits_of(setting.module, batch)
+            plain = token_losses(logits, batch).mean()
+            found = logits if new else logits_of(setting.module, shown)
+            apart = divergence(known[listened] / self.temperature, found[listened] / self.temperature).mean()
+            return plain + self.weight * self.temperature**2 * apart
+
+        return Aim(batch, loss)
 
 
 def beside_targets(batch: TrainingBatch) -> Tensor:

@@ -13,9 +13,9 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,19 +41,19 @@ from memory_paths.types import (
 )
 
 from .batches import Encoded, TrainingBatch, collate, encode
-from .journal import Journal, read_patch, write_patch
+from .journal import Journal, read_patch, size, write_patch
 from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
-from .penalty import NoPenalty, Penalty, Restraint
+from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
 from .setting import Setting
 from .study import Phrasings, Study
-from .weights import Weights
+from .weights import LossFunction, Weights
 
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 2
-DRIFT_SEQUENCES = 64
+DRIFT_SEQUENCES, DRIFT_BATCH = 64, 16
 TENSORS, JOURNAL, WRITES = "learnt.safetensors", "journal.safetensors", "writes.json"
 PATCH, ITEMS = "patch.safetensors", "items.jsonl"
 
@@ -164,6 +164,7 @@ class WeightsPath:
             raise ValueError(f"journal_bytes must be at least 0, got {journal_bytes}")
         self._forgetting = forgetting
         self._journal = Journal(journal_bytes)
+        self._owed = Cost()
         self._background = tuple(background or ())
         self._seed = seed
         self._progress = progress
@@ -197,23 +198,30 @@ class WeightsPath:
                 )
         new = list({item.id: item for item in items if item.id not in held}.values())
         before = dict(self._weights.state())
-        cost, details = self._learn(new) if new else (Cost(), {})
-        self._record(items, namespace, before)
-        return Receipt(tuple(dict.fromkeys(item.id for item in items)), cost, details=details)
+        details = self._learn(new) if new else {}
+        self._record(items, new, namespace, before)
+        return Receipt(tuple(dict.fromkeys(item.id for item in items)), self._paid(), details=details)
 
-    def _record(self, items: Sequence[Knowledge], namespace: str, before: Mapping[str, torch.Tensor]) -> None:
-        """Acknowledge what the weights have just learnt; if that fails, they are as before."""
+    def _record(
+        self,
+        items: Sequence[Knowledge],
+        learnt: Sequence[Knowledge],
+        namespace: str,
+        before: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Acknowledge items of which the weights have just learnt some; if that fails, they are as before. What is
+        acknowledged and not noted is learnt by the next catching up."""
         try:
             self._ledger.record(items, place=self.name, namespace=namespace)
+            self._namespace = namespace
+            changes = self._ledger.changes(place=self.name, after=self._position)
+            ids = {item.id for item in learnt}
+            versions = [change.version for change in changes if change.action == "add" and change.item.id in ids]
+            if versions:
+                self._note(versions, before)
         except BaseException:
             self._weights.load_state(before)
             raise
-        self._namespace = namespace
-        changes = self._ledger.changes(place=self.name, after=self._position)
-        ids = {item.id for item in items}
-        versions = [change.version for change in changes if change.action == "add" and change.item.id in ids]
-        if versions:
-            self._note(versions, before)
         self._catch_up()
 
     def _note(self, versions: list[int], before: Mapping[str, torch.Tensor]) -> None:
@@ -257,12 +265,19 @@ class WeightsPath:
         self._check(namespace)
         self._catch_up()
         gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
-        learnt = self._catch_up()
-        return Receipt(gone, learnt.cost, details={"relearnt": len(learnt.ids), **learnt.details})
+        return self._relearnt(gone, self._catch_up())
+
+    def _relearnt(self, gone: Sequence[str], learnt: Receipt) -> Receipt:
+        return Receipt(tuple(gone), self._paid(), details={"relearnt": len(learnt.ids), **learnt.details})
+
+    def _paid(self) -> Cost:
+        """What has been learnt since the last receipt, which the next one is to tell."""
+        owed, self._owed = self._owed, Cost()
+        return owed
 
     def undo(self, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
-        """Forget all that the last write taught. The weights are, to the byte, what they were before it; what it
-        superseded stays superseded.
+        """Take back the last write. The weights are, to the byte, what they were before it, unless something was
+        forgotten by approximation meanwhile; what the write superseded stays superseded.
 
         Raises:
             ValueError: Nothing has been written.
@@ -271,7 +286,11 @@ class WeightsPath:
         self._catch_up()
         if not self._writes:
             raise ValueError(f"path {self.name!r} has no write to undo")
-        return self.forget([version.item.id for version in self._ledger.get(self._writes[-1]).values()], namespace)
+        last = set(self._writes[-1])
+        ids = [version.item.id for version in self._ledger.get(last).values()]
+        # Not "forgotten": that would reach earlier versions of the same ids, which earlier writes have taught.
+        gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="evicted")
+        return self._relearnt(gone, self._catch_up(undone=last))
 
     def export_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Path:
         """The last write as a folder that `import_patch` carries to another copy of the same model: the rows that it
@@ -283,16 +302,24 @@ class WeightsPath:
         """
         self._check(namespace)
         self._catch_up()
+        if not self._writes:
+            raise ValueError(f"path {self.name!r} has no write to carry")
         after = self._weights.state()
-        before = self._journal.rewound(after, len(self._writes) - 1) if self._writes else None
+        before = self._journal.rewound(after, len(self._writes) - 1)
         if before is None:
             raise ValueError(
-                f"path {self.name!r} has no write to carry" + (", or no room for it: raise journal_bytes" * bool(after))
+                f"path {self.name!r} does not remember what its last write changed: journal_bytes was too small for "
+                "it, or something was forgotten by approximation"
             )
-        items = [version.item for version in self._ledger.get(self._writes[-1]).values()]
-        write_patch(folder / PATCH, before, after, self._lm.weights_hash())
-        write_durably(folder / ITEMS, "".join(f"{item.to_json()}\n" for item in items).encode(), part="patch")
+        taught = [version.item for version in self._ledger.get(self._writes[-1]).values()]
+        items = "".join(f"{item.to_json()}\n" for item in taught).encode()
+        write_durably(folder / ITEMS, items, part="patch")
+        write_patch(folder / PATCH, before, after, model=self._basis(), items=items)
         return folder
+
+    def _basis(self) -> str:
+        """Hash of all that a state depends on."""
+        return hashlib.sha256(f"{self._lm.weights_hash()} {self._weights.fingerprint()}".encode()).hexdigest()
 
     def import_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Take in a write of another copy, without learning.
@@ -305,13 +332,14 @@ class WeightsPath:
         self._check(namespace)
         self._catch_up()
         before = dict(self._weights.state())
-        after = read_patch(folder / PATCH, before, self._lm.weights_hash())
-        items = [Knowledge.from_json(line) for line in (folder / ITEMS).read_text(encoding="utf-8").splitlines()]
+        content = (folder / ITEMS).read_bytes() if (folder / ITEMS).is_file() else b""
+        after = read_patch(folder / PATCH, before, model=self._basis(), items=content)
+        items = [Knowledge.from_json(line) for line in content.decode().split("\n") if line]
         if held := [item.id for item in items if item.id in self._held()]:
             raise ValueError(f"{folder} carries items that are held here already: {', '.join(held[:5])}")
         self._weights.load_state(after)
-        self._record(items, namespace, before)
-        return Receipt(tuple(item.id for item in items))
+        self._record(items, items, namespace, before)
+        return Receipt(tuple(item.id for item in items), self._paid())
 
     def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
         """What the ledger holds active at this place."""
@@ -350,9 +378,9 @@ class WeightsPath:
         return digest.hexdigest()
 
     def stored_bytes(self) -> int:
-        """Bytes of the learnt tensors and of the items in the ledger, from which they could be learnt again."""
-        tensors = sum(tensor.numel() * tensor.element_size() for tensor in self._weights.state().values())
-        return tensors + self._ledger.stored_bytes(place=self.name)
+        """Bytes of the learnt tensors, of the journal, and of the items in the ledger, from which they could be learnt
+        again."""
+        return size(self._weights.state()) + size(self._journal.state()) + self._ledger.stored_bytes(place=self.name)
 
     def save(self, folder: Path) -> None:
         """Write the tensors, then `writes.json` with their checksum and the hash of the model that they belong to."""
@@ -371,7 +399,7 @@ class WeightsPath:
             "position": self._position,
             "namespace": self._namespace,
             "sha256": sums,
-            "model": self._lm.weights_hash(),
+            "model": self._basis(),
         }
         write_durably(folder / WRITES, json.dumps(described).encode(), part="weights")
 
@@ -392,8 +420,11 @@ class WeightsPath:
         for name, written in content.items():
             if hashlib.sha256(written).hexdigest() != described["sha256"][name]:
                 raise ValueError(f"{folder / name} is damaged or belongs to another save; learn again from the ledger")
-        if described["model"] != self._lm.weights_hash():
-            raise ValueError(f"what {folder} holds was learnt on another model than {self._lm.name!r}; load that one")
+        if described["model"] != self._basis():
+            raise ValueError(
+                f"what {folder} holds was learnt on another model than {self._lm.name!r}, or with other weights than "
+                "these; load those"
+            )
         self._weights.load_state(load(content[TENSORS]))
         self._writes, self._position = described["writes"], described["position"]
         self._journal = self._journal.restored(load(content[JOURNAL]), len(self._writes), described["undoable"])
@@ -436,14 +467,17 @@ class WeightsPath:
                 held.pop(change.version, None)
         return {item.id: item for item in held.values()}
 
-    def _catch_up(self) -> Receipt:
+    def _catch_up(self, undone: Set[int] = frozenset()) -> Receipt:
         """Replay what the ledger says since last time. If learning fails, weights and position are as they were.
 
+        Args:
+            undone: Versions that are to be taken back whatever the ledger says.
+
         Returns:
-            What was learnt for it, and, where something was forgotten, its residue.
+            The ids that were learnt for it, and, where something was forgotten, its residue.
         """
         changes = self._ledger.changes(place=self.name, after=self._position)
-        if not changes:
+        if not changes and not undone:
             return Receipt(())
         if len(namespaces := {change.namespace for change in changes} | ({self._namespace} - {None})) > 1:
             raise ValueError(
@@ -452,37 +486,40 @@ class WeightsPath:
         learnt = {version for write in self._writes for version in write}
         # What is superseded stays: the new text is learnt over it. What is forgotten or moved away must not have been.
         gone = {change.version for change in changes if change.action == "remove" and change.reason != "superseded"}
+        gone |= undone
         added = [change.version for change in changes if change.action == "add"]
         missing = [version for version in added if version not in learnt | gone]
         arrived: dict[float, list[int]] = {}
         for version, found in self._ledger.get(missing).items():
             arrived.setdefault(found.recorded_at, []).append(version)
         state, writes, journal = dict(self._weights.state()), self._writes, self._journal
-        cost, ids = Cost(), []
+        ids = []
         try:
             taken_back = self._take_back(gone) if gone & learnt else []
             for write in (*taken_back, *arrived.values()):
                 before = dict(self._weights.state())
                 items = [version.item for version in self._ledger.get(write).values()]
-                cost += self._learn(items)[0]
+                self._learn(items)
                 ids += [item.id for item in items]
                 self._note(write, before)
         except BaseException:
             self._weights.load_state(state)
             self._writes, self._journal = writes, journal
             raise
-        self._position = changes[-1].position
-        self._namespace = changes[-1].namespace
+        if changes:
+            self._position = changes[-1].position
+            self._namespace = changes[-1].namespace
         details = {"residue": self._residue(sorted(gone & learnt))} if gone & learnt else {}
-        return Receipt(tuple(ids), cost, details=details)
+        return Receipt(tuple(ids), details=details)
 
     def _take_back(self, gone: set[int]) -> list[list[int]]:
         """Take writes with these versions out of the weights; returns what is to be learnt again, write by write."""
         state, journal = self._weights.state(), self._journal
         touched = [place for place, write in enumerate(self._writes) if gone.intersection(write)]
-        if self._forgetting == "approximate" and all(journal.separable(place) for place in touched):
-            for place in touched:
-                state = journal.without(state, place)
+        last = touched == list(range(touched[0], len(self._writes)))  # then nothing else would have to be relearnt
+        if self._forgetting == "approximate" and not last and all(journal.separable(place) for place in touched):
+            for place in reversed(touched):
+                state = journal.without(state, place, touched)
             again = [self._writes[place] for place in touched]
             self._writes = [write for place, write in enumerate(self._writes) if place not in touched]
             self._journal = journal.dropped(len(self._writes))
@@ -500,18 +537,18 @@ class WeightsPath:
         studied = self._studied([version.item for version in self._ledger.get(versions).values()])
         sequences = [sequence for group in studied for sequence in group]
         drawn = random.Random(f"residue/{self._seed}").sample(sequences, min(DRIFT_SEQUENCES, len(sequences)))
-        lm = self._lm
-        batch = collate(lm, drawn)
+        module = self._lm.module
+        gains: list[torch.Tensor] = []
+        with self._lm.altered(), self._weights.applied(module), torch.no_grad():
+            for start in range(0, len(drawn), DRIFT_BATCH):
+                batch = collate(self._lm, drawn[start : start + DRIFT_BATCH])
+                with self._weights.holding(module, {}):
+                    untouched = token_losses(logits_of(module, batch), batch)
+                gains.append(untouched - token_losses(logits_of(module, batch), batch))
+        return float(torch.cat(gains).mean())
 
-        def loss() -> float:
-            return float(token_losses(logits_of(lm.module, batch), batch).mean())
-
-        with lm.altered(), torch.no_grad():
-            untouched = loss()
-            with self._weights.applied(lm.module):
-                return untouched - loss()
-
-    def _learn(self, items: Sequence[Knowledge]) -> tuple[Cost, Mapping[str, Any]]:
+    def _learn(self, items: Sequence[Knowledge]) -> Mapping[str, Any]:
+        """Study, and note what it cost; the details of a receipt come back."""
         lm, module = self._lm, self._lm.module
         began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
@@ -539,14 +576,16 @@ class WeightsPath:
                 lm=lm,
                 weights=self._weights,
                 background=self._background,
-                taught=self._taught(),
+                recall=cache(partial(self._taught, {item.key for item in items})),
                 generator=random.Random(f"{self._seed}/{len(self._writes)}"),
                 before=dict(self._weights.state()),
                 charge=charge,
             )
             generator = setting.generator
-            restraint = self._penalty(setting, trainer)
-            project = self._projection(setting, trainer)
+            # Whatever they draw, the order of study stays the same.
+            restraint = self._penalty(self._apart(setting, "penalty"), trainer)
+            project = self._projection(self._apart(setting, "projection"), trainer)
+            aiming = self._apart(setting, "objective")
             rehearsal = self._rehearsal(setting)
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.most_steps), f"{self.name}: studying", leave=False, disable=quiet):
@@ -562,41 +601,45 @@ class WeightsPath:
                 if not chosen:
                     break
                 batch = collate(lm, chosen, rehearsed=encode(lm, next(rehearsal)))
+                # Both listen to earlier selves first: their passes must not come between a pass and its gradients.
+                term = restraint.term(batch) if restraint.term else None
+                aim = self._objective(aiming, batch)
+                loss = partial(_sum, aim.loss, term) if term else aim.loss
                 try:
-                    losses.append(
-                        trainer.step(partial(self._loss, setting, restraint, batch), batch, project, restraint.settle)
-                    )
+                    losses.append(trainer.step(loss, aim.batch, project, restraint.settle))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
-                charge(batch, 1 + self._weights.backward)
+                charge(aim.batch, 1 + self._weights.backward)
             seconds = time.perf_counter() - began
             drift = self._drift([sequence for group in studied for sequence in group])
         details = {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
         measures = {"kl_on_new": drift, **self._weights.measures()}
-        return Cost(lm=Usage(tokens=tokens, flops=flops, seconds=seconds)), {**details, "measures": measures}
+        self._owed += Cost(lm=Usage(tokens=tokens, flops=flops, seconds=seconds))
+        return {**details, "measures": measures}
 
-    def _loss(self, setting: Setting, restraint: Restraint, batch: TrainingBatch) -> torch.Tensor:
-        term = restraint.term(batch) if restraint.term else None
-        # The objective first: slots are chosen by the reads of the first pass that takes gradients.
-        loss = self._objective(setting, batch)
-        return loss + term() if term else loss
+    def _apart(self, setting: Setting, axis: str) -> Setting:
+        return replace(setting, generator=random.Random(f"{axis}/{self._seed}/{len(self._writes)}"))
 
-    def _taught(self) -> list[Phrasing]:
-        """What the writes so far have studied, as far as it is not forgotten."""
-        versions = [version for write in self._writes for version in write]
-        found = self._ledger.get(versions)
-        return self._study([found[version].item for version in versions])
+    def _taught(self, arriving: Set[str]) -> list[Phrasing]:
+        """What the writes so far have studied, as far as it is neither forgotten nor superseded by one of them or by
+        what arrives now."""
+        found = self._ledger.get([version for write in self._writes for version in write])
+        latest = {version.item.key or f"\0{number}": version.item for number, version in found.items()}
+        return self._study([item for item in latest.values() if not item.key or item.key not in arriving])
 
     def _drift(self, sequences: Sequence[Encoded]) -> float:
         """How far the answers' distribution has gone from the untouched model's on what was just studied: the mean
         divergence in nats per target token, which foretells forgetting (Shenfeld et al. 2025, arXiv 2509.04259)."""
         module = self._lm.module
         drawn = random.Random(f"drift/{self._seed}").sample(list(sequences), min(DRIFT_SEQUENCES, len(sequences)))
-        batch = collate(self._lm, drawn)
+        found: list[torch.Tensor] = []
         with torch.no_grad():
-            with self._weights.holding(module, {}):
-                known = logits_of(module, batch)[batch.predicting]
-            return float(divergence(known, logits_of(module, batch)[batch.predicting]).mean())
+            for start in range(0, len(drawn), DRIFT_BATCH):
+                batch = collate(self._lm, drawn[start : start + DRIFT_BATCH])
+                with self._weights.holding(module, {}):
+                    known = logits_of(module, batch)[batch.predicting]
+                found.append(divergence(known, logits_of(module, batch)[batch.predicting]))
+        return float(torch.cat(found).mean())
 
     def _studied(self, items: Sequence[Knowledge]) -> list[list[Encoded]]:
         """The sequences of each item; an item with more than a step holds is several groups."""
@@ -604,11 +647,17 @@ class WeightsPath:
         groups = []
         for item in items:
             try:
-                sequences = encode(self._lm, self._study([item]))
+                sequences = encode(self._lm, self._study([item]), item.text)
             except TooLarge as error:
                 raise TooLarge(f"item {item.id!r}: {error}", items=[item.id]) from error
             groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]
         return groups
+
+
+def _sum(first: LossFunction, second: LossFunction) -> torch.Tensor:
+    """The first one is called first: slots are chosen by the reads of the first pass that takes gradients."""
+    loss = first()
+    return loss + second()
 
 
 def _bytes(tensor: Any) -> bytes:

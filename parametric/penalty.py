@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .batches import TrainingBatch
 from .objective import divergence, logits_of, token_losses
-from .setting import Self, Setting, check_self
+from .setting import Earlier, Setting, check_earlier
 from .weights import Changed, Settle, Trainer
 
 
@@ -111,7 +111,7 @@ class ElasticWeights:
             ValueError: There is no background to draw from.
         """
         drawn = setting.known(self.samples, "penalty=ewc")
-        drawn += setting.generator.sample(list(setting.taught), min(self.taught, len(setting.taught)))
+        drawn += setting.taught(self.taught)
         importance = fisher_information(setting, trainer, [setting.batch([phrasing]) for phrasing in drawn])
 
         def settle(changed: Sequence[Changed]) -> None:
@@ -166,7 +166,7 @@ class OutputDivergence:
     strength: float = 0.1
     where: Where = "known"
     per_step: int = 16
-    teacher: Self = "untouched"
+    teacher: Earlier = "untouched"
 
     def __post_init__(self) -> None:
         _check_function_space(self.strength, self.where, self.per_step, self.teacher, "kl")
@@ -197,7 +197,7 @@ class FeatureDistance:
     strength: float = 1.0
     where: Where = "known"
     per_step: int = 16
-    teacher: Self = "untouched"
+    teacher: Earlier = "untouched"
 
     def __post_init__(self) -> None:
         _check_function_space(self.strength, self.where, self.per_step, self.teacher, "feature")
@@ -273,4 +273,4 @@ def _check_function_space(strength: float, where: str, per_step: int, teacher: s
         )
     if where not in get_args(Where):
         raise ValueError(f"where of penalty={name} must be one of {', '.join(get_args(Where))}, got {where!r}")
-    check_self(teacher)
+    check_earlier(teacher, "teacher")

@@ -36,7 +36,9 @@ class NoProjection:
 @dataclass(frozen=True)
 class AveragedGradient:
     """A-GEM (Chaudhry et al. 2019, arXiv 1812.00420, equation 11): where the gradient points against the reference's,
-    the part along the reference is taken out, so that the step does not raise the reference's loss (to first order).
+    the part along the reference is taken out, so that a step of SGD does not raise the reference's loss (to first
+    order). AdamW, which `lora` and `full` train with, scales each number of a gradient by itself, and keeps this only
+    in part.
 
     Args:
         per_step: Phrasings of what the model knew before, drawn anew at every step.
@@ -71,7 +73,8 @@ class OrthogonalGradient:
     """OGD (Farajtabar et al. 2020, arXiv 1910.07104, the variant of the true logit): the gradient's part in the span
     of the directions in which answers to known questions would change is taken out.
 
-    The directions are those of the weights as they are before the write, not, as in the paper, of the weights right
+    As with A-GEM this is exact for steps of SGD (the memory's rows) and an inclination for those of AdamW. The
+    directions are those of the weights as they are before the write, not, as in the paper, of the weights right
     after each task: nothing has to be kept between writes.
 
     Args:
@@ -97,7 +100,7 @@ class OrthogonalGradient:
             ValueError: There is no background to draw from.
         """
         drawn = setting.known(self.samples, "projection=ogd")
-        drawn += setting.generator.sample(list(setting.taught), min(self.taught, len(setting.taught)))
+        drawn += setting.taught(self.taught)
         directions = []
         for phrasing in drawn:
             shown = setting.batch([phrasing])
@@ -109,8 +112,11 @@ class OrthogonalGradient:
 
         def basis(gradients: Sequence[Gradient]) -> Tensor:
             """[numbers, directions], orthonormal, at the numbers that these gradients have."""
-            rows = [torch.cat([known[one.name].at(one).flatten() for one in gradients]) for known in directions]
-            matrix = torch.stack(rows, dim=1)
+            columns = [
+                [known[one.name].at(one) if one.name in known else torch.zeros_like(one.values) for one in gradients]
+                for known in directions
+            ]
+            matrix = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in columns], dim=1)
             # Of the few by few products of directions: a decomposition of the tall matrix itself would take minutes.
             sizes, turned = torch.linalg.eigh((matrix.T @ matrix).double())
             kept = sizes > sizes.max().clamp(min=1e-300) * 1e-7
@@ -121,6 +127,8 @@ class OrthogonalGradient:
             dense = all(one.rows is None for one in gradients)
             if not dense or "basis" not in whole:
                 whole["basis"] = basis(gradients)
+                if dense:
+                    directions.clear()
             own = torch.cat([one.values.flatten() for one in gradients])
             own = own - whole["basis"] @ (whole["basis"].T @ own)
             for one, part in zip(gradients, own.split([one.values.numel() for one in gradients]), strict=True):

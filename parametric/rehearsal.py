@@ -56,4 +56,4 @@ class Experience:
         """
         while True:
             drawn = setting.known(self.per_step, "rehearsal=experience") if self.per_step else []
-            yield drawn + setting.generator.sample(list(setting.taught), min(self.taught, len(setting.taught)))
+            yield drawn + setting.taught(self.taught)

@@ -16,8 +16,8 @@ from memory_paths.types import Phrasing
 from .batches import TrainingBatch, collate, encode
 from .weights import Weights
 
-Self = Literal["untouched", "before"]
-SELVES: tuple[Self, ...] = ("untouched", "before")
+Earlier = Literal["untouched", "before"]
+EARLIER: tuple[Earlier, ...] = ("untouched", "before")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Setting:
         lm: The model, with what was learnt so far in its weights.
         weights: What trains.
         background: Phrasings of what the model knew before it learnt anything here.
-        taught: Phrasings that earlier writes studied, oldest first.
+        recall: Gives the phrasings that earlier writes studied, oldest first, without what is superseded.
         generator: All chance of this write.
         before: State of the weights when this write began.
         charge: To be called with a batch and the number of forward passes over it that a step did not make itself.
@@ -37,7 +37,7 @@ class Setting:
     lm: Any
     weights: Weights
     background: Sequence[Phrasing]
-    taught: Sequence[Phrasing]
+    recall: Callable[[], Sequence[Phrasing]]
     generator: random.Random
     before: Mapping[str, Tensor]
     charge: Callable[[TrainingBatch, float], None]
@@ -48,15 +48,22 @@ class Setting:
         return self.lm.module
 
     @contextmanager
-    def earlier(self, self_: Self) -> Iterator[None]:
+    def earlier(self, which: Earlier) -> Iterator[None]:
         """The module as it was, without gradients: untouched by any learning, or before this write. To be left before
         a forward pass that is differentiated begins."""
-        with torch.no_grad(), self.weights.holding(self.module, {} if self_ == "untouched" else self.before):
+        with torch.no_grad(), self.weights.holding(self.module, {} if which == "untouched" else self.before):
             yield
 
     def batch(self, phrasings: Sequence[Phrasing]) -> TrainingBatch:
         """Phrasings, laid out for the model."""
         return collate(self.lm, encode(self.lm, phrasings))
+
+    def taught(self, count: int) -> list[Phrasing]:
+        """Phrasings of what earlier writes taught, drawn anew; fewer where there are fewer."""
+        if not count:
+            return []
+        recalled = list(self.recall())
+        return self.generator.sample(recalled, min(count, len(recalled)))
 
     def known(self, count: int, what: str) -> list[Phrasing]:
         """Phrasings of what the model knew before, drawn anew; all of them where there are fewer.
@@ -71,9 +78,11 @@ class Setting:
         return self.generator.sample(list(self.background), min(count, len(self.background)))
 
 
-def check_self(self_: str) -> None:
-    """Raises:
-    ValueError: There is no such earlier self.
+def check_earlier(which: str, option: str) -> None:
+    """Refuse what is no earlier self.
+
+    Raises:
+        ValueError: With the name of the option.
     """
-    if self_ not in SELVES:
-        raise ValueError(f"teacher must be one of {', '.join(SELVES)}, got {self_!r}")
+    if which not in EARLIER:
+        raise ValueError(f"{option} must be one of {', '.join(EARLIER)}, got {which!r}")

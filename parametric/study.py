@@ -37,7 +37,7 @@ class Phrasings:
 
 @dataclass(frozen=True)
 class Templates:
-    """Each item's own phrasings (or its text), and each of them again in frames of plain words.
+    """Each item's own phrasings, and its text in frames of plain words.
 
     For items that come with their text alone, so that a fact is not learnt as one string of words: the more ways it
     was seen in, the better it is found by others (Allen-Zhu & Li 2024, arXiv 2309.14316).

@@ -125,8 +125,13 @@ class Weights(Protocol):
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Figures of what was learnt: `weights_changed`, how many numbers differ from the untouched model's or were put
-        beside them, and whatever else these weights can tell."""
+        """Figures of what was learnt: `weights_changed`, how many numbers were free to change so far, in the model or
+        put beside it, and whatever else these weights can tell."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What a state depends on beside the untouched model, such as the addresses of an added memory; two of equal
+        fingerprint may exchange states."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

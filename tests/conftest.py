@@ -175,4 +175,4 @@ def make_setting(lm: CausalLM, weights: Any, *, background: Any = (), taught: An
         def __call__(self, batch: Any, passes: float) -> None:
             self.spent += passes * batch.token_count
 
-    return Setting(lm, weights, tuple(background), tuple(taught), random.Random(seed), dict(weights.state()), Charge())
+    return Setting(lm, weights, tuple(background), lambda: taught, random.Random(seed), dict(weights.state()), Charge())

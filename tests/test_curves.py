@@ -45,7 +45,7 @@ def runs() -> list[Report]:
 def test_forgetting_is_compared_where_all_have_acquired_the_same(tmp_path: Path, runs: list[Report]) -> None:
     summary = _collected(tmp_path, runs)
     rows = {row["path"]: row for row in summary.to_json()["matched"]}
-    assert {row["acquisition"] for row in rows.values()} == {0.8}
+    assert {row["acquisition"] for row in rows.values()} == {0.8}, "where both were measured"
     assert rows["sparse_memory"]["forgetting"]["value"] == pytest.approx(0.11)
     assert rows["full"]["forgetting"]["value"] == pytest.approx(0.41)
     assert rows["full"]["forgetting"]["low"] < 0.41 < rows["full"]["forgetting"]["high"]
@@ -57,17 +57,17 @@ def test_forgetting_is_compared_where_all_have_acquired_the_same(tmp_path: Path,
 
 
 def test_forgetting_between_two_efforts_is_interpolated_and_beyond_them_undefined() -> None:
-    points = ((0.0, 0.0), (0.4, -0.1), (0.8, -0.3))
-    curve = Curve("full", 48, "toy", {"a": points}, (1.0, 2.0))
-    assert curve.forgetting(0.2).value == pytest.approx(0.05)
+    curve = Curve("full", 48, "toy", {"a": ((0.2, 0.0), (0.4, -0.1), (0.8, -0.3))}, (0.5, 1.0, 2.0))
+    assert curve.forgetting(0.3).value == pytest.approx(0.05)
     assert curve.forgetting(0.6).value == pytest.approx(0.2)
     assert curve.forgetting(0.81).reason == "it acquires 0.80 at most"
+    assert curve.forgetting(0.19).reason == "it acquires 0.20 at least"
 
 
 def test_where_more_effort_acquires_less_the_first_crossing_counts() -> None:
-    curve = Curve("lora", 48, "toy", {"a": ((0.0, 0.0), (0.9, -0.2), (0.5, -0.8))}, (1.0, 2.0))
+    curve = Curve("lora", 48, "toy", {"a": ((0.1, 0.0), (0.9, -0.2), (0.5, -0.8))}, (0.5, 1.0, 2.0))
     assert curve.forgetting(0.9).value == pytest.approx(0.2)
-    assert curve.forgetting(0.45).value == pytest.approx(0.1)
+    assert curve.forgetting(0.5).value == pytest.approx(0.1)
 
 
 def test_settings_other_than_effort_make_curves_of_their_own_and_broken_sets_are_left_out(
@@ -76,6 +76,9 @@ def test_settings_other_than_effort_make_curves_of_their_own_and_broken_sets_are
     other = [_run("full", effort, 0.5, -0.1, 0, rehearsal={"per_step": 16}) for effort in (0.5, 1.0)]
     lonely = [_run("lora", 1.0, 0.9, -0.5, 0)]
     unfinished = [_run("sparse_memory", 1.0, 0.8, -0.1, 2)]  # a seed without its second effort
+    unfinished += [_run("sparse_memory", 4.0, 1.0, -0.3, 1)]  # an effort that one seed alone has
     curves = _collected(tmp_path, [*runs, *other, *lonely, *unfinished]).curves
     assert {curve.label for curve in curves} == {"sparse_memory", "full", "full rehearsal.per_step=16"}
-    assert {len(curve.points) for curve in curves if curve.label == "sparse_memory"} == {2}
+    (curve,) = (curve for curve in curves if curve.label == "sparse_memory")
+    assert curve.efforts == (1.0, 2.0)
+    assert len(curve.points) == 2

@@ -83,7 +83,7 @@ def test_a_cartridge_begins_as_the_text_that_it_is_made_of(make_tiny_lm: Callabl
     weights = Inserted(VirtualTokens("cartridge", 8))
     text = Phrasing("The known tale of a town by the sea.")
     weights.prepare(lm, [text])
-    ids = encode(lm, [text])[0][0][:8]
+    ids = list(encode(lm, [text])[0].ids[:8])
     with torch.no_grad():
         cache = lm.module(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
         with weights.applied(lm.module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +262,96 @@ def test_a_patch_that_does_not_fit_is_refused_and_changes_nothing(lm: CausalLM, 
             stranger.import_patch(folder)
         held = _path(lm, elsewhere, name="held")
         held.write([ONE])
-        (folder / ITEMS).write_text(f"{ONE.to_json()}\n")
+        items = (folder / ITEMS).read_bytes()
+        (folder / ITEMS).write_text(f"{THREE.to_json()}\n")
         state = _state(held)
-        with pytest.raises(ValueError, match="carries items that are held here already: alma"):
+        with pytest.raises(ValueError, match="is damaged, or the items beside it are not those"):
             held.import_patch(folder)
+        (folder / ITEMS).write_bytes(items)
+        flipped = bytearray(content)
+        flipped[-3] ^= 1
+        (folder / PATCH).write_bytes(flipped)
+        with pytest.raises(ValueError, match="is damaged, or the items beside it are not those"):
+            held.import_patch(folder)
+        (folder / PATCH).write_bytes(content)
         assert _state(held) == state
     full = _path(lm, ledger, "full", name="full")
     full.write([ONE])
     with pytest.raises(ValueError, match="only rows of a memory can be carried"):
         full.export_patch(tmp_path / "full")
+
+
+def test_a_state_fits_only_the_addresses_that_it_was_learnt_with(
+    make_tiny_lm: Callable[..., CausalLM], ledger: Ledger, tmp_path: Path
+) -> None:
+    """A memory that was added to a model has addresses of its own, which the model's weights do not tell."""
+    lm = make_tiny_lm("llama")
+
+    def path(name: str, **options: Any) -> WeightsPath:
+        return _path(lm, ledger, name=name, background=(), weights=MemoryRows(rows=8, rate=5.0, **options))
+
+    first = path("first", half_keys=8)
+    first.write([ONE])
+    first.write([TWO])
+    folder = first.export_patch(tmp_path / "patch")
+    first.save(tmp_path / "saved")
+    for name, options in (("seed", {"half_keys": 8, "seed": 1}), ("size", {"half_keys": 16})):
+        other = path(name, **options)
+        other.write([ONE])
+        with pytest.raises(ValueError, match="a patch for another model"):
+            other.import_patch(folder)
+        with pytest.raises(ValueError, match="with other weights than these"):
+            other.load(tmp_path / "saved")
+    same = path("same", half_keys=8)
+    same.write([ONE])
+    same.import_patch(folder)
+    assert _state(same) == _state(first)
+
+
+def test_undoing_a_text_that_came_back_takes_back_its_last_write_alone(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    """Oslo, then Bergen, then Oslo again."""
+    oslo, bergen = (Knowledge(town, f"Alma lives in {town}.", key="alma/home") for town in ("Oslo", "Bergen"))
+    path = _path(lm, ledger)
+    states = []
+    for item in (oslo, bergen, oslo):
+        path.write([item])
+        states.append(_state(path))
+    lessons.clear()
+    path.undo()
+    assert _state(path) == states[1]
+    path.undo()
+    assert _state(path) == states[0]
+    assert lessons == []
+
+
+def test_what_a_full_disk_or_a_bug_keeps_from_being_noted_is_learnt_once(
+    lm: CausalLM, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plain = _path(lm, ledger, name="broken"), _path(lm, ledger, name="plain")
+    plain.write([ONE])
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "appended", lambda *given: (_ for _ in ()).throw(RuntimeError("no")))
+        with pytest.raises(RuntimeError, match="no"):
+            path.write([ONE])
+    assert path.items() == [ONE], "it had been acknowledged by the ledger"
+    path.flush()
+    assert _state(path) == _state(plain)
+
+
+def test_two_forgotten_writes_of_one_row_leave_nothing_of_either() -> None:
+    def table(*values: float) -> dict[str, torch.Tensor]:
+        return {"w/rows": torch.arange(len(values)), "w/values": torch.tensor(values)[:, None]}
+
+    states = [{}, table(1.0), table(2.0, 5.0), table(2.0, 5.0, 7.0)]
+    journal = Journal(room=2**20)
+    for before, after in itertools.pairwise(states):
+        journal = journal.appended(before, after)
+    state: Any = states[-1]
+    for write in (1, 0):
+        state = journal.without(state, write, (0, 1))
+    assert (state["w/rows"].tolist(), state["w/values"].flatten().tolist()) == ([2], [7.0])
 
 
 def test_an_agent_tells_what_forgetting_cost(lm: CausalLM, ledger: Ledger) -> None:

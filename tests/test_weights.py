@@ -25,7 +25,7 @@ from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.inserted import Bottleneck, Inserted, LowRankStack, VirtualTokens
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
+from memory_paths.parametric.objective import Aim, NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
 from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
@@ -196,10 +196,10 @@ def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(
         def __init__(self) -> None:
             self.calls = 0
 
-        def __call__(self, setting: Any, batch: Any) -> torch.Tensor:
+        def __call__(self, setting: Any, batch: Any) -> Aim:
             self.calls += 1
-            loss = NegativeLogLikelihood()(setting, batch)
-            return loss * float("inf") if self.calls == 7 else loss
+            aim = NegativeLogLikelihood()(setting, batch)
+            return Aim(batch, lambda: aim.loss() * float("inf")) if self.calls == 7 else aim
 
     path = _path(lm, ledger, kind, objective=Exploding())
     path.write(ITEMS[:1])

@@ -116,7 +116,7 @@ def scatter(points: Sequence[Point], numbers: Mapping[str, int], *, x_title: str
 
 
 def trade_off(curves: Mapping[str, Sequence[tuple[float, float]]], numbers: Mapping[str, int]) -> str:
-    """One line for each path over its efforts: what it acquires (right) against prior knowledge kept (up)."""
+    """One line for each path over its efforts: what it acquires (right) against prior knowledge (up)."""
     width, height, left, right, top, bottom = 460, 330, 44, 120, 14, 44
 
     def across(value: float) -> float:
@@ -125,8 +125,8 @@ def trade_off(curves: Mapping[str, Sequence[tuple[float, float]]], numbers: Mapp
     def up(value: float) -> float:
         return height - bottom - min(max(value, 0.0), 1.0) * (height - top - bottom)
 
-    parts = [_open(width, height, "prior knowledge kept against acquisition", max_width=560)]
-    parts += _share_axis(up, left, width - right, "share of prior knowledge kept")
+    parts = [_open(width, height, "prior knowledge against acquisition", max_width=560)]
+    parts += _share_axis(up, left, width - right, "prior knowledge, 1 less what was lost")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(_text(across(share), height - bottom + 16, f"{share:g}".replace("0.", "."), "middle"))
     parts.append(_text((left + width - right) / 2, height - 8, "acquisition, effort growing along each line", "middle"))
@@ -135,7 +135,7 @@ def trade_off(curves: Mapping[str, Sequence[tuple[float, float]]], numbers: Mapp
         places = [(across(x), up(1.0 + y)) for x, y in points]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         parts.append(f'<path class="curve" stroke="{colour(numbers[label])}" d="M{path}"/>')
-        parts += [_mark(numbers[label], x, y) for x, y in places[1:]]
+        parts += [_mark(numbers[label], x, y) for x, y in places]
         spots.append((*places[-1], label))
     for x, y, label, at in _apart(spots, top + 4, height - bottom):
         parts.append(_leader(x, y, at))

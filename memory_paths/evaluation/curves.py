@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +21,7 @@ from memory_paths.evaluation.report import Report, flattened
 from memory_paths.evaluation.statistics import DIFFERENCE, seeds_interval
 
 EFFORT = "path.memory.budget.effort"
+LEVELS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 Point = tuple[float, float]
 
 
@@ -31,9 +33,8 @@ class Curve:
         label: Path and what else tells it from the others.
         load: Number of items taught.
         family: Model and stream.
-        points: For each seed (acquisition, change of prior knowledge), in the order of effort. The first is that of no
-            effort at all: nothing learnt, nothing lost.
-        efforts: Of the points after the first.
+        points: For each seed (acquisition, change of prior knowledge), in the order of effort.
+        efforts: Of the points.
     """
 
     label: str
@@ -49,17 +50,21 @@ class Curve:
         return [(fmean(x for x, _ in column), fmean(y for _, y in column)) for column in columns]
 
     @property
-    def reach(self) -> float:
-        """The highest acquisition that every seed reaches."""
-        return min(max(x for x, _ in points) for points in self.points.values())
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest acquisition that were measured for every seed."""
+        measured = [[x for x, _ in points] for points in self.points.values()]
+        return max(map(min, measured)), min(map(max, measured))
 
     def forgetting(self, acquisition: float) -> Metric:
         """How much prior knowledge is lost (a share, positive where something is lost) at this acquisition.
 
-        Interpolated between efforts for each seed; the interval is over seeds.
+        Interpolated between efforts for each seed; the interval is over seeds. Undefined beyond what was measured.
         """
-        if acquisition > self.reach:
-            return undefined(f"it acquires {self.reach:.2f} at most")
+        least, most = self.reach
+        if acquisition > most:
+            return undefined(f"it acquires {most:.2f} at most")
+        if acquisition < least:
+            return undefined(f"it acquires {least:.2f} at least")
         lost = [-_at(points, acquisition) for points in self.points.values()]
         if len(lost) == 1:
             return Metric(lost[0], n=1)
@@ -71,8 +76,8 @@ def curves_of(labelled: Sequence[tuple[Report, str]]) -> tuple[Curve, ...]:
     """A curve for each path that was run at two efforts or more.
 
     Args:
-        labelled: Reports, each with the settings in which it differs from others of its path. Seeds that lack one of
-            the efforts, or a figure, are left out.
+        labelled: Reports, each with the settings in which it differs from others of its path. Efforts that most seeds
+            lack are left out, and then seeds that lack an effort.
     """
     groups: dict[tuple[str, int, str], dict[str, dict[float, Point]]] = {}
     for report, variant in labelled:
@@ -87,30 +92,25 @@ def curves_of(labelled: Sequence[tuple[Report, str]]) -> tuple[Curve, ...]:
         by_seed.setdefault(seed, {})[float(effort)] = (acquired.value, changed.value)
     curves = []
     for (label, load, family), by_seed in groups.items():
-        efforts = sorted({effort for found in by_seed.values() for effort in found})
-        whole = {seed: found for seed, found in by_seed.items() if len(found) == len(efforts)}
+        times = Counter(effort for found in by_seed.values() for effort in found)
+        efforts = sorted(effort for effort, count in times.items() if 2 * count >= len(by_seed))
+        whole = {seed: found for seed, found in by_seed.items() if set(efforts) <= set(found)}
         if len(efforts) > 1 and whole:
-            points = {seed: ((0.0, 0.0), *(found[effort] for effort in efforts)) for seed, found in whole.items()}
+            points = {seed: tuple(found[effort] for effort in efforts) for seed, found in whole.items()}
             curves.append(Curve(label, load, family, points, tuple(efforts)))
     return tuple(curves)
 
 
 def matched(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Forgetting of all curves of a family and load at the highest acquisition that each of them reaches."""
+    """Forgetting of all curves of a family and load at each of `LEVELS` at which two of them at least are defined."""
     rows: list[dict[str, Any]] = []
     for family, load in dict.fromkeys((curve.family, curve.load) for curve in curves):
         group = [curve for curve in curves if (curve.family, curve.load) == (family, load)]
-        level = min(curve.reach for curve in group)
-        rows += [
-            {
-                "family": family,
-                "load": load,
-                "acquisition": level,
-                "path": curve.label,
-                "forgetting": curve.forgetting(level).to_json(),
-            }
-            for curve in group
-        ]
+        for level in LEVELS:
+            found = [(curve.label, curve.forgetting(level)) for curve in group]
+            if sum(metric.value is not None for _, metric in found) > 1:
+                place = {"family": family, "load": load, "acquisition": level}
+                rows += [{**place, "path": label, "forgetting": metric.to_json()} for label, metric in found]
     return rows
 
 

@@ -322,7 +322,7 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
 def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
     """What paths into weights measured of themselves: `kl_on_new`, mean over the writes of how far the answers to what
     was just studied have gone from the untouched model's, in nats per token; `weights_changed` and `rows_touched`, how
-    many numbers, and how many rows of a memory, are no longer the untouched model's after the last write.
+    many numbers, and how many rows of a memory, have been free to change by the last write.
 
     Args:
         writes: Columns of the records of writes. Of several paths the figures are added up, except for the divergence.
@@ -333,9 +333,7 @@ def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
         each = [[measures[name] for measures in write.values() if name in measures] for write in told]
         found = [over(values) for values in each if values]
         if not found:
-            return undefined(
-                "the path does not write into weights" if name != "rows_touched" else "it has no memory layer"
-            )
+            return undefined("the path has no memory layer" if told else "the path does not write into weights")
         return Metric(float(np.mean(found)) if name == "kl_on_new" else found[-1])
 
     return {

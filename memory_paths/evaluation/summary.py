@@ -178,7 +178,10 @@ def collect(folder: str | Path) -> Summary:
     if not reports and not failures:
         raise FileNotFoundError(f"no run in {root}: there is no {REPORT} anywhere below it")
     labelled = [pair for group in _same_name(reports) for pair in zip(group, _variants(group), strict=True)]
-    return Summary(_without_reading(summarise(reports)), tuple(failures), curves_of(labelled))
+    lines = _without_reading(summarise(reports))
+    read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
+    curves = tuple(curve for curve in curves_of(labelled) if (curve.family, curve.load) in read)
+    return Summary(lines, tuple(failures), curves)
 
 
 def summarise(reports: Sequence[Report]) -> tuple[Line, ...]:
@@ -231,7 +234,10 @@ def matched_in_words(curves: Sequence[Curve]) -> list[str]:
     ):
         by_path = [(row["path"], Metric.from_json(row["forgetting"])) for row in rows]
         ranked = sorted(by_path, key=lambda pair: pair[1].value if pair[1].value is not None else math.inf)
-        words = ", ".join(f"{path} {' '.join(score(metric)).strip()}" for path, metric in ranked)
+        words = ", ".join(
+            f"{path} {' '.join(score(metric)).strip()}" + (f" ({metric.reason})" if metric.reason else "")
+            for path, metric in ranked
+        )
         where = f"{load} items of {family}" if len({row["family"] for row in found}) > 1 else f"{load} items"
         told.append(
             f"At an acquisition of {_short(acquisition)} with {where}, the loss of prior knowledge is: {words}."

@@ -1,0 +1,264 @@
+"""Objectives and rehearsals on what the model says itself: it is asked, and what it answers is studied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from memory_paths.evaluation.metrics import exact_match, token_f1
+from memory_paths.types import Phrasing, Prompt
+
+from .batches import Encoded, TrainingBatch, collate
+from .objective import Aim, NegativeLogLikelihood, divergence, logits_of, token_losses
+from .setting import Setting
+
+Teacher = Literal["live", "untouched", "before"]
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """The model answers the study questions itself, and a reader says of each token how likely it would have been: the
+    model as well, with the item's text as a note in its prompt. What it reads goes into its weights.
+
+    With `beta` 0 and `on_policy` 1 it is self-distillation finetuning (SDFT, Shenfeld et al. 2026, arXiv 2601.19897;
+    its forward divergence); with others it is generalised knowledge distillation (GKD, Agarwal et al. 2024,
+    2306.13649, equation 5), whose teacher is the reader. Study texts that ask nothing are studied as they stand.
+
+    Args:
+        teacher: The reader's weights: those of now ("live"), those before this write, or the untouched ones.
+        on_policy: Share of the questions that the model answers itself, in [0, 1]; for the others the answer is given.
+        beta: 0: divergence from the reader to the model; 1: from the model to the reader; between: Jensen-Shannon's
+            with that weight.
+        temperature: Of the sampling, above 0.
+        max_new_tokens: Of an answer.
+    """
+
+    teacher: Teacher = "untouched"
+    on_policy: float = 1.0
+    beta: float = 0.0
+    temperature: float = 1.0
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.teacher not in get_args(Teacher):
+            raise ValueError(f"teacher must be one of {', '.join(get_args(Teacher))}, got {self.teacher!r}")
+        if not (0 <= self.on_policy <= 1 and 0 <= self.beta <= 1):
+            raise ValueError(f"on_policy and beta must be in [0, 1], got {self.on_policy} and {self.beta}")
+        _check_sampling(self.temperature, self.max_new_tokens)
+
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
+        """See `Objective`."""
+        asked = [one for one in batch.sequences[: batch.fresh] if one.phrasing.asks and one.text]
+        own = [setting.generator.random() < self.on_policy for _ in asked]
+        answers = iter(_answers(setting, [one for one, mine in zip(asked, own, strict=True) if mine], self))
+        said, read = [], []
+        for one, mine in zip(asked, own, strict=True):
+            answer = (next(answers) if mine else "") or one.phrasing.completion
+            alone = _encoded(setting, one, answer, ())
+            beside = _encoded(setting, one, answer, (one.text,))
+            if len(beside.ids) <= setting.lm.window and sum(alone.learnt) == sum(beside.learnt):
+                said.append(alone)
+                read.append(beside)
+        if not said:
+            return NegativeLogLikelihood()(setting, batch)
+        rest = [one for one in batch.sequences if one not in asked]
+        shown, reading = collate(setting.lm, said, rehearsed=rest), collate(setting.lm, read)
+        with torch.no_grad():
+            if self.teacher == "live":
+                known = logits_of(setting.module, reading)[reading.predicting]
+            else:
+                with setting.earlier(self.teacher):
+                    known = logits_of(setting.module, reading)[reading.predicting]
+        setting.charge(reading, 1.0)
+        plain = TrainingBatch(shown.tokens, shown.attention, _rehearsed_only(shown), 0) if rest else None
+
+        def loss() -> Tensor:
+            logits = logits_of(setting.module, shown)
+            apart = jensen_shannon(known, logits[shown.predicting], self.beta).mean()
+            return apart if plain is None else apart + token_losses(logits, plain).mean()
+
+        return Aim(shown, loss)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor, beta: float) -> Tensor:
+    """beta * KL(teacher to mixture) + (1 - beta) * KL(student to mixture), in nats, from logits [..., vocabulary] to
+    [...]. The mixture is beta * teacher + (1 - beta) * student; at 0 it is KL(teacher to student), at 1 KL(student to
+    teacher)."""
+    if beta == 0:
+        return divergence(teacher, student)
+    if beta == 1:
+        return divergence(student, teacher)
+    mixture = torch.logsumexp(
+        torch.stack(
+            [
+                teacher.float().log_softmax(-1) + torch.log(torch.tensor(beta)),
+                student.float().log_softmax(-1) + torch.log(torch.tensor(1 - beta)),
+            ]
+        ),
+        dim=0,
+    )
+    return beta * divergence(teacher, mixture) + (1 - beta) * divergence(student, mixture)
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """The model answers each study question several times; answers that are better than its others become likelier
+    (GRPO, Shao et al. 2024, arXiv 2402.03300, one update for each sample, with DAPO's mean over tokens, 2503.14476).
+
+    The reward is the overlap of words with the studied answer, in [0, 1]. A question of which all answers are as good
+    teaches nothing: it works where the model is right now and then.
+
+    Args:
+        samples: Answers to each question, at least 2.
+        questions: For each step, at least 1.
+        temperature: Of the sampling, above 0.
+        max_new_tokens: Of an answer.
+    """
+
+    samples: int = 8
+    questions: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.questions < 1:
+            raise ValueError(
+                f"samples must be at least 2 and questions at least 1, got {self.samples} and {self.questions}"
+            )
+        _check_sampling(self.temperature, self.max_new_tokens)
+
+    def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
+        """See `Objective`. Study texts that ask nothing are studied as they stand where there is no question."""
+        asked = [one for one in batch.sequences[: batch.fresh] if one.phrasing.asks]
+        if not asked:
+            return NegativeLogLikelihood()(setting, batch)
+        chosen = setting.generator.sample(asked, min(self.questions, len(asked)))
+        repeated = [one for one in chosen for _ in range(self.samples)]
+        answers = _answers(setting, repeated, self)
+        rewards = torch.tensor(
+            [token_f1(answer, [one.phrasing.completion]) for one, answer in zip(repeated, answers, strict=True)]
+        ).view(-1, self.samples)
+        advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
+        spoken = [
+            (one, answer, gain) for one, answer, gain in zip(repeated, answers, advantages, strict=True) if answer
+        ]
+        if not spoken:
+            return NegativeLogLikelihood()(setting, batch)
+        shown = collate(setting.lm, [_encoded(setting, one, answer, ()) for one, answer, _ in spoken])
+        lengths = shown.targets[:, 1:].sum(dim=1)
+        gains = torch.stack([gain for *_, gain in spoken]).to(lengths.device).repeat_interleave(lengths)
+
+        def loss() -> Tensor:
+            losses = token_losses(logits_of(setting.module, shown), shown)
+            # The ratio to the policy that sampled is 1; its gradient is that of the log-likelihood.
+            return -(torch.exp(losses.detach() - losses) * gains).mean()
+
+        return Aim(shown, loss)
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """Before a write the model is asked what it knew; the answers that are right are studied again beside the new items
+    (on-policy replay).
+
+    Args:
+        per_step: Phrasings for each step, at least 1.
+        questions: How many are asked before a write, at least 1.
+    """
+
+    per_step: int = 16
+    questions: int = 256
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1 or self.questions < 1:
+            raise ValueError(f"per_step and questions must be at least 1, got {self.per_step} and {self.questions}")
+
+    def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
+        """See `Rehearsal`.
+
+        Raises:
+            ValueError: There is no background to draw from.
+        """
+        asked = [one for one in setting.known(self.questions, "rehearsal=on_policy") if one.asks]
+        found = setting.lm.generate([Prompt(one.prompt) for one in asked])
+        kept = [
+            replace(one, completion=answer.text)
+            for one, answer in zip(asked, found, strict=True)
+            if exact_match(answer.text, [one.completion])
+        ]
+        if kept:
+            setting.charge(setting.batch(kept), 1.0)
+        while True:
+            yield setting.generator.sample(kept, min(self.per_step, len(kept)))
+
+
+@dataclass(frozen=True)
+class Generative:
+    """Before a write the model, as it is then, writes texts of its own, which are studied beside the new items (LAMOL,
+    Sun et al. 2020, arXiv 1909.03329, without its task tokens): rehearsal without any old data.
+
+    Args:
+        per_step: Texts for each step, at least 1.
+        texts: How many are written before a write, at least 1.
+        temperature: Of the sampling, above 0.
+        max_new_tokens: Of a text.
+    """
+
+    per_step: int = 16
+    texts: int = 128
+    temperature: float = 1.0
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1 or self.texts < 1:
+            raise ValueError(f"per_step and texts must be at least 1, got {self.per_step} and {self.texts}")
+        _check_sampling(self.temperature, self.max_new_tokens)
+
+    def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
+        """See `Rehearsal`."""
+        found = setting.lm.generate(
+            [Prompt(" ", continues=True)] * self.texts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=setting.generator.randrange(2**31),
+        )
+        kept = [Phrasing(one.text) for one in found if one.text]
+        if kept:
+            setting.charge(setting.batch(kept), 1.0)
+        while True:
+            yield setting.generator.sample(kept, min(self.per_step, len(kept)))
+
+
+def _answers(setting: Setting, asked: Sequence[Encoded], how: SelfDistillation | PolicyGradient) -> list[str]:
+    """What the model says to the questions, sampled."""
+    found = setting.lm.generate(
+        [Prompt(one.phrasing.prompt) for one in asked],
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        seed=setting.generator.randrange(2**31),
+    )
+    if asked:
+        setting.charge(collate(setting.lm, asked), 1.0)
+    return [one.text for one in found]
+
+
+def _encoded(setting: Setting, one: Encoded, answer: str, notes: tuple[str, ...]) -> Encoded:
+    ids, learnt = setting.lm.encode_answer(Prompt(one.phrasing.prompt, notes), answer)
+    return replace(one, ids=ids, learnt=learnt)
+
+
+def _rehearsed_only(shown: TrainingBatch) -> Tensor:
+    targets = shown.targets.clone()
+    targets[: shown.fresh] = False
+    return targets
+
+
+def _check_sampling(temperature: float, max_new_tokens: int) -> None:
+    if not temperature > 0 or max_new_tokens < 1:
+        raise ValueError(
+            f"temperature must be above 0 and max_new_tokens at least 1, got {temperature} and {max_new_tokens}"
+        )
