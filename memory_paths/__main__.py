@@ -56,6 +56,11 @@ def _task(cfg: Any) -> None:
     failed.unlink(missing_ok=True)
     try:
         run(cfg, folder)
+    except KeyboardInterrupt:
+        swept = settings.mode == RunMode.MULTIRUN
+        again = f"hydra.sweep.dir={settings.sweep.dir}" if swept else f"hydra.run.dir={folder}"
+        logger.error("interrupted; the same command with %s goes on where it stopped", again)
+        sys.exit(130)
     except Exception as error:
         described = {"error": f"{type(error).__name__}: {error}", "overrides": list(settings.overrides.task)}
         failed.write_text(json.dumps({**described, "traceback": traceback.format_exc()}, indent=1))

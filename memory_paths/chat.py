@@ -20,6 +20,8 @@ def respond(agent: Agent, line: str) -> str:
     command, _, argument = line.strip().partition(" ")
     if not command:
         return ""
+    if line.strip() in ("help", "quit", "exit"):
+        return respond(agent, {"exit": "/quit"}.get(line.strip(), f"/{line.strip()}"))
     if command == "/quit":
         raise EOFError
     if command == "/help":
@@ -69,6 +71,9 @@ def main() -> None:
             except (EOFError, KeyboardInterrupt):
                 return
 
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"python -m memory_paths.chat [OPTION=VALUE ...], options as for python -m memory_paths\n{HELP}")
+        return
     with load(*sys.argv[1:]) as agent:
         for response in chat(agent, prompted()):
             print(response)

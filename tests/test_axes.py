@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft import LoraConfig
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
+from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.inserted import Inserted, LowRankStack
@@ -28,6 +30,13 @@ from memory_paths.parametric.objective import (
     divergence,
     logits_of,
     token_losses,
+)
+from memory_paths.parametric.on_policy import (
+    Generative,
+    OnPolicy,
+    PolicyGradient,
+    SelfDistillation,
+    jensen_shannon,
 )
 from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.parametric.penalty import (
@@ -45,11 +54,15 @@ from memory_paths.parametric.rehearsal import Experience, NoRehearsal
 from memory_paths.parametric.slots import Background, Divergence, TfIdf
 from memory_paths.parametric.study import Templates
 from memory_paths.parametric.weights import Changed, Gradient, LossFunction, Weights
-from memory_paths.types import Knowledge, Phrasing
+from memory_paths.types import Knowledge, Phrasing, Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
 KNOWN = [Phrasing("lives in Alavia.", "Alma Ashway "), Phrasing("enjoys chess.", "Bruno Barrbury ")]
 NEW = [Phrasing("lives in Corlund.", "Alma Ashway "), Phrasing("enjoys rowing.", "Bruno Barrbury ")]
+ASKED = [
+    Phrasing("Corlund", "Where does Alma Ashway live?", asks=True),
+    Phrasing("rowing", "What enjoys Bruno?", asks=True),
+]
 KINDS = ["memory", "lora", "full"]
 
 
@@ -91,6 +104,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "objective=selective": {"objective": SelectiveNegativeLogLikelihood()},
     "objective=distil_new": {"objective": Distillation("new")},
     "objective=distil_old": {"objective": Distillation("old")},
+    "objective=self_distillation": {"objective": SelfDistillation()},
+    "objective=self_distillation gkd": {"objective": SelfDistillation("live", on_policy=0.5, beta=0.5)},
+    "objective=policy_gradient": {"objective": PolicyGradient(samples=4, temperature=2.0)},
+    "rehearsal=on_policy": {"rehearsal": OnPolicy(2)},
+    "rehearsal=generative": {"rehearsal": Generative(2, texts=4)},
     "penalty=l2": {"penalty": TowardsBefore(0.05)},
     "penalty=ewc": {"penalty": ElasticWeights(samples=2)},
     "penalty=kl known": {"penalty": OutputDivergence()},
@@ -109,6 +127,13 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
+ON_POLICY = ("objective=self_distillation", "objective=policy_gradient")
+UNFELT = {
+    "projection=a_gem": "here nothing is learnt against what was known; see below for where it is",
+    "rehearsal=on_policy": "an untrained model has no right answer to rehearse; see below for one that has",
+}
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_back(
@@ -123,27 +148,29 @@ def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_ba
                 ledger,
                 weights=_weights(kind),
                 budget=Budget(steps=6, batch=8),
-                background=KNOWN,
+                background=ASKED if choice == "rehearsal=on_policy" else KNOWN,
                 progress=False,
                 **axes,
             )
-            receipts = [path.write(_items(NEW[:1])), path.write(_items(NEW[1:]))]
+            texts = ASKED if choice.startswith(ON_POLICY) else NEW
+            receipts = [path.write(_items(texts[:1])), path.write(_items(texts[1:]))]
             assert lm.weights_hash() == untouched
             return path, receipts
 
     plain, bare = learn()
     path, receipts = learn(**CHOICES[choice])
     _, again = learn(**CHOICES[choice])
-    assert receipts[0].details["last_loss"] < receipts[0].details["first_loss"]
+    if not choice.startswith(ON_POLICY):  # their loss is on other answers at each step
+        assert receipts[0].details["last_loss"] < receipts[0].details["first_loss"]
     states = [
         {name: tensor.double().sum().item() for name, tensor in one._weights.state().items()} for one in (path, plain)
     ]
-    if choice != "projection=a_gem":  # here nothing is learnt against what was known; see below for where it is
+    if choice not in UNFELT:
         assert states[0] != states[1], "the choice changes what is learnt"
     assert [receipt.details for receipt in receipts] == [receipt.details for receipt in again], (
         "the same seed, the same"
     )
-    if choice != "penalty=l2":
+    if choice not in ("penalty=l2", "rehearsal=on_policy"):
         assert receipts[1].cost.lm.flops > bare[1].cost.lm.flops, "its work is charged to the write"
 
 
@@ -177,6 +204,12 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: SelectiveNegativeLogLikelihood(reference="later"), "reference must be one of untouched, before"),
         (lambda: Distillation(source="dreams"), "source of distillation must be one of new, old, got 'dreams'"),
         (lambda: Distillation(temperature=0.0), "must be above 0"),
+        (lambda: SelfDistillation(teacher="else"), "teacher must be one of live, untouched, before, got 'else'"),
+        (lambda: SelfDistillation(beta=2.0), r"on_policy and beta must be in \[0, 1\]"),
+        (lambda: PolicyGradient(samples=1), "samples must be at least 2"),
+        (lambda: OnPolicy(0), "per_step and questions must be at least 1"),
+        (lambda: Generative(texts=0), "per_step and texts must be at least 1"),
+        (lambda: Generative(temperature=0.0), "temperature must be above 0"),
         (lambda: TowardsBefore(1.0), r"strength of a penalty must be in \[0, 1\), got 1"),
         (lambda: ElasticWeights(samples=0), "samples at least 1"),
         (lambda: OutputDivergence(strength=0.0), "strength of penalty=kl must be above 0"),
@@ -260,6 +293,71 @@ def test_divergence_is_that_of_the_definition() -> None:
     p, q = teacher.double().softmax(-1), student.double().softmax(-1)
     torch.testing.assert_close(divergence(teacher, student).double(), (p * (p / q).log()).sum(-1), rtol=1e-4, atol=1e-6)
     assert divergence(teacher, teacher).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_divergence_of_distillation_is_that_of_its_definition(beta: float) -> None:
+    teacher, student = torch.randn(3, 5), torch.randn(3, 5)
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    mixture = beta * p + (1 - beta) * q
+
+    def kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one * (one / other).log()).sum(-1)
+
+    expected = {0.0: kl(p, q), 1.0: kl(q, p)}.get(beta, beta * kl(p, mixture) + (1 - beta) * kl(q, mixture))
+    torch.testing.assert_close(jensen_shannon(teacher, student, beta).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def _said(lm: CausalLM, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    """Lets the model say this in place of what it would sample; its probabilities stay its own."""
+    said = iter(answers)
+    plain = lm.generate([Prompt("?")], max_new_tokens=1)[0]
+    monkeypatch.setattr(
+        type(lm), "generate", lambda self, prompts, **options: [replace(plain, text=next(said)) for _ in prompts]
+    )
+
+
+def test_self_distillation_learns_what_a_reader_would_say(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model's own answer, from the same model with the item's text before the question."""
+    _said(lm, monkeypatch, "chess")
+    weights = Full()
+    setting = make_setting(lm, weights)
+    one = ASKED[1]
+    batch = collate(lm, encode(lm, [one], "Bruno enjoys rowing."))
+    with weights.applied(lm.module), torch.no_grad():
+        aim = SelfDistillation()(setting, batch)
+        found = float(aim.loss())
+    ids, learnt = lm.encode_answer(Prompt(one.prompt), "chess")
+    noted, answer = lm.encode_answer(Prompt(one.prompt, ("Bruno enjoys rowing.",)), "chess")
+    assert aim.batch.tokens[0].tolist() == ids
+    with torch.no_grad():
+        student, teacher = (
+            lm.module(input_ids=torch.tensor([tokens])).logits[0, :-1][torch.tensor(flags)[1:]]
+            for tokens, flags in ((ids, learnt), (noted, answer))
+        )
+    assert found == pytest.approx(float(divergence(teacher, student).mean()), rel=1e-4)
+    assert found > 0
+
+
+def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Full(rate=1e-3)
+    setting = make_setting(lm, weights)
+    batch = setting.batch([ASKED[1]])
+    pairs = [(Prompt(ASKED[1].prompt), answer) for answer in ("rowing", "chess")]
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        before = lm.loglikelihood(pairs)
+        for _ in range(3):
+            with monkeypatch.context() as patched:
+                _said(lm, patched, "chess", "rowing")
+                aim = PolicyGradient(samples=2, questions=1)(setting, batch)
+            trainer.step(aim.loss, aim.batch)
+        after = lm.loglikelihood(pairs)
+        assert after[0] - before[0] > 0.01
+        assert after[1] - before[1] < after[0] - before[0]
+        with monkeypatch.context() as patched:
+            _said(lm, patched, "chess", "golf")
+            nothing = PolicyGradient(samples=2, questions=1)(setting, batch).loss()
+        assert float(nothing.detach()) == 0.0, "answers that are as good as one another teach nothing"
 
 
 # Penalties
@@ -489,6 +587,21 @@ def test_templates_frame_each_text_and_keep_its_phrasings() -> None:
         "Alma lives in {Oslo}.",
         "It is known that Alma lives in {Oslo}.",
     ]
+
+
+def test_on_policy_rehearsal_keeps_what_is_answered_rightly(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = make_setting(lm, Full(), background=ASKED)
+    order = list(make_setting(lm, Full(), background=ASKED).known(2, "test"))
+    _said(lm, monkeypatch, *("rowing." if one == ASKED[1] else "Oslo" for one in order))
+    step = next(OnPolicy(4)(setting))
+    assert step == [Phrasing("rowing.", ASKED[1].prompt, asks=True)]
+
+
+def test_generative_rehearsal_studies_what_the_model_wrote(lm: CausalLM) -> None:
+    drawn = list(islice(Generative(2, texts=8)(make_setting(lm, Full())), 3))
+    assert all(len(step) == 2 and all(one.completion for one in step) for step in drawn)
+    again = list(islice(Generative(2, texts=8)(make_setting(lm, Full())), 3))
+    assert drawn == again
 
 
 # Which rows of a memory may change

@@ -151,7 +151,7 @@ def load_records(folder: str | Path) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("load_records needs pandas: pip install pandas; read_records does without it") from error
+        raise ImportError("load_records needs pandas: pip install pandas") from error
     root = Path(folder)
     begun = [settings.parent.parent for settings in sorted(root.rglob(f"{RECORDS}/{SETTINGS}"))]
     frames = []

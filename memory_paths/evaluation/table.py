@@ -43,6 +43,8 @@ SCORES = (
 UNREAD_SCORES = (
     Column(("log-lik.", "gain"), "loglikelihood_gain"),
     Column(("choice", "of 4"), "choice"),
+    Column(("ppl.", "before"), "prior_perplexity_before"),
+    Column(("ppl.", "after"), "prior_perplexity_after"),
 )
 COSTS = (
     Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
@@ -54,11 +56,8 @@ COSTS = (
 
 
 def columns(summary: Summary) -> tuple[Column, ...]:
-    """The columns that this summary fills; likelihoods stand in only where free answers are missing."""
-    unread = any(
-        line.metric("retention").value is None and line.metric("loglikelihood_gain").value is not None
-        for line in summary.lines
-    )
+    """The columns that this summary fills; likelihoods where they were recorded."""
+    unread = any(line.metric("loglikelihood_gain").value is not None for line in summary.lines)
     return (*SCORES, *(UNREAD_SCORES if unread else ()), *COSTS)
 
 
