@@ -231,9 +231,10 @@ def _what_was_forgotten_is_gone(trial: _Trial) -> None:
             return
         before = path.state_hash()
         receipt = path.forget([ADA.id, "never-written"])
-        assert receipt.ids == (ADA.id,), f"forget gives a receipt of the ids that were held, got {receipt!r}"
         path.flush()
         assert path.items() == [BEN], "forget() drops the ids it is given and no others, and ignores unknown ones"
+        assert receipt is not None, "forget() gives a receipt"
+        assert receipt.ids == (ADA.id,), f"forget() gives a receipt of the ids that were held, got {receipt.ids}"
         assert path.state_hash() != before, "forgetting changes state_hash"
         assert ADA.id not in _ids(path.read(QUERIES)), "what was forgotten is not recalled"
         path.write([ADA])

@@ -445,6 +445,12 @@ LIES: dict[str, tuple[str, Callable[..., Any], str]] = {
         lambda path, _, *space: path.forget(names(path.items(*space)), *space),
         "no others",
     ),
+    "gives no receipt of forgetting": ("forget", lambda path, *given: path.forget(*given) and None, "gives a receipt"),
+    "says it forgot what it never held": (
+        "forget",
+        lambda path, ids, *space: path.forget(ids, *space) and Receipt(tuple(ids)),
+        "of the ids that were held",
+    ),
     "acknowledges nothing": ("write", lambda path, *given: path.write(*given) and Receipt(()), "names the ids"),
     "stores half of a refused write": ("write", write_one_by_one, "not even its good items"),
     "ignores namespaces": (
