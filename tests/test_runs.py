@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,28 @@ def test_the_same_run_twice_leaves_the_same_records(tmp_path: Path) -> None:
     assert report["schema"] == 1
     assert report["load"] == 12
     assert report["config"]["stream"]["facts"] == 12
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+    # A shell's background job ignores SIGINT, and so would a run that is started in one.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listening}; from memory_paths.__main__ import main; main()"
+    options = ("path=full", "path.memory.budget.steps=400", "hydra.run.dir=stopped", *SMALL)
+    stopped = subprocess.Popen((*PYTHON, "-c", program, *options), cwd=tmp_path, stdout=-1, stderr=-2, text=True)
+    try:
+        part = tmp_path / "stopped" / "records" / "answers-0000.parquet"
+        for _ in range(1200):
+            if part.exists() or stopped.poll() is not None:
+                break
+            time.sleep(0.1)
+        stopped.send_signal(signal.SIGINT)
+        said, _ = stopped.communicate(timeout=60)
+    finally:
+        stopped.kill()
+    assert stopped.returncode == 130, said
+    assert f"the same command with hydra.run.dir={tmp_path / 'stopped'} goes on where it stopped" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "stopped" / "report.json").exists()
 
 
 def test_a_run_that_learns_in_weights_and_is_killed_goes_on_to_the_same_records(tmp_path: Path) -> None:
