@@ -1,8 +1,8 @@
 """The product-key memory layer: a large table of value vectors of which each token reads a few.
 
 Product keys after Lample et al. 2019 (arXiv 1907.05242), gated output ("Memory+") after Berges et al. 2024
-(2412.09764), both from the
-papers' text. The layer knows nothing of the model that it sits in, nor of how its slots are chosen for writing.
+(2412.09764), both from the papers' text. The layer knows nothing of the model that it sits in, nor of how its slots are
+chosen for writing.
 
 Shape letters: B batch and positions, flattened; D model width; H heads; N half-keys per codebook; Q width of a
 half-query; K slots read per head; R = H * K reads per position.
@@ -52,10 +52,9 @@ class MemoryLayerConfig:
 class ProductKeyMemory(nn.Module):
     """Maps [..., D] to [..., D] by reading `top_k` of N * N value vectors per head.
 
-    A head's query has two halves; each is scored against its own codebook of N half-keys, and the score of slot (i,
-    j) is the sum of
-    the two halves' scores. The best K of the N * N slots are among the K x K pairs of the best halves, so the search
-    is exact and costs 2 N + K * K scores instead of N * N.
+    A head's query has two halves; each is scored against its own codebook of N half-keys, and the score of slot (i, j)
+    is the sum of the two halves' scores. The best K of the N * N slots are among the K x K pairs of the best halves, so
+    the search is exact and costs 2 N + K * K scores instead of N * N.
 
     Set `recorder` to a `SlotRecorder` while writing: reads are then noted and gradients flow to the recorder's rows
     only.

@@ -1,9 +1,8 @@
 """The weights path: what it learns sits in a model's weights, and nothing stands in the prompt.
 
 A projection of the ledger like every path: what the ledger holds for this place and the weights have not learnt is
-learnt
-before the next use. Which weights train, on which text, towards which loss and beside what else are axes, given as
-objects.
+learnt before the next use. Which weights train, on which text, towards which loss and beside what else are axes, given
+as objects.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which slots of a memory layer a write may change: background statistics and selectors.
 
-TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch
-reads often and that
-ordinary text reads seldom. Pure functions of counts; this file knows nothing of models beyond their memory layers.
+TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch reads
+often and that ordinary text reads seldom. Pure functions of counts; this file knows nothing of models beyond their
+memory layers.
 """
 
 from __future__ import annotations
