@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -66,6 +67,29 @@ def test_compact_gradient_equals_the_papers_mask_formula() -> None:
     others = torch.ones(64, dtype=torch.bool)
     others[rows] = False
     assert not expected[others].any()
+
+
+def test_a_hundred_steps_end_where_the_papers_mask_formula_ends() -> None:
+    """Rows are chosen anew at each step, by the reads of that step; SGD on float64."""
+    torch.manual_seed(2)
+    compact = ProductKeyMemory(MemoryLayerConfig(width=16, half_keys=8, heads=2, top_k=4, half_query=4)).double()
+    masked = deepcopy(compact)
+    start = compact.values.detach().clone()
+    batches = [torch.randn(24, 16, dtype=torch.float64) for _ in range(100)]
+    for hidden in batches:
+        recorder = compact.recorder = SlotRecorder(64)
+        loss = compact(hidden).square().sum()
+        rows = recorder.counts().topk(6).indices.sort().values
+        recorder.select(rows)
+        loss.backward()
+        gradient = _loss_and_gradient(masked, hidden, rows)
+        assert recorder.gradient is not None
+        with torch.no_grad():
+            compact.values[rows] -= 0.5 * recorder.gradient
+            masked.values -= 0.5 * gradient
+        compact.zero_grad()
+    torch.testing.assert_close(compact.values, masked.values, rtol=0, atol=1e-10)
+    assert (compact.values - start).abs().max() > 0.1
 
 
 def test_padded_positions_add_nothing_to_the_counts() -> None:

@@ -358,6 +358,18 @@ def test_tf_idf_prefers_what_the_background_seldom_reads() -> None:
     assert drawn == {(0, 1), (0, 2), (1, 2)}, "unread slots are never chosen"
 
 
+def test_the_best_rows_are_those_of_a_stable_sort_ties_to_the_lower_slot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 3, (500,), generator=generator).double()
+    scores = torch.randint(0, 6, (500,), generator=generator).double()  # many ties
+    accessed = counts.nonzero().flatten()
+    ranked = accessed[torch.argsort(scores[accessed], descending=True, stable=True)]
+    for rows in (1, 7, 100, len(accessed), 10_000):
+        assert top_rows(scores, counts, rows).tolist() == sorted(ranked[:rows].tolist())
+    assert top_rows(scores, counts, None).tolist() == accessed.tolist()
+    assert top_rows(scores, torch.zeros(500), 5).tolist() == []
+
+
 def test_statistics_gathered_with_other_keys_are_refused(lm: CausalLM) -> None:
     weights = MemoryRows(rows=4)
     weights.prepare(lm, rehearsal()[:8])
