@@ -56,6 +56,7 @@ class SelfDistillation:
         own = [setting.generator.random() < self.on_policy for _ in asked]
         answers = iter(_answers(setting, [one for one, mine in zip(asked, own, strict=True) if mine], self))
         said, read = [], []
+        plain = [one for one in batch.sequences[: batch.fresh] if not (one.phrasing.asks and one.text)]
         for one, mine in zip(asked, own, strict=True):
             answer = (next(answers) if mine else "") or one.phrasing.completion
             alone = _encoded(setting, one, answer, ())
@@ -63,10 +64,12 @@ class SelfDistillation:
             if len(beside.ids) <= setting.lm.window and sum(alone.learnt) == sum(beside.learnt):
                 said.append(alone)
                 read.append(beside)
+            else:  # there is no room for the note
+                plain.append(one)
         if not said:
             return NegativeLogLikelihood()(setting, batch)
-        rest = [one for one in batch.sequences if one not in asked]
-        shown, reading = collate(setting.lm, said, rehearsed=rest), collate(setting.lm, read)
+        shown, spoken, studied = _joined(setting, said, plain, batch)
+        reading = collate(setting.lm, read)
         with torch.no_grad():
             if self.teacher == "live":
                 known = logits_of(setting.module, reading)[reading.predicting]
@@ -74,12 +77,11 @@ class SelfDistillation:
                 with setting.earlier(self.teacher):
                     known = logits_of(setting.module, reading)[reading.predicting]
         setting.charge(reading, 1.0)
-        plain = TrainingBatch(shown.tokens, shown.attention, _rehearsed_only(shown), 0) if rest else None
 
         def loss() -> Tensor:
             logits = logits_of(setting.module, shown)
-            apart = jensen_shannon(known, logits[shown.predicting], self.beta).mean()
-            return apart if plain is None else apart + token_losses(logits, plain).mean()
+            apart = jensen_shannon(known, logits[spoken.predicting], self.beta).mean()
+            return apart if studied is None else apart + token_losses(logits, studied).mean()
 
         return Aim(shown, loss)
 
@@ -132,7 +134,7 @@ class PolicyGradient:
         _check_sampling(self.temperature, self.max_new_tokens)
 
     def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
-        """See `Objective`. Study texts that ask nothing are studied as they stand where there is no question."""
+        """See `Objective`. Study texts that ask nothing, and what is rehearsed, are studied as they stand."""
         asked = [one for one in batch.sequences[: batch.fresh] if one.phrasing.asks]
         if not asked:
             return NegativeLogLikelihood()(setting, batch)
@@ -148,14 +150,18 @@ class PolicyGradient:
         ]
         if not spoken:
             return NegativeLogLikelihood()(setting, batch)
-        shown = collate(setting.lm, [_encoded(setting, one, answer, ()) for one, answer, _ in spoken])
-        lengths = shown.targets[:, 1:].sum(dim=1)
+        said = [_encoded(setting, one, answer, ()) for one, answer, _ in spoken]
+        plain = [one for one in batch.sequences[: batch.fresh] if not one.phrasing.asks]
+        shown, own, studied = _joined(setting, said, plain, batch)
+        lengths = own.targets[: len(said), 1:].sum(dim=1)
         gains = torch.stack([gain for *_, gain in spoken]).to(lengths.device).repeat_interleave(lengths)
 
         def loss() -> Tensor:
-            losses = token_losses(logits_of(setting.module, shown), shown)
+            logits = logits_of(setting.module, shown)
+            losses = token_losses(logits, own)
             # The ratio to the policy that sampled is 1; its gradient is that of the log-likelihood.
-            return -(torch.exp(losses.detach() - losses) * gains).mean()
+            gained = -(torch.exp(losses.detach() - losses) * gains).mean()
+            return gained if studied is None else gained + token_losses(logits, studied).mean()
 
         return Aim(shown, loss)
 
@@ -251,10 +257,16 @@ def _encoded(setting: Setting, one: Encoded, answer: str, notes: tuple[str, ...]
     return replace(one, ids=ids, learnt=learnt)
 
 
-def _rehearsed_only(shown: TrainingBatch) -> Tensor:
-    targets = shown.targets.clone()
-    targets[: shown.fresh] = False
-    return targets
+def _joined(
+    setting: Setting, said: Sequence[Encoded], plain: Sequence[Encoded], batch: TrainingBatch
+) -> tuple[TrainingBatch, TrainingBatch, TrainingBatch | None]:
+    """What the model said, new texts to be studied as they stand, and what the batch rehearses: in one batch; and the
+    same with the targets of the first alone, and with those of the others, if there are any."""
+    shown = collate(setting.lm, [*said, *plain], rehearsed=batch.sequences[batch.fresh :])
+    own = shown.targets.clone()
+    own[len(said) :] = False
+    others = shown.targets & ~own
+    return shown, replace(shown, targets=own), replace(shown, targets=others) if others.any() else None
 
 
 def _check_sampling(temperature: float, max_new_tokens: int) -> None:

@@ -104,7 +104,6 @@ class OrthogonalGradient:
         directions = []
         for phrasing in drawn:
             shown = setting.batch([phrasing])
-
             found = trainer.gradients(partial(_true_logits, setting, shown))
             directions.append({one.name: one for one in found})
             setting.charge(shown, 1.0 + setting.weights.backward)

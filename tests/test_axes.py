@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -337,6 +337,46 @@ def test_self_distillation_learns_what_a_reader_would_say(lm: CausalLM, monkeypa
         )
     assert found == pytest.approx(float(divergence(teacher, student).mean()), rel=1e-4)
     assert found > 0
+
+
+@pytest.mark.parametrize(
+    "objective", [SelfDistillation(), PolicyGradient(samples=2, questions=1)], ids=["sdft", "grpo"]
+)
+def test_what_asks_nothing_and_what_is_rehearsed_is_studied_beside_the_models_own_answers(
+    lm: CausalLM, monkeypatch: pytest.MonkeyPatch, objective: Objective
+) -> None:
+    setting = make_setting(lm, Full())
+    said = ("chess", "chess")  # equally good, so that of policy gradient nothing but the others' likelihood is left
+
+    def loss(fresh: Sequence[Phrasing], rehearsed: Sequence[Phrasing]) -> tuple[float, Any]:
+        batch = collate(lm, encode(lm, fresh, "Bruno enjoys rowing."), rehearsed=encode(lm, rehearsed))
+        with monkeypatch.context() as patched, torch.no_grad():
+            _said(lm, patched, *said)
+            aim = objective(setting, batch)
+            return float(aim.loss()), aim.batch
+
+    with setting.weights.applied(lm.module):
+        alone, _ = loss(ASKED[1:], ())
+        together, shown = loss([ASKED[1], NEW[0]], KNOWN[:1])
+    with torch.no_grad():
+        beside = float(mean_loss(lm.module, setting.batch([NEW[0], KNOWN[0]])))
+    assert together == pytest.approx(alone + beside, rel=1e-4)
+    assert shown.predicting[:-1].any(dim=1).all(), "new texts take part in the choice of slots"
+    assert not shown.predicting[-1].any(), "rehearsed ones do not"
+
+
+def test_a_question_whose_note_has_no_room_is_studied_as_it_stands(
+    make_tiny_lm: Callable[..., CausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = make_tiny_lm("llama", size=96)
+    setting = make_setting(lm, weights := Full())
+    short = encode(lm, ASKED[1:], "Bruno rows.")
+    long = encode(lm, ASKED[:1], "Alma lives in Corlund. " * 9)
+    _said(lm, monkeypatch, "chess", "Oslo")
+    with weights.applied(lm.module), torch.no_grad():
+        aim = SelfDistillation()(setting, collate(lm, [*short, *long]))
+    assert [one.phrasing for one in aim.batch.sequences] == [ASKED[1], ASKED[0]]
+    assert list(aim.batch.sequences[1].ids) == list(long[0].ids), "with the answer that was given"
 
 
 def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
