@@ -26,14 +26,22 @@ class AdamTrainer:
         self._parameters = dict(parameters)
         # Fused: on a large table of values the update would otherwise cost a third of the step.
         self._optimiser = torch.optim.AdamW(self._parameters.values(), lr=rate, weight_decay=weight_decay, fused=True)
+        self._rate = rate
         self._before: dict[str, Tensor] = {}
 
+    def remember(self) -> None:
+        """See `Trainer`."""
+        self._before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
     def step(
-        self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
+        self,
+        loss: LossFunction,
+        batch: TrainingBatch,
+        project: Project | None = None,
+        settle: Settle | None = None,
+        rate_share: float = 1.0,
     ) -> float:
         """See `Trainer`."""
-        if settle and not self._before:
-            self._before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._optimiser.zero_grad(set_to_none=True)
         found = loss()
         value = finite(found)
@@ -42,12 +50,16 @@ class AdamTrainer:
             own = {name: parameter.grad for name, parameter in self._parameters.items()}
             project([Gradient(name, gradient) for name, gradient in own.items() if gradient is not None])
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), CLIP_NORM)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate * rate_share
         self._optimiser.step()
         if settle:
-            settle(
-                [Changed(name, parameter.detach(), self._before[name]) for name, parameter in self._parameters.items()]
-            )
+            self.settle(settle)
         return value
+
+    def settle(self, settle: Settle) -> None:
+        """See `Trainer`."""
+        settle([Changed(name, parameter.detach(), self._before[name]) for name, parameter in self._parameters.items()])
 
     def gradients(self, loss: LossFunction) -> list[Gradient]:
         """See `Trainer`."""

@@ -338,10 +338,19 @@ class _RowTrainer:
         self._recorders = recorders
         self._generator = torch.Generator().manual_seed(weights.seed)
         self._moments = {name: _RowMoments(layer.values, weights.moments) for name, layer in layers.items()}
-        self._before = {name: _RowMoments(layer.values, 1) for name, layer in layers.items()}
+        self._before: dict[str, _RowMoments] = {}
+
+    def remember(self) -> None:
+        """See `Trainer`."""
+        self._before = {name: _RowMoments(layer.values, 1) for name, layer in self._layers.items()}
 
     def step(
-        self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
+        self,
+        loss: LossFunction,
+        batch: TrainingBatch,
+        project: Project | None = None,
+        settle: Settle | None = None,
+        rate_share: float = 1.0,
     ) -> float:
         """See `Trainer`."""
         found = loss()
@@ -361,14 +370,18 @@ class _RowTrainer:
         for name, recorder in self._recorders.items():
             if (gradient := own[name]) is not None:
                 self._weights._originals[name].remember(recorder.rows)
-                if settle:
+                if self._before:
                     self._before[name].note(recorder.rows, self._layers[name].values)
-                self._update(name, recorder.rows, gradient)
+                self._update(name, recorder.rows, gradient, self._weights.rate * rate_share)
         if settle:
-            self._settle(settle)
+            self._settle(settle, {name: one.rows for name, one in self._recorders.items() if one.gradient is not None})
         for recorder in self._recorders.values():
             recorder.clear()
         return value
+
+    def settle(self, settle: Settle) -> None:
+        """See `Trainer`."""
+        self._settle(settle, {name: before.rows() for name, before in self._before.items()})
 
     def gradients(self, loss: LossFunction) -> list[Gradient]:
         """See `Trainer`."""
@@ -383,30 +396,29 @@ class _RowTrainer:
                     found.append(Gradient(f"{name}.values", recorder.gradient, recorder.rows))
         return found
 
-    def _update(self, name: str, rows: Tensor, gradient: Tensor) -> None:
+    def _update(self, name: str, rows: Tensor, gradient: Tensor, rate: float) -> None:
         weights, values = self._weights, self._layers[name].values
         with torch.no_grad():
             present = values[rows]
             if weights.optimiser == "adam":
                 direction = self._moments[name].adam(rows, gradient)
                 # Decoupled, as in AdamW.
-                values[rows] = present * (1 - weights.rate * weights.weight_decay) - weights.rate * direction
+                values[rows] = present * (1 - rate * weights.weight_decay) - rate * direction
                 return
             if weights.weight_decay:
                 gradient = gradient + weights.weight_decay * present
             if weights.momentum:
                 gradient = self._moments[name].momentum(rows, gradient, weights.momentum)
-            values[rows] = present - weights.rate * gradient
+            values[rows] = present - rate * gradient
 
-    def _settle(self, settle: Settle) -> None:
+    def _settle(self, settle: Settle, moved: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             changed = []
-            moved = [(name, one.rows) for name, one in self._recorders.items() if one.gradient is not None]
-            for name, rows in moved:
+            for name, rows in moved.items():
                 present = self._layers[name].values[rows]
                 changed.append(Changed(f"{name}.values", present, self._before[name].noted(rows), rows))
             settle(changed)
-            for one, (name, rows) in zip(changed, moved, strict=True):
+            for one, (name, rows) in zip(changed, moved.items(), strict=True):
                 self._layers[name].values[rows] = one.present
 
 
@@ -432,6 +444,10 @@ class _RowMoments:
         new = rows[self._place[rows] < 0]
         at = self._at(new)  # which may put a larger store in its place
         self._store[at, 0] = values.detach()[new]
+
+    def rows(self) -> Tensor:
+        """Every row of which something is kept, sorted."""
+        return (self._place >= 0).nonzero().flatten()
 
     def noted(self, rows: Tensor) -> Tensor:
         """What was kept of them."""

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -41,10 +41,12 @@ from memory_paths.types import (
 
 from .batches import Encoded, TrainingBatch, collate, encode
 from .journal import Journal, read_patch, size, write_patch
+from .merging import Merging, NoMerging
 from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
 from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
+from .schedule import Constant, Schedule
 from .setting import Setting
 from .study import Phrasings, Study
 from .weights import LossFunction, Weights
@@ -110,6 +112,8 @@ class WeightsPath:
         rehearsal: What is studied again beside the new items; by default nothing.
         penalty: What holds the weights back; by default nothing.
         projection: What a step's gradient must not work against; by default nothing.
+        schedule: How the learning rate goes over a write; by default it stays.
+        merging: What is kept of the way that the weights went in a write; by default all of it.
         budget: Steps and batch size of a write.
         forgetting: "exact": the weights are rewound to before the first write of what is forgotten, and what came after
             is learnt again, so that they are, to the byte, those of a model that never saw it. "approximate": the rows
@@ -134,6 +138,8 @@ class WeightsPath:
         rehearsal: Rehearsal | None = None,
         penalty: Penalty | None = None,
         projection: Projection | None = None,
+        schedule: Schedule | None = None,
+        merging: Merging | None = None,
         budget: Budget | None = None,
         forgetting: Forgetting = "exact",
         journal_bytes: int = 64 * 2**20,
@@ -156,6 +162,8 @@ class WeightsPath:
         self._rehearsal: Rehearsal = rehearsal if rehearsal is not None else NoRehearsal()
         self._penalty: Penalty = penalty if penalty is not None else NoPenalty()
         self._projection: Projection = projection if projection is not None else NoProjection()
+        self._schedule: Schedule = schedule if schedule is not None else Constant()
+        self._merging: Merging = merging if merging is not None else NoMerging()
         self._budget = budget if budget is not None else Budget()
         if forgetting not in get_args(Forgetting):
             raise ValueError(f"forgetting must be one of {', '.join(get_args(Forgetting))}, got {forgetting!r}")
@@ -170,6 +178,8 @@ class WeightsPath:
         with lm.altered():
             self._weights.fit(lm)
         self._applied = False
+        self._blocks = 0
+        self._texts: dict[str, Sequence[Phrasing]] = {}
         self._prepared = False
         self._closed = False
         # Versions of each write in its order: forgetting replays them without the forgotten ones.
@@ -356,10 +366,20 @@ class WeightsPath:
             self._catch_up()
             self._applied = True
             try:
-                with self._weights.applied(lm.module):
+                with self._in_place():
                     yield lm
             finally:
                 self._applied = False
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """What was learnt is in the model's weights."""
+        with self._weights.applied(self._lm.module):
+            self._blocks += 1
+            try:
+                yield
+            finally:
+                self._blocks -= 1
 
     def flush(self) -> None:
         """Learn what the ledger holds and the weights do not; unlearn what it no longer holds."""
@@ -538,7 +558,7 @@ class WeightsPath:
         drawn = random.Random(f"residue/{self._seed}").sample(sequences, min(DRIFT_SEQUENCES, len(sequences)))
         module = self._lm.module
         gains: list[torch.Tensor] = []
-        with self._lm.altered(), self._weights.applied(module), torch.no_grad():
+        with self._lm.altered(), self._in_place(), torch.no_grad():
             for start in range(0, len(drawn), DRIFT_BATCH):
                 batch = collate(self._lm, drawn[start : start + DRIFT_BATCH])
                 with self._weights.holding(module, {}):
@@ -549,6 +569,7 @@ class WeightsPath:
     def _learn(self, items: Sequence[Knowledge]) -> Mapping[str, Any]:
         """Study, and note what it cost; the details of a receipt come back."""
         lm, module = self._lm, self._lm.module
+        studied = self._studied(items)
         began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
             with lm.altered():
@@ -557,12 +578,11 @@ class WeightsPath:
             self._prepared = True
             if self._writes:
                 tokens, flops = 0, 0.0  # charged to the first write, in whichever process that was
-        studied = self._studied(items)
         total = sum(len(sequences) for sequences in studied)
         losses: list[float] = []
         order: list[list[Encoded]] = []
         begun = 0
-        with lm.altered(), self._weights.applied(module), self._weights.training(module) as trainer:
+        with lm.altered(), self._in_place(), self._weights.training(module) as trainer:
             flops_of = cache(lm.forward_flops)  # walks through all modules, which stay as they are in this block
 
             def charge(batch: TrainingBatch, passes: float) -> None:
@@ -586,12 +606,17 @@ class WeightsPath:
             project = self._projection(self._apart(setting, "projection"), trainer)
             aiming = self._apart(setting, "objective")
             rehearsal = self._rehearsal(setting)
+            merge = self._merging(self._apart(setting, "merging"))
+            if restraint.settle or merge:
+                trainer.remember()
+            passes = self._budget.most_passes
             quiet = None if self._progress else True
             for number in tqdm(range(self._budget.most_steps), f"{self.name}: studying", leave=False, disable=quiet):
+                gone_over = (begun - len(order) / len(studied)) / passes if passes else 0.0
                 chosen: list[Encoded] = []
                 while len(chosen) < self._budget.batch and len(chosen) < total:
                     if not order:
-                        if begun == self._budget.most_passes:
+                        if begun == passes:
                             break
                         order, begun = generator.sample(studied, len(studied)), begun + 1
                     if chosen and len(chosen) + len(order[-1]) > self._budget.batch:
@@ -604,11 +629,14 @@ class WeightsPath:
                 term = restraint.term(batch) if restraint.term else None
                 aim = self._objective(aiming, batch)
                 loss = partial(_sum, aim.loss, term) if term else aim.loss
+                rate_share = self._schedule(max(number / self._budget.most_steps, gone_over))
                 try:
-                    losses.append(trainer.step(loss, aim.batch, project, restraint.settle))
+                    losses.append(trainer.step(loss, aim.batch, project, restraint.settle, rate_share))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
                 charge(aim.batch, 1 + self._weights.backward)
+            if merge:
+                trainer.settle(merge)
             seconds = time.perf_counter() - began
             drift = self._drift([sequence for group in studied for sequence in group])
         details = {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
@@ -624,7 +652,21 @@ class WeightsPath:
         what arrives now."""
         found = self._ledger.get([version for write in self._writes for version in write])
         latest = {version.item.key or f"\0{number}": version.item for number, version in found.items()}
-        return self._study([item for item in latest.values() if not item.key or item.key not in arriving])
+        kept = [item for item in latest.values() if not item.key or item.key not in arriving]
+        return [phrasing for texts in self._study_texts(kept) for phrasing in texts]
+
+    def _study_texts(self, items: Sequence[Knowledge]) -> list[Sequence[Phrasing]]:
+        """The study texts of each item. Those that the model writes are the untouched model's, so that an item is
+        studied the same whenever it is learnt again."""
+        hashes = [item.content_hash() for item in items]
+        missing = {of: item for of, item in zip(hashes, items, strict=True) if of not in self._texts}
+        if missing:
+            with self._lm.altered(), self._weights.holding(self._lm.module, {}) if self._blocks else nullcontext():
+                found = self._study(list(missing.values()), self._lm)
+            for of, texts in zip(missing, found, strict=True):
+                self._texts[of] = texts.phrasings
+                self._owed += Cost(lm=texts.usage)
+        return [self._texts[of] for of in hashes]
 
     def _drift(self, sequences: Sequence[Encoded]) -> float:
         """How far the answers' distribution has gone from the untouched model's on what was just studied: the mean
@@ -644,9 +686,9 @@ class WeightsPath:
         """The sequences of each item; an item with more than a step holds is several groups."""
         size = self._budget.batch
         groups = []
-        for item in items:
+        for item, texts in zip(items, self._study_texts(items), strict=True):
             try:
-                sequences = encode(self._lm, self._study([item]), item.text)
+                sequences = encode(self._lm, texts, item.text)
             except TooLarge as error:
                 raise TooLarge(f"item {item.id!r}: {error}", items=[item.id]) from error
             groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]

@@ -44,7 +44,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Changed:
-    """A tensor, or rows of it, that a step has just changed.
+    """A tensor, or rows of it, that has just changed.
 
     Args:
         name: Of the tensor.
@@ -62,14 +62,23 @@ class Changed:
 Project = Callable[[Sequence[Gradient]], None]
 """Changes the gradients of a step in place."""
 Settle = Callable[[Sequence[Changed]], None]
-"""Changes in place what a step has changed."""
+"""Changes in place what a step, or a whole write, has changed."""
 
 
 class Trainer(Protocol):
     """A run of optimiser steps."""
 
+    def remember(self) -> None:
+        """Keep what the weights are now: to be called before the first step where something is settled."""
+        ...
+
     def step(
-        self, loss: LossFunction, batch: TrainingBatch, project: Project | None = None, settle: Settle | None = None
+        self,
+        loss: LossFunction,
+        batch: TrainingBatch,
+        project: Project | None = None,
+        settle: Settle | None = None,
+        rate_share: float = 1.0,
     ) -> float:
         """Run the loss function and change the weights.
 
@@ -77,11 +86,16 @@ class Trainer(Protocol):
             loss: On `batch`.
             batch: What is studied in this step.
             project: Called between the backward pass and the update.
-            settle: Called after the update.
+            settle: Called after the update with what it has changed.
+            rate_share: Multiplies the learning rate.
 
         Returns:
             The loss before the step, in nats per token.
         """
+        ...
+
+    def settle(self, settle: Settle) -> None:
+        """Call it with all that the steps have changed since `remember`."""
         ...
 
     def gradients(self, loss: LossFunction) -> list[Gradient]:

@@ -21,6 +21,7 @@ from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.inserted import Inserted, LowRankStack
 from memory_paths.parametric.memory_rows import MemoryRows, _RowMoments
+from memory_paths.parametric.merging import Interpolation, NoMerging, Pruning
 from memory_paths.parametric.objective import (
     Distillation,
     NegativeLogLikelihood,
@@ -51,8 +52,9 @@ from memory_paths.parametric.penalty import (
 )
 from memory_paths.parametric.projection import AveragedGradient, NoProjection, OrthogonalGradient, Projection
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal
+from memory_paths.parametric.schedule import Constant, Rewarming
 from memory_paths.parametric.slots import Background, Divergence, TfIdf
-from memory_paths.parametric.study import Templates
+from memory_paths.parametric.study import SelfEdits, Templates
 from memory_paths.parametric.weights import Changed, Gradient, LossFunction, Weights
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
@@ -118,13 +120,22 @@ CHOICES: dict[str, dict[str, Any]] = {
     "rehearsal=experience": {"rehearsal": Experience(2, taught=1)},
     "projection=a_gem": {"projection": AveragedGradient(2)},
     "projection=ogd": {"projection": OrthogonalGradient(2, 1)},
+    "schedule=rewarming": {"schedule": Rewarming()},
+    "merging=interpolation": {"merging": Interpolation(0.5)},
+    "merging=pruning magnitude": {"merging": Pruning(0.5)},
+    "merging=pruning chance": {"merging": Pruning(0.5, by="chance")},
+    "study=self_edits": {"study": SelfEdits(edits=2, max_new_tokens=4)},
     "all at once": {
         "objective": Distillation("old"),
         "penalty": ElasticWeights(samples=2),
         "rehearsal": Experience(2, taught=1),
         "projection": OrthogonalGradient(2, 1),
+        "schedule": Rewarming(),
+        "merging": Pruning(0.5),
+        "study": SelfEdits(edits=2, max_new_tokens=4),
     },
 }
+FREE = ("penalty=l2", "rehearsal=on_policy", "schedule", "merging")
 
 
 ON_POLICY = ("objective=self_distillation", "objective=policy_gradient")
@@ -170,7 +181,7 @@ def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_ba
     assert [receipt.details for receipt in receipts] == [receipt.details for receipt in again], (
         "the same seed, the same"
     )
-    if choice not in ("penalty=l2", "rehearsal=on_policy"):
+    if not choice.startswith(FREE):
         assert receipts[1].cost.lm.flops > bare[1].cost.lm.flops, "its work is charged to the write"
 
 
@@ -210,6 +221,12 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: OnPolicy(0), "per_step and questions must be at least 1"),
         (lambda: Generative(texts=0), "per_step and texts must be at least 1"),
         (lambda: Generative(temperature=0.0), "temperature must be above 0"),
+        (lambda: SelfEdits(kept=0), r"kept of study=self_edits must be between 1 and edits \(8\), got 0"),
+        (lambda: SelfEdits(instruction=" "), "needs an instruction"),
+        (lambda: Rewarming(0.5, 0.6), "at most 1 together"),
+        (lambda: Interpolation(0.0), r"share of merging=interpolation must be in \(0, 1\], got 0"),
+        (lambda: Pruning(1.5), r"share of merging=pruning must be in \(0, 1\], got 1.5"),
+        (lambda: Pruning(by="luck"), "by of merging=pruning must be one of magnitude, chance, got 'luck'"),  # type: ignore[arg-type]
         (lambda: TowardsBefore(1.0), r"strength of a penalty must be in \[0, 1\), got 1"),
         (lambda: ElasticWeights(samples=0), "samples at least 1"),
         (lambda: OutputDivergence(strength=0.0), "strength of penalty=kl must be above 0"),
@@ -621,12 +638,139 @@ def test_experience_draws_from_what_was_known_and_what_was_taught(lm: CausalLM) 
 
 def test_templates_frame_each_text_and_keep_its_phrasings() -> None:
     item = Knowledge("a", "Alma lives in {Oslo}.", phrasings=(Phrasing("Oslo", "Alma's home: "),))
-    found = Templates(("{text}", "It is known that {text}"))([item])
-    assert [f"{one.prompt}{one.completion}" for one in found] == [
+    (found,) = Templates(("{text}", "It is known that {text}"))([item], None)
+    assert [f"{one.prompt}{one.completion}" for one in found.phrasings] == [
         "Alma's home: Oslo",
         "Alma lives in {Oslo}.",
         "It is known that Alma lives in {Oslo}.",
     ]
+
+
+def test_self_edits_are_the_most_useful_of_what_the_untouched_model_wrote(
+    lm: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Useful: with it as a note, the study questions are answered best. What it wrote is kept for when an item is
+    learnt again."""
+    item = Knowledge("a", "Alma lives in Corlund.", phrasings=ASKED[:1])
+    written, untouched = [], lm.weights_hash()
+    generate = lm.generate
+
+    def watch(prompts: Sequence[Prompt], **options: Any) -> Any:
+        assert lm.weights_hash() == untouched
+        written.append((list(prompts), generate(prompts, **options)))
+        return written[-1][1]
+
+    monkeypatch.setattr(lm, "generate", watch)
+    study = SelfEdits("Alma", edits=6, kept=2, max_new_tokens=5)
+    (found,) = study([item], lm)
+    prompts, said = written[0]
+    assert prompts == [Prompt("Alma", (item.text,))] * 6
+    edits = list(dict.fromkeys(one.text for one in said if one.text))
+    assert len(edits) > 2, "there is a choice"
+    reward = dict(
+        zip(edits, lm.loglikelihood([(Prompt(ASKED[0].prompt, (edit,)), "Corlund") for edit in edits]), strict=True)
+    )
+    assert found.phrasings[0] == ASKED[0]
+    assert [one.completion for one in found.phrasings[1:]] == sorted(edits, key=reward.__getitem__)[::-1][:2]
+    assert found.usage.tokens > sum(one.usage.tokens for one in said)
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=Full(), study=study, budget=Budget(steps=3, batch=8), progress=False)
+        path.write([item])
+        path.write(_items(ASKED[1:]))
+        calls = len(written)
+        path.forget(["a"])  # what came after it is learnt again
+        assert len(written) == calls
+        assert study([item], lm)[0].phrasings == found.phrasings, "the same item, the same edits"
+
+
+def test_rewarming_rises_stays_and_falls_in_every_write(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Rewarming(rising=0.25, falling=0.5, floor=0.2)
+    assert [schedule(one) for one in (0.125, 0.25, 0.5, 0.75)] == pytest.approx([0.5, 1.0, 1.0, 0.6])
+    assert schedule(0.999) == pytest.approx(0.2, abs=1e-3)
+    assert schedule(0.0) > 0
+    assert [Constant()(one) for one in (0.0, 0.9)] == [1.0, 1.0]
+    asked: list[float] = []
+
+    def noted(progress: float) -> float:
+        asked.append(progress)
+        return 1.0
+
+    budget = Budget(steps=100, batch=1, passes=2)
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=Full(), schedule=noted, budget=budget, progress=False)
+        path.write(_items(NEW))
+        assert asked == [0.0, 0.25, 0.5, 0.75], "two passes over two items"
+        path.write(_items(KNOWN[:1]))
+    assert asked[4:] == [0.0, 0.5]
+
+
+def test_the_rate_of_a_step_is_the_schedules_share(lm: CausalLM) -> None:
+    """Of one step: with half the rate plain SGD and AdamW go half as far."""
+    batch = collate(lm, encode(lm, NEW))
+    for kind in KINDS:
+        ways = []
+        for share in (1.0, 0.5):
+            weights = _weights(kind)
+            weights.fit(lm)
+            weights.prepare(lm, [])
+            with weights.applied(lm.module), weights.training(lm.module) as trainer:
+                trainer.remember()
+                trainer.step(lambda: mean_loss(lm.module, batch), batch, rate_share=share)
+                ways.append({})
+                trainer.settle(
+                    lambda changed, found=ways[-1]: found.update(
+                        {one.name: one.present - one.before for one in changed}
+                    )
+                )
+        assert ways[0].keys() == ways[1].keys()
+        for name, way in ways[0].items():
+            torch.testing.assert_close(ways[1][name], way / 2, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_keeps_a_part_of_the_way(lm: CausalLM, kind: str) -> None:
+    def states(merging: Any) -> list[dict[str, torch.Tensor]]:
+        with Ledger() as ledger:
+            path = WeightsPath(
+                lm, ledger, weights=_weights(kind), merging=merging, budget=Budget(steps=4, batch=8), progress=False
+            )
+            path.write(_items(NEW))
+            return [dict(path._weights.state())]
+
+    (whole,), (half,), (pruned,) = states(NoMerging()), states(Interpolation(0.5)), states(Pruning(0.25))
+    with Ledger() as ledger:
+        path = WeightsPath(lm, ledger, weights=_weights(kind), progress=False)
+        with path._weights.applied(lm.module):
+            learnt = {name: parameter.detach().clone() for name, parameter in lm.module.named_parameters()}
+    moved = 0
+    for name in whole:
+        if name.endswith("/rows"):
+            assert torch.equal(whole[name], half[name])
+            continue
+        table = name.removesuffix("/values") + ".values"
+        before = learnt[table][whole[name.replace("/values", "/rows")]] if kind == "memory" else learnt.get(name)
+        if before is None:  # of an adapter: nothing of it was there
+            continue
+        torch.testing.assert_close(half[name], (whole[name] + before) / 2, atol=1e-5, rtol=1e-4)
+        way, kept = (whole[name] - before).flatten(), (pruned[name] - before).flatten()
+        stays = kept.nonzero().flatten()
+        assert len(stays) == round(0.25 * len(way.nonzero()))
+        if len(stays):
+            torch.testing.assert_close(kept[stays], way[stays])
+            assert way[stays].abs().min() >= way.abs().topk(len(stays)).values[-1]
+            moved += 1
+    assert moved or kind == "lora"
+
+
+def test_pruning_by_chance_keeps_the_sum_of_all_ways(lm: CausalLM) -> None:
+    before, present = torch.zeros(100, 100), torch.rand(100, 100)
+    went = present.clone()
+    settle = Pruning(0.25, by="chance")(make_setting(lm, Full()))
+    settle([Changed("a", present, before)])
+    kept = present.nonzero(as_tuple=True)
+    assert len(kept[0]) == 2500
+    torch.testing.assert_close(present[kept], 4 * went[kept])
+    assert present.sum().item() == pytest.approx(went.sum().item(), rel=0.05)
 
 
 def test_on_policy_rehearsal_keeps_what_is_answered_rightly(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:

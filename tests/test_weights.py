@@ -403,6 +403,7 @@ def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind
             before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             with weights.training(module) as trainer:
                 restraint = penalty(make_setting(lm, weights), trainer)
+                trainer.remember()
                 for _ in range(4):
                     trainer.step(lambda: mean_loss(module, batch), batch, settle=restraint.settle)
             return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
