@@ -93,6 +93,8 @@ class SelfEdits:
 
     Args:
         instruction: What the model is told; the item's text is a note before it.
+        continues: Whether the instruction is no question but the beginning of a text, for a model that goes on with
+            texts and follows no instructions.
         edits: How many are sampled for each item, at least 1.
         kept: How many of them are studied at most, at least 1.
         temperature: Of the sampling, above 0.
@@ -104,6 +106,7 @@ class SelfEdits:
     """
 
     instruction: str = "What follows from this?"
+    continues: bool = False
     edits: int = 8
     kept: int = 2
     temperature: float = 1.0
@@ -113,7 +116,7 @@ class SelfEdits:
     def __post_init__(self) -> None:
         if not 1 <= self.kept <= self.edits:
             raise ValueError(f"kept of study=self_edits must be between 1 and edits ({self.edits}), got {self.kept}")
-        if not self.instruction.strip() or not self.temperature > 0 or self.max_new_tokens < 1:
+        if not self.instruction or not self.temperature > 0 or self.max_new_tokens < 1:
             raise ValueError(
                 "study=self_edits needs an instruction, a temperature above 0 and max_new_tokens of at least 1, got "
                 f"{self.instruction!r}, {self.temperature} and {self.max_new_tokens}"
@@ -127,13 +130,14 @@ class SelfEdits:
         own = item.phrasings or (Phrasing(item.text),)
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{item.content_hash()}".encode()).digest()[:4])
         written = lm.generate(
-            [Prompt(self.instruction, (item.text,))] * self.edits,
+            [Prompt(self.instruction, (item.text,), self.continues)] * self.edits,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=seed,
         )
         usage = sum((one.usage for one in written), Usage())
-        edits = [edit for edit in dict.fromkeys(one.text for one in written) if edit and edit != item.text.strip()]
+        lines = (one.text.lstrip("-*0123456789.) ") for one in written)  # of a list, perhaps
+        edits = [line for line in dict.fromkeys(lines) if line and line.rstrip(".") != item.text.rstrip(". ")]
         if len(edits) > self.kept:
             asked = [one for one in own if one.asks]
             pairs = [(edit, Prompt(one.prompt, (edit,)), one.completion) for edit in edits for one in asked] or [
