@@ -74,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m memory_paths.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", help="folder of a run, or of a sweep; searched however deep")
     parser.add_argument(
-        "--markdown", nargs="*", metavar="METRIC", help="print a Markdown table of these metrics, and write nothing"
+        "--markdown",
+        nargs="*",
+        metavar="METRIC",
+        help="print a Markdown table of these metrics and costs, and write nothing",
     )
     given = parser.parse_args(arguments)
     try:

@@ -17,11 +17,25 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The learning rate stays."""
+    """The learning rate stays.
+
+    Args:
+        factor: It is multiplied by this, above 0: one number that means faster or slower for all kinds of weights, whose
+            own rates differ by orders of magnitude.
+
+    Raises:
+        ValueError: A factor that is not above 0.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"factor of schedule=constant must be above 0, got {self.factor}")
 
     def __call__(self, progress: float) -> float:
         """See `Schedule`."""
-        return 1.0
+        return self.factor
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,7 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: SelfEdits(kept=0), r"kept of study=self_edits must be between 1 and edits \(8\), got 0"),
         (lambda: SelfEdits(instruction=""), "needs an instruction"),
         (lambda: Rewarming(0.5, 0.6), "at most 1 together"),
+        (lambda: Constant(0.0), "factor of schedule=constant must be above 0, got 0"),
         (lambda: Interpolation(0.0), r"share of merging=interpolation must be in \(0, 1\], got 0"),
         (lambda: Pruning(1.5), r"share of merging=pruning must be in \(0, 1\], got 1.5"),
         (lambda: Pruning(by="luck"), "by of merging=pruning must be one of magnitude, chance, got 'luck'"),  # type: ignore[arg-type]
@@ -688,7 +689,7 @@ def test_rewarming_rises_stays_and_falls_in_every_write(lm: CausalLM, monkeypatc
     assert [schedule(one) for one in (0.125, 0.25, 0.5, 0.75)] == pytest.approx([0.5, 1.0, 1.0, 0.6])
     assert schedule(0.999) == pytest.approx(0.2, abs=1e-3)
     assert schedule(0.0) > 0
-    assert [Constant()(one) for one in (0.0, 0.9)] == [1.0, 1.0]
+    assert [Constant()(0.0), Constant(0.5)(0.9)] == [1.0, 0.5]
     asked: list[float] = []
 
     def noted(progress: float) -> float:

@@ -166,6 +166,9 @@ def test_the_markdown_table_shows_the_metrics_that_are_named(sweep: Path, capsys
     assert lines[0] == "| path | items | seeds | retention | reversal |"
     assert "| icl | 48 | 1 | .97 [.94 1.0] | - a |" in lines
     assert "a: the stream has no reversal questions" in lines[-2]
+    costly = render_markdown(collect(sweep), ["write_flops", "stored_bytes"]).splitlines()
+    assert costly[0] == "| path | items | seeds | FLOPs /write | stored |"
+    assert all(cell.strip() for cell in costly[2].strip("|").split("|"))
     assert entry.main([str(sweep), "--markdown"]) == 1, "a run of it failed"
     told = capsys.readouterr()
     assert "| acquisition | retention |" in told.out

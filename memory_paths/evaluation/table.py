@@ -46,19 +46,25 @@ UNREAD_SCORES = (
     Column(("ppl.", "before"), "prior_perplexity_before"),
     Column(("ppl.", "after"), "prior_perplexity_after"),
 )
-COSTS = (
-    Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
-    Column(("time", "/write"), quantity=lambda line: amount(unit(line.cost, "write").seconds, "seconds")),
-    Column(("tokens", "/read"), quantity=lambda line: amount(unit(line.cost, "read").tokens)),
-    Column(("time", "/read"), quantity=lambda line: amount(unit(line.cost, "read").seconds, "seconds")),
-    Column(("", "stored"), quantity=lambda line: amount(line.cost["stored_bytes"], "bytes")),
-)
+COSTS = {
+    "write_tokens": Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
+    "write_seconds": Column(
+        ("time", "/write"), quantity=lambda line: amount(unit(line.cost, "write").seconds, "seconds")
+    ),
+    "read_tokens": Column(("tokens", "/read"), quantity=lambda line: amount(unit(line.cost, "read").tokens)),
+    "read_seconds": Column(("time", "/read"), quantity=lambda line: amount(unit(line.cost, "read").seconds, "seconds")),
+    "stored_bytes": Column(("", "stored"), quantity=lambda line: amount(line.cost["stored_bytes"], "bytes")),
+}
+WORK = {
+    "write_flops": Column(("FLOPs", "/write"), quantity=lambda line: amount(unit(line.cost, "write").flops)),
+    "read_flops": Column(("FLOPs", "/read"), quantity=lambda line: amount(unit(line.cost, "read").flops)),
+}
 
 
 def columns(summary: Summary) -> tuple[Column, ...]:
     """The columns that this summary fills; likelihoods where they were recorded."""
     unread = any(line.metric("loglikelihood_gain").value is not None for line in summary.lines)
-    return (*SCORES, *(UNREAD_SCORES if unread else ()), *COSTS)
+    return (*SCORES, *(UNREAD_SCORES if unread else ()), *COSTS.values())
 
 
 def render_table(summary: Summary, width: int = 200) -> str:
@@ -80,15 +86,16 @@ def render_markdown(summary: Summary, names: Sequence[str] = ()) -> str:
 
     Args:
         summary: What to show.
-        names: Of the metrics to show; none: the scores of the plain table.
+        names: Of the metrics and costs to show; none: the scores of the plain table.
 
     Raises:
-        ValueError: A metric that no run has; the message lists those that there are.
+        ValueError: A metric that no run has; the message lists those that there are, and the costs.
     """
-    known = sorted({name for line in summary.lines for name in line.metrics})
+    costs = {**COSTS, **WORK}
+    known = [*sorted({name for line in summary.lines for name in line.metrics}), *costs]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no run has a metric named {', '.join(unknown)}; there are {', '.join(known)}")
-    given = tuple(Column((name.replace("_", " "), ""), name) for name in names)
+    given = tuple(costs.get(name) or Column((name.replace("_", " "), ""), name) for name in names)
     shown = given or tuple(column for column in columns(summary) if column.name)
     rows, notes = _cells(summary, shown)
     heads = ["path", "items", "seeds", *(" ".join(filter(None, column.head)) for column in shown)]
