@@ -20,7 +20,7 @@ class Constant:
     """The learning rate stays.
 
     Args:
-        factor: It is multiplied by this, above 0: one number that means faster or slower for all kinds of weights, whose
+        factor: Multiplies it, above 0: one number that means faster or slower for all kinds of weights, whose
             own rates differ by orders of magnitude.
 
     Raises:

@@ -478,6 +478,8 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _short(value: float, signed: bool = False) -> str:
+    if abs(value) >= 1000:  # a count
+        return amount(value)
     text = f"{value:+.2f}" if signed else f"{value:.2f}"
     if float(text) == 0.0:
         return ".00"
