@@ -10,8 +10,10 @@ half-query; K slots read per head; R = H * K reads per position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,50 @@ class MemoryLayerConfig:
         return self.half_keys**2
 
 
+Read = Callable[[Tensor, Tensor], Tensor]
+"""From slots_BR and weights_BR to the weighted sum of these values, [B, width of the table]."""
+
+
+class Processes(Protocol):
+    """Those that have a layer together, each with some columns of its table of values; all call these at once."""
+
+    def total(self, counts: Tensor) -> Tensor:
+        """The sum of every process's counts."""
+        ...
+
+    def columns(self, values: Tensor) -> Tensor:
+        """Of values [..., D], the columns that this process keeps."""
+        ...
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """The reverse: [..., D] from the columns of every process."""
+        ...
+
+    def read(self, read: Read, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:
+        """[B, D] of this process's positions; `read` gives some of the columns of any."""
+        ...
+
+
+class OneProcess:
+    """`Processes`: this one alone."""
+
+    def total(self, counts: Tensor) -> Tensor:
+        """See `Processes`."""
+        return counts
+
+    def columns(self, values: Tensor) -> Tensor:
+        """See `Processes`."""
+        return values
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """See `Processes`."""
+        return columns
+
+    def read(self, read: Read, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:
+        """See `Processes`."""
+        return read(slots_BR, weights_BR)
+
+
 class ProductKeyMemory(nn.Module):
     """Maps [..., D] to [..., D] by reading `top_k` of N * N value vectors per head.
 
@@ -72,6 +118,7 @@ class ProductKeyMemory(nn.Module):
         self.gate = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.recorder: SlotRecorder | None = None
+        self.processes: Processes = OneProcess()
 
     def queries(self, hidden_BD: Tensor) -> Tensor:
         """Two normalised half-queries for each head, [B, H, 2, Q]."""
@@ -104,14 +151,11 @@ class ProductKeyMemory(nn.Module):
         """`hidden` [..., D] to the memory's contribution [..., D], in the dtype of `hidden`."""
         hidden_BD = hidden.reshape(-1, self.config.width)
         slots_BR, weights_BR = self.look_up(hidden_BD)
+        read: Read = partial(_weighted_sum, self.values)
         if self.recorder is not None and (self.recorder.always or torch.is_grad_enabled()):
-            read_BD: Tensor = _RecordedRead.apply(self.values, slots_BR, weights_BR, self.recorder)
-        else:
-            # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow
-            # small updates.
-            with torch.autocast(hidden.device.type, enabled=False):
-                weights_BR = weights_BR.to(self.values.dtype)
-                read_BD = functional.embedding_bag(slots_BR, self.values, per_sample_weights=weights_BR, mode="sum")
+            self.recorder.reads.append(slots_BR)
+            read = partial(_RecordedRead.apply, self.recorder, self.values)
+        read_BD = self.processes.read(read, slots_BR, weights_BR)
         gated_BD = read_BD.to(hidden_BD.dtype) * functional.silu(self.gate(hidden_BD))
         output_BD: Tensor = self.output(gated_BD)
         return output_BD.view(hidden.shape).to(hidden.dtype)
@@ -183,6 +227,14 @@ class SlotRecorder:
         self.gradient.index_add_(0, position_BR[chosen], contribution)
 
 
+def _weighted_sum(values: Tensor, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:
+    # Outside autocast: embedding_bag wants values and weights of one dtype, and bf16 values would swallow small
+    # updates.
+    with torch.autocast(values.device.type, enabled=False):
+        weights_BR = weights_BR.to(values.dtype)
+        return functional.embedding_bag(slots_BR, values, per_sample_weights=weights_BR, mode="sum")
+
+
 class _RecordedRead(torch.autograd.Function):
     """The weighted read with late selection: which rows get a gradient is decided after the forward pass.
 
@@ -191,21 +243,17 @@ class _RecordedRead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, slots_BR: Tensor, weights_BR: Tensor, recorder: SlotRecorder) -> Tensor:
-        with torch.autocast(values.device.type, enabled=False):
-            weights_BR = weights_BR.to(values.dtype)
-            read_BD = functional.embedding_bag(slots_BR, values, per_sample_weights=weights_BR, mode="sum")
-        recorder.reads.append(slots_BR)
+    def forward(ctx: Any, recorder: SlotRecorder, values: Tensor, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:
         ctx.save_for_backward(values, slots_BR, weights_BR)
         ctx.recorder = recorder
-        return read_BD
+        return _weighted_sum(values, slots_BR, weights_BR)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor | None]:
         (grad_BD,) = gradients
         values, slots_BR, weights_BR = ctx.saved_tensors
         ctx.recorder.accumulate(values, slots_BR, weights_BR, grad_BD)
         grad_weights_BR = None
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[3]:
             grad_weights_BR = torch.einsum("brd,bd->br", values[slots_BR], grad_BD.to(values.dtype))
-        return None, None, grad_weights_BR, None
+        return None, None, None, grad_weights_BR

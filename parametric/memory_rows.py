@@ -217,7 +217,7 @@ class MemoryRows:
                     rows = rows.to(values.device)
                     self._originals[name].remember(rows)
                     with torch.no_grad():
-                        values[rows] = learnt.to(values.device)
+                        values[rows] = layers[name].processes.columns(learnt).to(values.device)
                 yield
             finally:
                 for originals in self._originals.values():
@@ -238,7 +238,7 @@ class MemoryRows:
                     if f"{name}/rows" in state:
                         rows = state[f"{name}/rows"].to(layer.values.device)
                         others[name].remember(rows)
-                        layer.values[rows] = state[f"{name}/values"].to(layer.values.device)
+                        layer.values[rows] = layer.processes.columns(state[f"{name}/values"]).to(layer.values.device)
                 yield
             finally:
                 for name, layer in layers.items():
@@ -269,7 +269,9 @@ class MemoryRows:
             with _recorded(layers) as recorders:
                 yield _RowTrainer(self, layers, recorders)
             changed = {name: originals.rows() for name, originals in self._originals.items()}
-            learnt = {name: layers[name].values.detach()[rows] for name, rows in changed.items()}
+            learnt = {
+                name: layers[name].processes.whole(layers[name].values.detach()[rows]) for name, rows in changed.items()
+            }
             check_learnt(learnt.values())
             # A state lies on the CPU, wherever the model is: it is compared, hashed and carried there.
             self._learnt = {name: (rows.cpu(), learnt[name].cpu().clone()) for name, rows in changed.items()}
@@ -357,7 +359,8 @@ class _RowTrainer:
         value = finite(found)
         predicting = batch.predicting.flatten()
         for name, recorder in self._recorders.items():
-            recorder.select(self._weights._chosen(name, recorder.counts(predicting), self._generator))
+            counts = self._layers[name].processes.total(recorder.counts(predicting))
+            recorder.select(self._weights._chosen(name, counts, self._generator))
         found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}
         gradients = [

@@ -42,9 +42,11 @@ def logits_of(module: Any, batch: TrainingBatch) -> Tensor:
 
 
 def token_losses(logits: Tensor, batch: TrainingBatch) -> Tensor:
-    """Cross entropy of each target token in nats, [targets], from the logits of the whole batch."""
+    """Cross entropy of each target token in nats, [targets], float32 or wider, from the logits of the whole batch."""
     kept = batch.targets[:, 1:]
-    return functional.cross_entropy(logits[:, :-1][kept].float(), batch.tokens[:, 1:][kept], reduction="none")
+    found = logits[:, :-1][kept]
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    return functional.cross_entropy(found, batch.tokens[:, 1:][kept], reduction="none")
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from memory_paths.types import (
 )
 
 from .batches import Encoded, TrainingBatch, collate, encode
+from .distributed import DataParallel
 from .journal import Journal, read_patch, size, write_patch
 from .merging import Merging, NoMerging
 from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
@@ -125,6 +126,7 @@ class WeightsPath:
         name: The place in the ledger.
         seed: Order of study.
         progress: Whether a write shows a bar (never off a terminal).
+        parallel: The processes that study together; None: this one alone.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class WeightsPath:
         name: str = "weights",
         seed: int = 0,
         progress: bool = True,
+        parallel: DataParallel | None = None,
     ) -> None:
         if not isinstance(lm, Trains):
             raise TypeError(
@@ -175,8 +178,17 @@ class WeightsPath:
         self._background = tuple(background or ())
         self._seed = seed
         self._progress = progress
+        self._parallel = parallel if parallel is not None and parallel.count > 1 else None
+        self._divided = ""
+        if self._parallel:
+            axes = (self._weights, self._objective, self._rehearsal, self._penalty, self._projection)
+            self._parallel.check(lm, ledger, *axes)
+            if self._parallel.pool == "sharded":
+                self._divided = lm.weights_hash()  # no process alone could take it afterwards
         with lm.altered():
             self._weights.fit(lm)
+            if self._parallel:
+                self._objective, self._projection = self._parallel.join(lm, self._weights, self._objective)
         self._applied = False
         self._blocks = 0
         self._texts: dict[str, Sequence[Phrasing]] = {}
@@ -328,7 +340,8 @@ class WeightsPath:
 
     def _basis(self) -> str:
         """Hash of all that a state depends on."""
-        return hashlib.sha256(f"{self._lm.weights_hash()} {self._weights.fingerprint()}".encode()).hexdigest()
+        model = self._divided or self._lm.weights_hash()
+        return hashlib.sha256(f"{model} {self._weights.fingerprint()}".encode()).hexdigest()
 
     def import_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Take in a write of another copy, without learning.
@@ -570,6 +583,8 @@ class WeightsPath:
         """Study, and note what it cost; the details of a receipt come back."""
         lm, module = self._lm, self._lm.module
         studied = self._studied(items)
+        if self._parallel:
+            self._parallel.agree(self.state_hash(), self._seed, self._budget, studied)
         began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
             with lm.altered():

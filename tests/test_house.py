@@ -96,6 +96,7 @@ def test_every_option_opens_with_a_line_that_says_when_to_choose_it(file: Path) 
 # Axes are mounted under a path that has them; the other groups stand at the top.
 AXES = ("weights", "study", "objective", "rehearsal", "penalty", "projection", "schedule", "merging")
 MOUNTED = {axis: ("sparse_memory", f"path.memory.{axis}") for axis in AXES} | {
+    "parallel": ("sparse_memory", "path.memory.parallel"),
     "selector": ("sparse_memory", "path.memory.weights.selector"),
     "encoder": ("rag", "path.memory.encoder"),
 }
@@ -154,6 +155,7 @@ PRESETS = {
     "path": {"name", "steps", "batch", "passes"},
     "stream": {"limit"},
     "objective": {"source"},
+    "parallel": {"pool"},
     "weights": {"rate", "form"},
 }
 
