@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -18,7 +19,16 @@ logger = logging.getLogger("memory_paths")
 
 
 def run(cfg: Any, folder: Path) -> None:
-    """One evaluation into `folder`; a finished one is left alone."""
+    """One evaluation into `folder`; a finished one is left alone.
+
+    Raises:
+        ValueError: A launcher has started several processes, which would write the same files.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise ValueError(
+            f"an evaluation runs in one process, this is one of {processes}; start it without torchrun or accelerate. "
+            "How several learn as one in a program: see memory_paths/parametric/distributed.py"
+        )
     from memory_paths import build
     from memory_paths.evaluation.evaluator import Evaluator
     from memory_paths.evaluation.report import REPORT, Report

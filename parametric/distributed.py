@@ -28,7 +28,7 @@ What works: weights=memory (rows, with every selector and optimiser), lora and w
 objective=nll; rehearsal none or experience; penalty none or l2; any study, if it gives every process the same texts;
 forgetting, undo and patches. All else is refused when the path is built, because a part of a step does not tell what
 it would do to the whole step. A ledger file is refused too, for every process keeps the ledger for itself: save the
-agent instead. `python -m memory_paths` evaluates in one process.
+agent instead. `python -m memory_paths` evaluates in one process and refuses to be started in several.
 
 With pool=sharded the rank r of W keeps values[:, r D / W : (r + 1) D / W] of every memory layer, and each pass through
 one, to answer too, is one that all processes make together: ask them all the same. The table of the lent model stays
@@ -138,8 +138,10 @@ class DataParallel:
                 "(ledger=null) and save the agent from one of them"
             )
         if self.pool == "sharded" and not isinstance(weights, MemoryRows):
-            raise ValueError(f"pool=sharded divides the values that weights=memory writes; {type(weights).__name__}"
-                             " needs pool=replicated")  # fmt: skip
+            raise ValueError(
+                f"pool=sharded divides the values that weights=memory writes to, {type(weights).__name__} writes "
+                "elsewhere: pool=replicated"
+            )
         device = lm.module.get_input_embeddings().weight.device
         if device != self._device and {device.type, self._device.type} != {"cpu"}:  # "cpu" and "cpu:0" are one
             raise ValueError(f"the model is on {device} and this process on {self._device}: lm.device={self._device}")
@@ -156,11 +158,13 @@ class DataParallel:
                 layers = memory_layers(lm.module).values()
                 for layer in layers:
                     if not isinstance(layer.processes, OneProcess):
-                        raise ValueError("another path shares this model's memory among processes already; give this "
-                                         "one a model of its own")  # fmt: skip
+                        raise ValueError(
+                            "another path shares this model's memory among processes already; build an agent for each"
+                        )
                     if self.pool == "sharded" and layer.config.width % self.count:
                         raise ValueError(
-                            f"{self.count} processes cannot share a table of {layer.config.width} columns equally"
+                            f"{self.count} processes cannot share {layer.config.width} columns equally: "
+                            "pool=replicated, or another number of processes"
                         )
                 for layer in layers:
                     layer.processes = _Replicated(self._device)
@@ -169,7 +173,7 @@ class DataParallel:
                         if layer.values.shape[1] == layer.config.width:  # else an earlier layer has the same table
                             layer.values.data = layer.processes.columns(layer.values.data).clone()
                         shared = NoProjection()
-        return _PartOfStep(self, objective), shared
+        return _PartOfStep(objective, self.rank, self.count), shared
 
     def agree(self, *facts: object) -> None:
         """Make sure that every process is about to learn the same.
@@ -186,40 +190,43 @@ class DataParallel:
                 "calls in the same order"
             )
 
-    def part(self, batch: TrainingBatch, rank: int) -> TrainingBatch:
-        """Every W-th sequence of a batch, without padding that none of them needs. A process for which there is none
-        takes the first one as if it were rehearsed."""
-        rows = list(range(rank, len(batch.tokens), self.count))
-        fresh = sum(row < batch.fresh for row in rows)
-        rows = rows or [0]
-        length = int(batch.attention[rows].sum(dim=1).max())
-        return TrainingBatch(
-            batch.tokens[rows, :length],
-            batch.attention[rows, :length],
-            batch.targets[rows, :length],
-            fresh,
-            tuple(batch.sequences[row] for row in rows),
-        )
 
-    def share(self, batch: TrainingBatch) -> float:
-        """Of the target tokens of a batch, those of this process."""
-        targets = batch.targets[:, 1:]
-        return int(targets[self.rank :: self.count].sum()) / int(targets.sum())
+def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
+    """Every `count`-th sequence of a batch, from the one numbered `rank` on, without padding that none of them needs.
+    A process for which there is none takes the first one, as if it were rehearsed: all must make the same passes."""
+    rows = list(range(rank, len(batch.tokens), count))
+    fresh = sum(row < batch.fresh for row in rows)
+    rows = rows or [0]
+    length = int(batch.attention[rows].sum(dim=1).max())
+    return TrainingBatch(
+        batch.tokens[rows, :length],
+        batch.attention[rows, :length],
+        batch.targets[rows, :length],
+        fresh,
+        tuple(batch.sequences[row] for row in rows),
+    )
+
+
+def share_of(batch: TrainingBatch, rank: int, count: int) -> float:
+    """The share of a batch's target tokens that is in this part of it; 0 where the part is another's too."""
+    targets = batch.targets[:, 1:]
+    return int(targets[rank::count].sum()) / int(targets.sum())
 
 
 @dataclass(frozen=True)
 class _PartOfStep:
     """`Objective`: this process's part of a step; the loss is that of all of it, its gradient that of the part."""
 
-    parallel: DataParallel
     objective: Objective
+    rank: int
+    count: int
 
     def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
-        parallel = self.parallel
-        aim = self.objective(setting, parallel.part(batch, parallel.rank))
-        for rank in set(range(parallel.count)) - {parallel.rank}:
-            setting.charge(parallel.part(batch, rank), 1.0 + setting.weights.backward)
-        share = parallel.share(batch)
+        """See `Objective`."""
+        aim = self.objective(setting, part_of(batch, self.rank, self.count))
+        for other in set(range(self.count)) - {self.rank}:
+            setting.charge(part_of(batch, other, self.count), 1.0 + setting.weights.backward)
+        share = share_of(batch, self.rank, self.count)
         return Aim(aim.batch, lambda: _Total.apply(share * aim.loss()))
 
 
@@ -228,6 +235,8 @@ class _Sum:
     """`Projection`: the gradient of every process's part together."""
 
     def __call__(self, setting: Setting, trainer: Trainer) -> Project:
+        """See `Projection`."""
+
         def project(gradients: Sequence[Gradient]) -> None:
             for sent in [distributed.all_reduce(gradient.values, async_op=True) for gradient in gradients]:
                 sent.wait()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.parametric.penalty import TowardsBefore
 from memory_paths.parametric.rehearsal import Experience
 from memory_paths.parametric.slots import RandomSlots
-from memory_paths.parametric.weights import Changed, LossFunction, Project, Settle, Trainer, Weights
+from memory_paths.parametric.weights import LossFunction, Project, Settle, Trainer, Weights
 from memory_paths.types import Knowledge, Phrasing
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
@@ -155,13 +155,11 @@ def learn(case: str, parallel: DataParallel | None = None, folder: Path | None =
     }
     path.undo()
     found["undone"] = dict(weights.state())
-    tables = {name: layer.values.detach() for name, layer in memory_layers(lm.module).items()}
-    found["table_bytes"] = [table.untyped_storage().nbytes() for table in tables.values()]
-    kept = [
-        torch.equal(table, memory_layers(lm.module)[name].processes.columns(untouched[name]))
-        for name, table in tables.items()
-    ]
-    found["given_back"] = all(kept)
+    found["table_bytes"] = [layer.values.untyped_storage().nbytes() for layer in memory_layers(lm.module).values()]
+    found["given_back"] = all(
+        torch.equal(layer.values, layer.processes.columns(untouched[name]))
+        for name, layer in memory_layers(lm.module).items()
+    )
     return found
 
 
