@@ -231,6 +231,7 @@ class CausalLM:
                     first = min(rows[index].start for index in batch) - 1 - shared
                     tokens, attention, positions = self._pad(tails, shared, left=False)
                     cache = self._cache(prefix, len(batch)) if prefix else None
+                    tell_given(self.module, [rows[index].start for index in batch])
                     logits = self._forward(tokens, attention, positions, cache, keep=tokens.shape[1] - first)
                     for place, index in enumerate(batch):
                         row = rows[index]
@@ -276,13 +277,15 @@ class CausalLM:
         2 * N * tokens + 4 * A * context, where N are the parameters outside embedding tables and the output head, A is
         layers * heads * width of a head, and context is the sum over the tokens of how many tokens each one attends to
         (Kaplan et al. 2020, arXiv 2001.08361, table 1). A module with a method `flops_per_token()` speaks for itself
-        and all within it: a sparse memory counts the rows it reads, not those it has.
+        and all within it: a sparse memory counts the rows it reads, not those it has. Blocks that were put into the
+        model are told of by a child's `attention_layers`.
         """
         config = self.module.config.get_text_config()
         heads = config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
         context = tokens * after + tokens * (tokens + 1) / 2
-        attention = 4.0 * config.num_hidden_layers * heads * head_width
+        added = sum(getattr(child, "attention_layers", 0) for child in self.module.children())
+        attention = 4.0 * (config.num_hidden_layers + added) * heads * head_width
         per_token = _flops_per_token(self.module, {id(self.module.get_output_embeddings())})
         return float(per_token * tokens + attention * context)
 
@@ -448,7 +451,7 @@ class CausalLM:
     def _keeps_prefixes(self) -> bool:
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
-        if not self.prefix_cache or "position_ids" not in self._accepted:
+        if not self.prefix_cache or "position_ids" not in self._accepted or any(_wants_given(self.module)):
             return False
         return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.module.config).layers)
 
@@ -476,10 +479,13 @@ class CausalLM:
 
     def _cache(self, prefix: _Prefix | None, rows: int) -> Any:
         """A cache of its own for a batch: what the batch adds never reaches the kept prefix."""
-        from transformers.cache_utils import DynamicCache
+        from transformers.cache_utils import DynamicCache, DynamicLayer
 
         cache = DynamicCache(config=self.module.config)
-        for index, (keys, values) in enumerate(prefix.layers if prefix else ()):
+        layers = prefix.layers if prefix else ()
+        # Blocks that were put into the model keep theirs after those that its config tells of.
+        cache.layers.extend(DynamicLayer() for _ in layers[len(cache.layers) :])
+        for index, (keys, values) in enumerate(layers):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
 
@@ -543,6 +549,7 @@ class CausalLM:
         shared = len(prefix.ids) if prefix else 0
         tokens, attention, positions = self._pad([row.ids[shared:] for row in rows], shared, left=True)
         cache = self._cache(prefix, len(rows))
+        tell_given(self.module, None)
         limits = [min(max_new_tokens, self.window - len(row.ids)) for row in rows]
         new: list[list[int]] = [[] for _ in rows]
         total, stopped = [0.0] * len(rows), [False] * len(rows)
@@ -586,6 +593,17 @@ def shared_prefixes(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], li
         length = _common(first, last) // PREFIX_BLOCK * PREFIX_BLOCK
         groups[first[:length]] = members
     return groups
+
+
+def tell_given(module: Any, lengths: Sequence[int] | None) -> None:
+    """Say how many tokens of each row of the next pass are given, without what is scored or learnt after them; None:
+    all of them. A child of the module with an attribute `given` is told; others would not care."""
+    for child in _wants_given(module):
+        child.given = lengths
+
+
+def _wants_given(module: Any) -> list[Any]:
+    return [child for child in module.children() if hasattr(child, "given")]
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -55,6 +55,12 @@ class TrainingBatch:
         return ahead
 
     @property
+    def given(self) -> list[int]:
+        """How many tokens of each sequence come before the first that is to be learnt; all, where none is."""
+        taught = self.targets.any(dim=1)
+        return torch.where(taught, self.targets.int().argmax(dim=1), self.attention.sum(dim=1)).tolist()
+
+    @property
     def token_count(self) -> int:
         """Tokens without padding."""
         return int(self.attention.sum())

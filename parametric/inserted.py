@@ -1,7 +1,7 @@
 """New modules in a frozen model: bottleneck adapters, and keys and values that stand before every text.
 
-What is put in does nothing until it learns, except for virtual tokens, which are read from the start. This file knows
-nothing of what is studied or how a step is made.
+What is put in does nothing until it learns, except for virtual tokens, which are read from the start. What grows with
+every write, or by whole blocks, is in `growth`. This file knows nothing of what is studied or how a step is made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from memory_paths.types import Phrasing
 
@@ -52,8 +53,8 @@ class _Switch:
 
 
 class Inserted:
-    """The weights axes `adapter`, `prompt`, `prefix`, `cartridge` and `lora_stack`: an `Insertion` trains, the model
-    stays frozen.
+    """The weights axes `adapter`, `prompt`, `prefix`, `cartridge`, `prompt_pool`, `lora_stack`, `new_blocks` and
+    `experts`: an `Insertion` trains, the model stays frozen.
 
     Args:
         insertion: What is put in.
@@ -193,12 +194,7 @@ class Bottleneck:
             ValueError: No module has such a name.
         """
         size = module.config.get_text_config().hidden_size
-        names = self._names(module)
-        if not names:
-            raise ValueError(
-                f"{type(module).__name__} has no modules named {', '.join(self.after)}; name the modules that adapters "
-                "shall follow in weights.insertion.after"
-            )
+        names = named(module, self.after, "weights.insertion.after")
         adapters = nn.ModuleList()
         for _ in names:
             down, up = nn.Linear(size, self.width), nn.Linear(self.width, size)
@@ -209,32 +205,19 @@ class Bottleneck:
 
     def learnt(self, new: Any) -> dict[str, Tensor]:
         """See `Insertion`."""
-        return _copied(new)
+        return copied(new)
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
         """See `Insertion`."""
 
         def following(adapter: nn.Module) -> Callable[[Any, Any, Any], Any]:
             def hook(one: Any, given: Any, output: Any) -> Any:
-                if not active():
-                    return output
-                if isinstance(output, tuple):  # attention also gives its weights
-                    return (output[0] + adapter(output[0]), *output[1:])
-                return output + adapter(output)
+                return with_added(output, adapter) if active() else output
 
             return hook
 
-        places = zip(self._names(module), new, strict=True)
+        places = zip(named(module, self.after, "weights.insertion.after"), new, strict=True)
         return [module.get_submodule(name).register_forward_hook(following(adapter)) for name, adapter in places]
-
-    def _names(self, module: Any) -> list[str]:
-        # A module within another one of these names is a part of it: its output is not what goes to the residual.
-        found: list[str] = []
-        for name, _ in module.named_modules():
-            parts = name.split(".")
-            if parts[0] != PLACE and parts[-1] in self.after and not set(parts[:-1]) & set(self.after):
-                found.append(name)
-        return found
 
 
 Form = Literal["prompt", "prefix", "cartridge"]
@@ -284,135 +267,176 @@ class VirtualTokens:
 
     def learnt(self, new: Any) -> dict[str, Tensor]:
         """See `Insertion`."""
-        return _copied(new)
+        return copied(new)
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
         """See `Insertion`."""
-        from transformers.cache_utils import DynamicCache
 
-        inside = [False]
+        def lead(ids: Tensor, mask: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+            return _keys_and_values(module, new[0]) if self.form == "prompt" else _pairs(new)
 
-        def lead() -> list[tuple[Tensor, Tensor]]:
-            if self.form != "prompt":
-                return list(zip(new[::2], new[1::2], strict=True))
-            inside[0] = True
-            try:
-                return _keys_and_values(module, new[0])
-            finally:
-                inside[0] = False
-
-        def hook(one: Any, arguments: Any, given: dict[str, Any]) -> Any:
-            if inside[0] or not active():
-                return None
-            ids, cache = given["input_ids"], given.get("past_key_values")
-            rows = len(ids)
-            mask = given.get("attention_mask")
-            mask = torch.ones_like(ids) if mask is None else mask
-            positions = given.get("position_ids")
-            if positions is None:
-                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            if cache is None or cache.get_seq_length() == 0:
-                cache = DynamicCache(config=one.config) if cache is None else cache
-                for index, (keys, values) in enumerate(lead()):
-                    cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
-            mask = torch.cat([mask.new_ones(rows, self.tokens), mask], dim=1)
-            changed = {"past_key_values": cache, "attention_mask": mask, "position_ids": positions}
-            return arguments, {**given, **changed}
-
-        return [module.register_forward_pre_hook(hook, with_kwargs=True)]
+        return [_before_every_text(module, self.tokens, lead, active)]
 
 
-class LowRankStack:
-    """A pair of low-rank matrices beside every linear layer for each write; those of earlier writes stay as they are.
+class PromptPool:
+    """A pool of prompts of virtual tokens, of which every text is given a mixture of its own (L2P, Wang et al. 2022,
+    arXiv 2112.08654, in the form of CODA-Prompt, Smith et al. 2023, 2211.13218).
 
-    With `OrthogonalSubspaces` as penalty it is O-LoRA (Wang et al. 2023, arXiv 2310.14152).
+    A prompt is keys and values for every layer, as in `VirtualTokens("prefix")`. What stands before a text is the sum
+    of all prompts, each times the cosine of its key and the text's query, once an attention vector of the prompt has
+    weighed the query's features; so the loss alone trains prompts, keys and attention. The query is the mean of the
+    input embeddings, which are frozen, of what is given: of a question all that comes before its answer, of a text
+    that is studied whole its first token. An answer must not choose its own prompt: it would be there in training
+    and missing when it is asked for. Since all of what is given is looked at before the first token is read, the model
+    goes without frozen prefixes.
 
     Args:
-        rank: Of each write's matrices, at least 1.
-        alpha: Scale; what they add is multiplied by alpha / rank.
+        size: Prompts in the pool, at least 1.
+        tokens: Of each prompt, at least 1.
     """
 
-    def __init__(self, rank: int = 8, alpha: int = 16) -> None:
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
-        self.rank = rank
-        self.alpha = alpha
+    def __init__(self, size: int = 8, tokens: int = 4) -> None:
+        if min(size, tokens) < 1:
+            raise ValueError(f"size and tokens of a prompt pool must be at least 1, got {size} and {tokens}")
+        self.size = size
+        self.tokens = tokens
 
     def build(self, module: Any, ids: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
-        """See `Insertion`."""
-        pairs = nn.ModuleList()
-        for place, name in enumerate(self._names(module)):
-            size_out, size_in = _sizes(module.get_submodule(name))
-            earlier = (
-                state.get(f"{place}.old_a", torch.empty(0, size_in)),
-                state.get(f"{place}.old_b", torch.empty(size_out, 0)),
-            )
-            # Another beginning for each write.
-            generator = torch.Generator().manual_seed(torch.initial_seed() + 7919 * len(earlier[0]) + place)
-            bound = size_in**-0.5
-            new_a = (2 * torch.rand(self.rank, size_in, generator=generator) - 1) * bound
-            pairs.append(
-                nn.ParameterDict(
-                    {
-                        "old_a": nn.Parameter(earlier[0].clone(), requires_grad=False),
-                        "old_b": nn.Parameter(earlier[1].clone(), requires_grad=False),
-                        "new_a": nn.Parameter(new_a),
-                        "new_b": nn.Parameter(torch.zeros(size_out, self.rank)),
-                    }
-                )
-            )
-        return pairs
+        """See `Insertion`.
+
+        Raises:
+            ValueError: The model keeps no keys and values of its own for each layer.
+        """
+        table = module.get_input_embeddings().weight.detach()
+        with torch.no_grad():
+            shown = torch.randn(self.size, self.tokens, table.shape[1]).to(table) * table.std()
+            prompts = [tensor for pair in _keys_and_values(module, shown) for tensor in pair]
+        return _Pool(torch.randn(self.size, table.shape[1]), prompts)
 
     def learnt(self, new: Any) -> dict[str, Tensor]:
-        """See `Insertion`: the new pair joins the old ones."""
-        kept = {}
-        for place, pair in enumerate(new):
-            kept[f"{place}.old_a"] = torch.cat([pair["old_a"], pair["new_a"]]).detach()
-            kept[f"{place}.old_b"] = torch.cat([pair["old_b"], pair["new_b"]], dim=1).detach()
-        return kept
+        """See `Insertion`."""
+        return copied(new)
 
     def place(self, module: Any, new: Any, active: Callable[[], bool]) -> list[Any]:
         """See `Insertion`."""
 
-        def beside(pair: Any) -> Callable[[Any, Any, Any], Any]:
-            def hook(one: Any, given: Any, output: Any) -> Any:
-                if not active():
-                    return output
-                (hidden,) = given
-                low = torch.cat([pair["old_a"], pair["new_a"]])
-                high = torch.cat([pair["old_b"], pair["new_b"]], dim=1)
-                return output + (hidden @ low.T @ high.T) * (self.alpha / self.rank)
+        def lead(ids: Tensor, mask: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+            given, new.given = new.given, None
+            if given is not None:
+                lengths = torch.tensor(given, device=mask.device).clamp(min=1)
+                mask = mask * (mask.cumsum(dim=1) <= lengths[:, None])
+            with torch.no_grad():
+                embedded = module.get_input_embeddings()(ids)
+                query = (embedded * mask[..., None].to(embedded)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            return _pairs(new(query.to(embedded)))
 
-            return hook
-
-        places = zip(self._names(module), new, strict=True)
-        return [module.get_submodule(name).register_forward_hook(beside(pair)) for name, pair in places]
-
-    @staticmethod
-    def _names(module: Any) -> list[str]:
-        head = id(module.get_output_embeddings())
-        return [
-            name
-            for name, one in module.named_modules()
-            if _sizes(one) != (0, 0) and id(one) != head and not name.startswith(f"{PLACE}.")
-        ]
+        return [_before_every_text(module, self.tokens, lead, active)]
 
 
-def _sizes(module: Any) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer; of anything else, nothing."""
-    from transformers.pytorch_utils import Conv1D
+class _Pool(nn.Module):
+    """Prompts, each tensor [size, heads, tokens, width]; keys and attention [size, D]."""
 
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return (module.nf, module.nx) if isinstance(module, Conv1D) else (0, 0)
+    def __init__(self, keys: Tensor, prompts: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(keys)
+        self.attention = nn.Parameter(torch.ones_like(keys))
+        self.prompts = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in prompts])
+        # How many tokens of each row are given; told by who runs the model (see `memory_paths.lm.tell_given`).
+        self.given: Sequence[int] | None = None
+
+    def forward(self, query: Tensor) -> list[Tensor]:
+        """Queries [rows, D] to the prompts before them, each tensor [rows, heads, tokens, width]."""
+        shares = functional.cosine_similarity(query[:, None] * self.attention, self.keys, dim=-1)
+        return [torch.einsum("rm,mhtw->rhtw", shares, tensor) for tensor in self.prompts]
+
+    def flops_per_token(self) -> float:
+        """Of reading one prompt, as other virtual tokens are counted: the pool is mixed once for a text."""
+        return 2.0 * float(sum(tensor[0].numel() for tensor in self.prompts))
 
 
-def _copied(new: nn.Module) -> dict[str, Tensor]:
+def named(module: Any, parts: Sequence[str], option: str) -> list[str]:
+    """Names of the modules whose last part is one of these. A module within another one of these names is a part of
+    it: its output is not what goes to the residual.
+
+    Raises:
+        ValueError: There are none; `option` says where others can be named.
+    """
+    found: list[str] = []
+    for name, _ in module.named_modules():
+        path = name.split(".")
+        if path[0] != PLACE and path[-1] in parts and not set(path[:-1]) & set(parts):
+            found.append(name)
+    if not found:
+        raise ValueError(
+            f"{type(module).__name__} has no modules named {', '.join(parts)}; name the modules that are meant in "
+            f"{option}"
+        )
+    return found
+
+
+def with_added(output: Any, more: Callable[[Tensor], Tensor]) -> Any:
+    """A module's output and what `more` makes of it."""
+    if isinstance(output, tuple):  # attention also gives its weights
+        return (output[0] + more(output[0]), *output[1:])
+    return output + more(output)
+
+
+def copied(new: nn.Module) -> dict[str, Tensor]:
+    """Every parameter as it is now, by name."""
     return {name: parameter.detach().clone() for name, parameter in new.named_parameters()}
 
 
+def _pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def _before_every_text(
+    module: Any,
+    tokens: int,
+    lead: Callable[[Tensor, Tensor], Sequence[tuple[Tensor, Tensor]]],
+    active: Callable[[], bool],
+) -> Any:
+    """Hook in virtual tokens; returns the handle.
+
+    Args:
+        module: The model.
+        tokens: How many.
+        lead: From a text's ids and mask, both [rows, length], to the keys and values of each layer, each [rows or 1,
+            heads, tokens, width].
+        active: Whether they are there.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    leading = [False]  # the model itself may be asked for what stands before
+
+    def hook(one: Any, arguments: Any, given: dict[str, Any]) -> Any:
+        if leading[0] or not active():
+            return None
+        ids, cache = given["input_ids"], given.get("past_key_values")
+        rows = len(ids)
+        mask = given.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if cache is None or cache.get_seq_length() == 0:
+            cache = DynamicCache(config=one.config) if cache is None else cache
+            leading[0] = True
+            try:
+                layers = lead(ids, mask)
+            finally:
+                leading[0] = False
+            for index, (keys, values) in enumerate(layers):
+                cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        mask = torch.cat([mask.new_ones(rows, tokens), mask], dim=1)
+        changed = {"past_key_values": cache, "attention_mask": mask, "position_ids": positions}
+        return arguments, {**given, **changed}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def _keys_and_values(module: Any, embedded: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer, each [1, heads, tokens, width], after reading embeddings [1, tokens, D]."""
+    """Of each layer, each [rows, heads, tokens, width], after reading embeddings [rows, tokens, D]."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache(config=module.config)

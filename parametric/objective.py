@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from memory_paths.lm import tell_given
+
 from .batches import TrainingBatch
 from .setting import Earlier, Setting, check_earlier
 from .weights import LossFunction
@@ -35,9 +37,15 @@ class Objective(Protocol):
         ...
 
 
+def output_of(module: Any, batch: TrainingBatch, **options: Any) -> Any:
+    """What the module makes of a batch."""
+    tell_given(module, batch.given)
+    return module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False, **options)
+
+
 def logits_of(module: Any, batch: TrainingBatch) -> Tensor:
     """[sequences, length, vocabulary] of a batch; the position before a token predicts it."""
-    logits: Tensor = module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits
+    logits: Tensor = output_of(module, batch).logits
     return logits
 
 

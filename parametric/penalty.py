@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .batches import TrainingBatch
-from .objective import divergence, logits_of, token_losses
+from .objective import divergence, logits_of, output_of, token_losses
 from .setting import Earlier, Setting, check_earlier
 from .weights import Changed, Settle, Trainer
 
@@ -206,9 +206,7 @@ class FeatureDistance:
         """See `Penalty`."""
 
         def features(shown: TrainingBatch, at: Tensor) -> Tensor:
-            output = setting.module(
-                input_ids=shown.tokens, attention_mask=shown.attention, use_cache=False, output_hidden_states=True
-            )
+            output = output_of(setting.module, shown, output_hidden_states=True)
             found: Tensor = output.hidden_states[-1][at].float()
             return found
 

@@ -19,7 +19,8 @@ from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.inserted import Inserted, LowRankStack
+from memory_paths.parametric.growth import LowRankStack
+from memory_paths.parametric.inserted import Inserted
 from memory_paths.parametric.memory_rows import MemoryRows, _RowMoments
 from memory_paths.parametric.merging import Interpolation, NoMerging, Pruning
 from memory_paths.parametric.objective import (

@@ -10,12 +10,21 @@ from conftest import ARCHITECTURES, mean_loss
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.batches import collate, encode
-from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, LowRankStack, VirtualTokens
+from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
+from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, PromptPool, VirtualTokens
 from memory_paths.parametric.objective import logits_of
 from memory_paths.types import Phrasing, Prompt
 
 NOTES = tuple(f"Note {number}: the harbour of town {number} opens at {number} in the morning." for number in range(6))
 FORMS = ("prompt", "prefix", "cartridge")
+INSERTIONS: dict[str, Insertion] = {
+    "adapter": Bottleneck(4),
+    "lora_stack": LowRankStack(2),
+    "new_blocks": NewBlocks(),
+    "experts": Experts(4),
+    "prompt_pool": PromptPool(3, 4),
+    **{form: VirtualTokens(form) for form in FORMS},  # type: ignore[arg-type]
+}
 
 
 def _trained(lm: CausalLM, insertion: Insertion) -> Inserted:
@@ -29,9 +38,7 @@ def _trained(lm: CausalLM, insertion: Insertion) -> Inserted:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    "insertion", [Bottleneck(4), LowRankStack(2), *map(VirtualTokens, FORMS)], ids=["adapter", "lora_stack", *FORMS]
-)
+@pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
 def test_every_architecture_takes_it_in_learns_and_gives_it_back(
     make_tiny_lm: Callable[..., CausalLM], architecture: str, insertion: Insertion
 ) -> None:

@@ -23,7 +23,8 @@ from memory_paths.parametric.attach import memory_layers
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.inserted import Bottleneck, Inserted, LowRankStack, VirtualTokens
+from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
+from memory_paths.parametric.inserted import Bottleneck, Inserted, PromptPool, VirtualTokens
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import Aim, NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
@@ -65,13 +66,16 @@ def _weights(name: str) -> Weights:
         "prompt": lambda: Inserted(VirtualTokens("prompt", 4), rate=1e-1),
         "prefix": lambda: Inserted(VirtualTokens("prefix", 4), rate=1e-1),
         "cartridge": lambda: Inserted(VirtualTokens("cartridge", 4), rate=1e-1),
+        "prompt_pool": lambda: Inserted(PromptPool(3, 4), rate=1e-1),
         "lora_stack": lambda: Inserted(LowRankStack(4), rate=1e-2),
+        "new_blocks": lambda: Inserted(NewBlocks(), rate=1e-2),
+        "experts": lambda: Inserted(Experts(8), rate=1e-2),
         "full": lambda: Full(rate=1e-3),
     }
     return made[name]()
 
 
-INSERTED = ["adapter", "prompt", "prefix", "cartridge", "lora_stack"]
+INSERTED = ["adapter", "prompt", "prefix", "cartridge", "prompt_pool", "lora_stack", "new_blocks", "experts"]
 KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", *INSERTED, "full"]
 SPARSE = [kind for kind in KINDS if kind.startswith("memory")]
 
