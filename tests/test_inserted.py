@@ -65,10 +65,10 @@ def test_every_architecture_takes_it_in_learns_and_gives_it_back(
     assert lm.generate(prompts, max_new_tokens=6)[0].token_ids == untouched[0].token_ids
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_virtual_tokens_go_before_a_frozen_prefix(make_tiny_lm: Callable[..., CausalLM], form: str) -> None:
+@pytest.mark.parametrize("kind", [*FORMS, "new_blocks", "experts"])
+def test_a_frozen_prefix_changes_nothing(make_tiny_lm: Callable[..., CausalLM], kind: str) -> None:
     lm = make_tiny_lm("llama")
-    weights = _trained(lm, VirtualTokens(form))  # type: ignore[arg-type]
+    weights = _trained(lm, INSERTIONS[kind])
     prompts = [Prompt(f"When does the harbour of town {number} open?", NOTES) for number in range(4)]
     with lm.altered(), weights.applied(lm.module):
         first = lm.generate(prompts, max_new_tokens=4)
@@ -82,6 +82,64 @@ def test_virtual_tokens_go_before_a_frozen_prefix(make_tiny_lm: Callable[..., Ca
         assert one.token_ids == other.token_ids
         assert one.loglikelihood == pytest.approx(other.loglikelihood, abs=1e-4)
     assert [one.loglikelihood for one in first] == [one.loglikelihood for one in again]
+
+
+def test_a_prompt_pool_mixes_for_each_text_the_prompts_that_its_own_words_ask_for(
+    make_tiny_lm: Callable[..., CausalLM],
+) -> None:
+    """Against the definition: the prompt before a text is the sum of the pool's, each times the cosine of its key and
+    the mean embedding of the text's tokens, in whatever batch the text is."""
+    lm = make_tiny_lm("llama")
+    weights = _trained(lm, INSERTIONS["prompt_pool"])
+    prompts = [Prompt("When?", NOTES), Prompt("Where does Alma live?"), Prompt("Who?")]
+    read: list[list[torch.Tensor]] = []
+
+    def caught(one: torch.nn.Module, given: tuple[torch.Tensor], output: list[torch.Tensor]) -> None:
+        read.append(output)
+
+    with lm.altered(), weights.applied(lm.module):
+        pool = lm.module.inserted
+        pool.register_forward_hook(caught)
+        together = lm.generate(prompts, max_new_tokens=4)
+        alone = [lm.generate([prompt], max_new_tokens=4)[0] for prompt in prompts]
+        assert lm._kept is None, "all of a prompt is looked at before its first token is read"
+        lm.prefix_cache = False
+        plain = lm.generate(prompts, max_new_tokens=4)
+        for prompt, mixed in zip(prompts, read[1:4], strict=True):
+            query = lm.module.get_input_embeddings()(torch.tensor(lm.token_ids(prompt))).mean(dim=0)
+            for index, tensor in enumerate(pool.prompts):
+                expected = torch.zeros_like(tensor[0])
+                for number in range(3):
+                    weighed, key = query * pool.attention[number], pool.keys[number]
+                    expected += (weighed @ key / weighed.norm() / key.norm()) * tensor[number]
+                torch.testing.assert_close(mixed[index][0], expected)
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone] == [one.token_ids for one in plain]
+    assert not torch.allclose(read[1][0], read[2][0])
+    for row in read[0][0]:  # of the batch, which is sorted by length
+        assert any(torch.allclose(row, one[0][0], atol=1e-6) for one in read[1:4])
+
+
+def test_an_answer_has_no_part_in_the_choice_of_its_prompt(make_tiny_lm: Callable[..., CausalLM]) -> None:
+    """What stands before an answer is read alike whatever the answer, in training and when it is scored or given."""
+    lm = make_tiny_lm("llama")
+    weights = _trained(lm, INSERTIONS["prompt_pool"])
+    asked = [Phrasing(answer, "Where does Alma live?", asks=True) for answer in ("Alavia", "In a town by the sea")]
+    prompt = Prompt("Where does Alma live?")
+    length = len(lm.token_ids(prompt))
+    with lm.altered(), weights.applied(lm.module), torch.no_grad():
+        one, other = (logits_of(lm.module, collate(lm, encode(lm, [phrasing])))[0, :length] for phrasing in asked)
+        torch.testing.assert_close(one, other)
+        together = logits_of(lm.module, collate(lm, encode(lm, asked)))[:, :length]
+        torch.testing.assert_close(together, torch.stack([one, one]))
+        tokens = torch.tensor([lm.token_ids(prompt)])
+        torch.testing.assert_close(lm.module(input_ids=tokens).logits[0], one)
+        ids, learnt = lm.encode_answer(prompt, "Alavia")
+        scored = one.new_zeros(())
+        for place in range(length, len(ids) - 1):
+            assert learnt[place]
+            shown = logits_of(lm.module, collate(lm, encode(lm, asked[:1])))[0, place - 1]
+            scored += shown.log_softmax(dim=-1)[ids[place]]
+        assert lm.loglikelihood([(prompt, "Alavia")])[0] == pytest.approx(float(scored), abs=1e-4)
 
 
 def test_a_cartridge_begins_as_the_text_that_it_is_made_of(make_tiny_lm: Callable[..., CausalLM]) -> None:
@@ -103,6 +161,8 @@ def test_a_cartridge_begins_as_the_text_that_it_is_made_of(make_tiny_lm: Callabl
 def test_options_out_of_range_and_models_without_a_place_are_refused(make_tiny_lm: Callable[..., CausalLM]) -> None:
     with pytest.raises(ValueError, match="width of a bottleneck must be at least 1, got 0"):
         Bottleneck(0)
+    with pytest.raises(ValueError, match="size and tokens of a prompt pool must be at least 1, got 8 and 0"):
+        PromptPool(8, 0)
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         VirtualTokens("prompt", 0)
     with pytest.raises(
