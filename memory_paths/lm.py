@@ -451,7 +451,7 @@ class CausalLM:
     def _keeps_prefixes(self) -> bool:
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
-        if not self.prefix_cache or "position_ids" not in self._accepted or any(_wants_given(self.module)):
+        if not self.prefix_cache or "position_ids" not in self._accepted or _wants_given(self.module):
             return False
         return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.module.config).layers)
 

@@ -160,7 +160,7 @@ class NewBlocks:
     The copies keep their keys and values after those of the model's own blocks.
 
     Args:
-        every: After how many blocks a new one comes, at least 1.
+        every: After how many blocks a new one comes, at least 1; the paper puts 8 into 32.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -278,7 +278,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _begun(state: Mapping[str, Tensor], earlier: str, place: int, size_out: int, size_in: int) -> Tensor:
-    """A random matrix [size_out, size_in], another one for each write: what those before it left has `earlier` rows."""
+    """A random matrix [size_out, size_in], another one for each write; those before it left their own as `earlier`."""
     rows = len(state.get(earlier, ()))
     generator = torch.Generator().manual_seed(torch.initial_seed() + 7919 * rows + place)
     bound: float = size_in**-0.5
