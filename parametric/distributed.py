@@ -25,8 +25,8 @@ It has been tried with gloo on CPUs only. There two processes come to within 1e-
 order of sums differs, so that it is not the same to the byte.
 
 What works: weights=memory (rows, with every selector and optimiser), lora and whatever PEFT puts into layers, full;
-objective=nll; rehearsal none or experience; penalty none or l2; any study, if it gives every process the same texts;
-forgetting, undo and patches. All else is refused when the path is built, because a part of a step does not tell what
+objective=nll; rehearsal none or experience; penalty none or l2; merging none or interpolation; any schedule, and any
+study, if it gives every process the same texts; forgetting, undo and patches. All else is refused when the path is built, because a part of a step does not tell what
 it would do to the whole step. A ledger file is refused too, for every process keeps the ledger for itself: save the
 agent instead. `python -m memory_paths` evaluates in one process and refuses to be started in several.
 
@@ -63,6 +63,7 @@ from .batches import TrainingBatch
 from .full import Full
 from .memory_layer import OneProcess, Read
 from .memory_rows import MemoryRows
+from .merging import Interpolation, Merging, NoMerging
 from .objective import Aim, NegativeLogLikelihood, Objective
 from .penalty import NoPenalty, Penalty, TowardsBefore
 from .projection import NoProjection, Projection
@@ -78,6 +79,7 @@ SUPPORTED: dict[str, tuple[type, ...]] = {
     "rehearsal": (NoRehearsal, Experience),
     "penalty": (NoPenalty, TowardsBefore),
     "projection": (NoProjection,),
+    "merging": (NoMerging, Interpolation),
 }
 
 
@@ -112,6 +114,7 @@ class DataParallel:
         rehearsal: Rehearsal,
         penalty: Penalty,
         projection: Projection,
+        merging: Merging,
     ) -> None:
         """Called once, at the door.
 
@@ -124,6 +127,7 @@ class DataParallel:
             "rehearsal": rehearsal,
             "penalty": penalty,
             "projection": projection,
+            "merging": merging,
         }
         for axis, choice in given.items():
             if not isinstance(choice, SUPPORTED[axis]):

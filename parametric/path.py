@@ -181,7 +181,7 @@ class WeightsPath:
         self._parallel = parallel if parallel is not None and parallel.count > 1 else None
         self._divided = ""
         if self._parallel:
-            axes = (self._weights, self._objective, self._rehearsal, self._penalty, self._projection)
+            axes = (self._weights, self._objective, self._rehearsal, self._penalty, self._projection, self._merging)
             self._parallel.check(lm, ledger, *axes)
             if self._parallel.pool == "sharded":
                 self._divided = lm.weights_hash()  # no process alone could take it afterwards
