@@ -33,6 +33,7 @@ pretrain: .venv/ready
 
 proofs: .venv/tools
 	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py tests/test_kills_evaluation.py
+	MEMORY_PATHS_KILLS=20 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_weights.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
