@@ -20,7 +20,7 @@ typecheck: .venv/tools
 	$(BIN)/mypy
 
 bench: .venv/tools
-	$(BIN)/python -m pytest tests/bench_paths.py --benchmark-only --benchmark-group-by=group
+	$(BIN)/python -m pytest tests/bench_paths.py tests/bench_memory.py --benchmark-only --benchmark-group-by=group
 
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

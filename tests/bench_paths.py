@@ -14,14 +14,13 @@ import pytest
 import torch
 from conftest import mean_loss
 from peft import LoraConfig
-from torch import nn
 
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
+from memory_paths.parametric.memory_layer import SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.slots import Background, TfIdf, top_rows
 from memory_paths.retrieval.bank import Bank
@@ -41,21 +40,6 @@ def lm() -> CausalLM:
     agent = build_agent(compose("path=none"))
     assert isinstance(agent.lm, CausalLM)
     return agent.lm
-
-
-@pytest.mark.parametrize("kind", ["memory layer", "dense MLP of equal parameters"])
-@pytest.mark.benchmark(group="layer forward, 262,144 slots of width 256, 512 positions")
-def test_layer(benchmark: Benchmark, kind: str) -> None:
-    config = MemoryLayerConfig(width=256, half_keys=512, heads=4, top_k=8, half_query=64)
-    memory = ProductKeyMemory(config)
-    parameters = sum(parameter.numel() for parameter in memory.parameters())
-    inner = parameters // 512
-    layer: nn.Module = memory
-    if kind != "memory layer":
-        layer = nn.Sequential(nn.Linear(256, inner), nn.SiLU(), nn.Linear(inner, 256))
-    hidden = torch.randn(512, 256)
-    with torch.no_grad():
-        benchmark.pedantic(layer, args=(hidden,), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("kind", ["bank", "bare SQLite, one commit"])
@@ -133,7 +117,7 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
         benchmark.pedantic(one_step, rounds=10, warmup_rounds=2)
         with torch.profiler.profile(profile_memory=True) as profile:
             one_step()
-    peak = _peak_bytes(profile) / 2**20
+    peak = peak_bytes(profile) / 2**20
     benchmark.extra_info["peak MiB beyond what lay in memory before the step"] = round(peak, 1)
     with capsys.disabled():
         sys.stdout.write(f"\n{kind}: {peak:.1f} MiB at the peak of a step, beyond what lay in memory before it\n")
@@ -161,7 +145,7 @@ def _lora() -> Adapter:
     return Adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32))
 
 
-def _peak_bytes(profile: torch.profiler.profile) -> int:
+def peak_bytes(profile: torch.profiler.profile) -> int:
     """The highest sum of what had been allocated and not freed, in the order of time."""
     assert profile.profiler is not None
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
