@@ -25,10 +25,11 @@ It has been tried with gloo on CPUs only. There two processes come to within 1e-
 order of sums differs, so that it is not the same to the byte.
 
 What works: weights=memory (rows, with every selector and optimiser), lora and whatever PEFT puts into layers, full;
-objective=nll; rehearsal none or experience; penalty none or l2; merging none or interpolation; any schedule, and any
-study, if it gives every process the same texts; forgetting, undo and patches. All else is refused when the path is built, because a part of a step does not tell what
-it would do to the whole step. A ledger file is refused too, for every process keeps the ledger for itself: save the
-agent instead. `python -m memory_paths` evaluates in one process and refuses to be started in several.
+objective=nll; rehearsal none or experience; penalty none or l2; merging none or interpolation; any schedule; any study,
+if it gives every process the same texts; forgetting, undo and patches. All else is refused when the path is built,
+because a part of a step does not tell what it would do to the whole step. A ledger file is refused too, for every
+process keeps the ledger for itself: save the agent instead. `python -m memory_paths` evaluates in one process and
+refuses to be started in several.
 
 With pool=sharded the rank r of W keeps values[:, r D / W : (r + 1) D / W] of every memory layer, and each pass through
 one, to answer too, is one that all processes make together: ask them all the same. The table of the lent model stays

@@ -19,6 +19,7 @@ from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.distributed import DataParallel, part_of, share_of
 from memory_paths.parametric.inserted import Bottleneck, Inserted
 from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.merging import NoMerging, Pruning
 from memory_paths.parametric.objective import NegativeLogLikelihood, SelectiveNegativeLogLikelihood
 from memory_paths.parametric.on_policy import OnPolicy
 from memory_paths.parametric.penalty import ElasticWeights, NoPenalty
@@ -136,6 +137,7 @@ REFUSED = {
     "rehearsal": (lambda: OnPolicy(2), "NoRehearsal, Experience"),
     "penalty": (ElasticWeights, "NoPenalty, TowardsBefore"),
     "projection": (lambda: AveragedGradient(2), "NoProjection"),
+    "merging": (Pruning, "NoMerging, Interpolation"),
 }
 
 
@@ -146,6 +148,7 @@ def _check(parallel: DataParallel, ledger: Ledger | None = None, **given: Any) -
         "rehearsal": NoRehearsal(),
         "penalty": NoPenalty(),
         "projection": NoProjection(),
+        "merging": NoMerging(),
     }
     parallel.check(build_lm(), ledger or Ledger(), **{**axes, **given})
 
