@@ -1,7 +1,7 @@
 """One agent that several processes teach: each studies its part of every step, and all end in the same state.
 
-A program builds the same agent in every process and makes the same calls in the same order; a write then takes about
-as much of each process as it has sequences there:
+A program builds the same agent in every process and makes the same calls in the same order; where one process makes a
+call that another does not, both wait until the timeout of `PartialState` is over:
 
     # learn.py
     from accelerate import PartialState
@@ -35,14 +35,15 @@ With pool=sharded the rank r of W keeps values[:, r D / W : (r + 1) D / W] of ev
 one, to answer too, is one that all processes make together: ask them all the same. The table of the lent model stays
 divided when the path is closed.
 
-What each process sends, in numbers (of b bytes each), for W processes with B positions each, N slots of width D, R
-reads per position, t rows and P numbers that train; an all-reduce is counted as a ring's, f = 2 (W - 1) / W of its
+Bytes that each process sends, for W processes, B positions in the longest part, N slots of width D, R reads of a
+position, t rows, P numbers that train, b bytes a number; an all-reduce counts as a ring's, f = 2 (W - 1) / W of its
 size:
 
-    weights=lora, full    f P for each step
-    memory, replicated    f (N + t D) for each step and layer, the N counts in float64
-    memory, sharded       f N for each step and layer, and for each pass (W - 1) B (2 R + D / W) forward, the R slots
-                          in int64, and (W - 1) B D / W backward; gradients of values are not sent
+    lora, full            f P b for each step
+    memory, replicated    f (8 N + t D b) for each step and layer: counts, and gradients of the chosen rows
+    memory, sharded       f 8 N for each step and layer, (W - 1) B (R (8 + b) + D b / W) for each forward pass through
+                          one, and (W - 1) B D b / W for its backward pass, where an earlier memory trains too
+                          (W - 1) B R b more; gradients of values are not sent
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def main(folder: Path) -> None:
     """Every case, and what happens when the processes are not given the same."""
     from accelerate import PartialState
 
-    process = PartialState(cpu=True)
+    process = PartialState(cpu=True, timeout=timedelta(seconds=100))  # where one fails, the other waits in vain
     found: dict[str, Any] = {}
     for case, pools in CASES.items():
         for pool in pools:
