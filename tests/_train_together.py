@@ -82,16 +82,25 @@ class Noting:
 
     def __init__(self, trainer: Trainer, losses: list[float], rows: list[torch.Tensor]) -> None:
         self._trainer, self._losses, self._rows = trainer, losses, rows
+        trainer.remember()
+
+    def remember(self) -> None:
+        """Done already."""
 
     def step(
-        self, loss: LossFunction, batch: Any, project: Project | None = None, settle: Settle | None = None
+        self,
+        loss: LossFunction,
+        batch: Any,
+        project: Project | None = None,
+        settle: Settle | None = None,
+        rate_share: float = 1.0,
     ) -> float:
         def note(changed: Any) -> None:
             self._rows.extend(one.rows.clone() for one in changed if one.rows is not None)
             if settle:
                 settle(changed)
 
-        self._losses.append(self._trainer.step(loss, batch, project, note))
+        self._losses.append(self._trainer.step(loss, batch, project, note, rate_share))
         return self._losses[-1]
 
 
