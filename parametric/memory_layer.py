@@ -187,7 +187,7 @@ class SlotRecorder:
         self.reads: list[Tensor] = []
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.gradient: Tensor | None = None
-        self._position = torch.full((slots,), -1, dtype=torch.int64, device=device)
+        self._position = torch.full((slots,), -1, dtype=torch.int32, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
         """How often each slot was read by the first forward pass, that of the batch, [N * N] float64 on the CPU.
@@ -208,7 +208,7 @@ class SlotRecorder:
         """Let gradients flow to these rows (int64, [t], no duplicates) and to no others."""
         self._position[self.rows] = -1
         self.rows = rows.to(self._position.device)
-        self._position[self.rows] = torch.arange(len(rows), device=self._position.device)
+        self._position[self.rows] = torch.arange(len(rows), dtype=torch.int32, device=self._position.device)
         self.gradient = None
 
     def clear(self) -> None:

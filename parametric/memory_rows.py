@@ -280,27 +280,29 @@ class MemoryRows:
                 parameter.requires_grad_(required)
                 parameter.grad = None
 
-    def _may_change(self, name: str, counts: Tensor) -> Tensor:
-        """The accesses of the slots that may be chosen; of the others none."""
+    def _may_change(self, name: str, accessed: Tensor) -> Tensor:
+        """Which of the accessed slots may be chosen, bool."""
         background = self._background[name]
+        allowed = torch.ones_like(accessed, dtype=torch.bool)
         if self.hub_share is not None and background.batches:
-            counts = counts * (background.document_frequency <= self.hub_share * background.batches)
+            allowed &= background.document_frequency[accessed] <= self.hub_share * background.batches
         if self.protect_written and name in self._learnt:
-            counts = counts.index_fill(0, self._learnt[name][0].cpu(), 0.0)
-        return counts
+            allowed &= ~torch.isin(accessed, self._learnt[name][0].cpu())
+        return allowed
 
     def _chosen(self, name: str, counts: Tensor, generator: torch.Generator) -> Tensor:
         """The rows that a step changes."""
-        scores = self.selector(counts, self._background[name], generator)
-        counts = self._may_change(name, counts)
+        accessed = counts.nonzero().flatten()
+        counts = counts[accessed]
+        scores = self.selector(counts, self._background[name].among(accessed), generator)
+        counts = counts * self._may_change(name, accessed)
         if self.lifetime_rows is None:
-            return top_rows(scores, counts, self.rows)
-        touched = self._originals[name].seen.cpu()
-        room = self.lifetime_rows - int(touched.sum())
-        fresh = top_rows(scores, counts * ~touched, room) if room > 0 else counts.new_empty(0, dtype=torch.int64)
-        allowed = touched.clone()
+            return accessed[top_rows(scores, counts, self.rows)]
+        seen = self._originals[name].seen.cpu()
+        room, allowed = self.lifetime_rows - int(seen.sum()), seen[accessed]
+        fresh = top_rows(scores, counts * ~allowed, room) if room > 0 else accessed[:0]
         allowed[fresh] = True
-        return top_rows(scores, counts * allowed, self.rows)
+        return accessed[top_rows(scores, counts * allowed, self.rows)]
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`; `rows_touched`: rows of all memory layers that some write has changed."""
@@ -437,14 +439,15 @@ class _RowMoments:
 
     def __init__(self, values: Tensor, count: int) -> None:
         self._count = count
-        self._place = values.new_full((len(values) if count else 0,), -1, dtype=torch.int64)
+        self._slots = len(values)
+        self._place = values.new_empty(0, dtype=torch.int32)  # of the table's size, and made when it is needed
         self._used = 0
         self._store = values.new_zeros(0, count, values.shape[1])
         self._steps = values.new_zeros(0, dtype=torch.int64)
 
     def note(self, rows: Tensor, values: Tensor) -> None:
         """Keep the present values of the rows that are not kept yet."""
-        new = rows[self._place[rows] < 0]
+        new = self._new(rows)
         at = self._at(new)  # which may put a larger store in its place
         self._store[at, 0] = values.detach()[new]
 
@@ -473,10 +476,16 @@ class _RowMoments:
         square = self._store[at, 1] / (1 - second**steps)
         return mean / (square.sqrt() + 1e-8)
 
+    def _new(self, rows: Tensor) -> Tensor:
+        if not len(self._place):
+            self._place = self._place.new_full((self._slots,), -1)
+        return rows[self._place[rows] < 0]
+
     def _at(self, rows: Tensor) -> Tensor:
-        new = rows[self._place[rows] < 0]
+        new = self._new(rows)
         if len(new):
-            self._place[new] = torch.arange(self._used, self._used + len(new), device=rows.device)
+            places = torch.arange(self._used, self._used + len(new), dtype=torch.int32, device=rows.device)
+            self._place[new] = places
             self._used += len(new)
             if self._used > len(self._steps):
                 more = max(self._used, len(self._steps))

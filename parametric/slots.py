@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -26,18 +26,26 @@ class Background:
         batches: Number of background batches.
         document_frequency: [slots] int64; how many of them read the slot at least once.
         address: What the statistics depend on, see `address_hash`.
+        mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
     """
 
     batches: int
     document_frequency: Tensor
     address: str
+    mass: int | None = None
+
+    def among(self, slots: Tensor) -> Background:
+        """The statistics of these slots alone, in their order."""
+        mass = int(self.document_frequency.sum()) + len(self.document_frequency) if self.mass is None else self.mass
+        return replace(self, document_frequency=self.document_frequency[slots], mass=mass)
 
 
 class Selector(Protocol):
     """Scores slots by their accesses; the rows with the highest scores may change."""
 
     def __call__(self, counts: Tensor, background: Background, generator: torch.Generator) -> Tensor:
-        """[slots] accesses of this batch to [slots] scores, float64. Slots that were not accessed are never chosen."""
+        """[slots] accesses of this batch to [slots] scores, float64. Slots that were not accessed are never chosen, and
+        in a step are not even shown: nothing of the table's size is computed."""
         ...
 
 
@@ -63,7 +71,8 @@ class Divergence:
         """See `Selector`."""
         share = counts / counts.sum().clamp(min=1)
         expected = background.document_frequency.to(torch.float64) + 1
-        return torch.xlogy(share, share / (expected / expected.sum()))
+        mass = expected.sum() if background.mass is None else background.mass
+        return torch.xlogy(share, share / (expected / mass))
 
 
 @dataclass(frozen=True)

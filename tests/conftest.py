@@ -176,3 +176,15 @@ def make_setting(lm: CausalLM, weights: Any, *, background: Any = (), taught: An
             self.spent += passes * batch.token_count
 
     return Setting(lm, weights, tuple(background), lambda: taught, random.Random(seed), dict(weights.state()), Charge())
+
+
+def peak_bytes(profile: Any) -> int:
+    """The most that was allocated and not yet freed at any time of a `torch.profiler.profile(profile_memory=True)`."""
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    assert peak > 0, "the profiler saw no allocation"
+    return peak

@@ -1,0 +1,63 @@
+"""What a step of sparse memory allocates: room for the rows that it changes, and counters of the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_setting, mean_loss, peak_bytes
+
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.weights import Gradient
+from memory_paths.types import Phrasing
+
+TEXTS = [Phrasing(f"Number {number} lives in a house of its own.") for number in range(8)]
+ROWS, WIDTH = 48, 32
+
+
+@pytest.mark.parametrize(
+    ("options", "moments"),
+    [({}, 0), ({"momentum": 0.9}, 1), ({"optimiser": "adam", "rate": 1e-3}, 2)],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_gradient_and_moments_are_of_the_chosen_rows_and_counters_are_eight_bytes_a_slot(
+    make_tiny_lm: Callable[..., CausalLM], options: dict[str, Any], moments: int
+) -> None:
+    lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=64, **options)
+    weights.fit(lm)
+    weights.prepare(lm, TEXTS)
+    batch = make_setting(lm, weights).batch(TEXTS)
+    gradients: list[int] = []
+
+    def seen(found: Sequence[Gradient]) -> None:
+        gradients.append(sum(one.values.nbytes for one in found))
+
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        trainer.step(lambda: mean_loss(lm.module, batch), batch, seen)
+        (kept,), (recorder,) = trainer._moments.values(), trainer._recorders.values()  # type: ignore[attr-defined]
+    assert gradients == [ROWS * WIDTH * 4]
+    assert kept._store.nbytes == moments * ROWS * WIDTH * 4
+    assert kept._place.nbytes + recorder._position.nbytes <= 8 * 64**2
+    assert kept._steps.nbytes == (8 * ROWS if moments else 0)
+
+
+def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(
+    make_tiny_lm: Callable[..., CausalLM],
+) -> None:
+    """Scores and their parts are of the slots that were read; only their counts are of the table's size. One text, lest
+    the scores of its keys be the peak."""
+    peaks = {}
+    for half_keys in (64, 512):
+        lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=half_keys)
+        weights.fit(lm)
+        weights.prepare(lm, TEXTS)
+        batch = make_setting(lm, weights).batch(TEXTS[:1])
+        with weights.applied(lm.module), weights.training(lm.module) as trainer:
+            trainer.step(lambda: mean_loss(lm.module, batch), batch)  # noqa: B023
+            with torch.profiler.profile(profile_memory=True) as profile:
+                trainer.step(lambda: mean_loss(lm.module, batch), batch)  # noqa: B023
+        peaks[half_keys] = peak_bytes(profile)
+    assert peaks[512] - 8 * 512**2 <= 1.05 * peaks[64], peaks
