@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_paths import peak_bytes
-from conftest import build_tokenizer, mean_loss
+from conftest import build_tokenizer, mean_loss, peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -224,7 +223,9 @@ class FullStep:
 
 @pytest.mark.parametrize("kind", ["of every parameter", "of sparse memory"])
 @pytest.mark.benchmark(group="step with one memory layer of 1,048,576 slots, 100 M parameters beside it, 256 tokens")
-def test_step_beside_one_without_memory(benchmark: Benchmark, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_beside_one_without_memory(
+    opened: ExitStack, benchmark: Benchmark, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     lm, without = with_memory(MANY), FullStep(base_model())
     ours: Callable[[], object]
     if kind == "of sparse memory":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import mean_loss
+from conftest import mean_loss, peak_bytes
 from peft import LoraConfig
 
 from memory_paths.ledger import Ledger
@@ -22,7 +22,7 @@ from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.memory_layer import SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.slots import Background, TfIdf, top_rows
+from memory_paths.parametric.slots import Background, TfIdf
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.streams.world import biographies, rehearsal
@@ -130,28 +130,18 @@ def test_choice(benchmark: Benchmark, kind: str) -> None:
     recorder = SlotRecorder(slots)
     recorder.reads = [torch.randint(0, slots, (4096, 128), generator=generator)]
     background = Background(1000, torch.randint(0, 50, (slots,), generator=generator), "")
+    weights = MemoryRows(rows=500)
+    weights._background = {"memory": background}
 
     def choose() -> torch.Tensor:
         counts = recorder.counts(torch.ones(4096))
+        if not kind.startswith("plain"):
+            return weights._chosen("memory", counts, generator)
         scores = TfIdf()(counts, background, generator)
-        if kind.startswith("plain"):
-            return torch.where(counts > 0, scores, -torch.inf).argsort(descending=True, stable=True)[:500].sort().values
-        return top_rows(scores, counts, 500)
+        return torch.where(counts > 0, scores, -torch.inf).argsort(descending=True, stable=True)[:500].sort().values
 
     benchmark.pedantic(choose, rounds=15, warmup_rounds=2)
 
 
 def _lora() -> Adapter:
     return Adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32))
-
-
-def peak_bytes(profile: torch.profiler.profile) -> int:
-    """The highest sum of what had been allocated and not freed, in the order of time."""
-    assert profile.profiler is not None
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    assert peak > 0, "the profiler saw no allocation"
-    return peak
