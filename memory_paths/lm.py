@@ -83,11 +83,13 @@ class CausalLM:
             `max_position_embeddings`.
         trust_remote_code: Whether code that comes with the checkpoint may run.
         loader: Gives module and tokenizer for `name` in place of transformers' automatic classes.
+        memory: Folder of what was attached to this model later; None: the model as it is.
+        memory_loader: Puts what is in the folder into the module.
 
     Raises:
-        FileNotFoundError: No such folder or hub name, or a folder without config or tokenizer.
+        FileNotFoundError: No such folder or hub name, a folder without config or tokenizer, or one without a memory.
         ValueError: An option out of range; a model that does not tell its window, keeps no keys and values, or has no
-            end-of-sequence token.
+            end-of-sequence token; a memory that does not fit it.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class CausalLM:
         window: int | None = None,
         trust_remote_code: bool = False,
         loader: Callable[[str], tuple[Any, Any]] | None = None,
+        memory: str | Path | None = None,
+        memory_loader: Callable[[Any, Path], Any] | None = None,
     ) -> None:
         import torch
 
@@ -121,6 +125,10 @@ class CausalLM:
                 self.module.to(getattr(torch, dtype))
         if device_map is None:
             self.module.to(device)
+        if memory is not None:
+            if memory_loader is None:
+                raise ValueError(f"memory {str(memory)!r} needs a memory_loader that puts it into the model")
+            memory_loader(self.module, Path(memory))
         self.module.eval()
         self.window = _window(self.name, self.module.config, window)
         # Asked of the bare model once: a wrapper around it (an adapter's) hides the signature and passes arguments on.

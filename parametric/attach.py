@@ -1,21 +1,37 @@
-"""Memory layers in a transformers model: finding them, adding one to a finished model, taking it out again.
+"""Memory layers in a transformers model: finding them, attaching them to a finished model, taking them out again, and
+keeping what was attached beside the model.
 
 This file knows nothing of training.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from memory_paths.files import read_json, write_durably
+
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory
+
+MEMORY_VERSION = 1
+TENSORS, DESCRIPTION = "memory.safetensors", "memory.json"
+
+Mode = Literal["add", "replace"]
 
 
 class AdditiveMemory(nn.Module):
     """An MLP with a memory beside it: `mlp(x) + gate * memory(x)`. At gate 0 the sum is the MLP's output, bit for
     bit."""
+
+    mode: ClassVar[Mode] = "add"
 
     def __init__(self, mlp: nn.Module, memory: ProductKeyMemory) -> None:
         super().__init__()
@@ -37,17 +53,97 @@ class AdditiveMemory(nn.Module):
             self.memory.values.zero_()
 
 
+class ReplacingMemory(nn.Module):
+    """A memory in the place of an MLP, which is kept aside so that `detach` can put it back. It is no part of the model
+    meanwhile: neither counted nor hashed, nor moved to another device."""
+
+    mode: ClassVar[Mode] = "replace"
+
+    def __init__(self, mlp: nn.Module, memory: ProductKeyMemory) -> None:
+        super().__init__()
+        self.memory = memory
+        self._aside = (mlp,)  # in a tuple, where torch does not find it
+
+    @property
+    def mlp(self) -> nn.Module:
+        """What stood here."""
+        return self._aside[0]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        read: Tensor = self.memory(hidden.to(self.memory.values.dtype))
+        return read.to(hidden.dtype)
+
+    def open_empty(self) -> None:
+        """Values of zero: the place gives nothing until some are learnt."""
+        with torch.no_grad():
+            self.memory.values.zero_()
+
+
+Attached = AdditiveMemory | ReplacingMemory
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """A table of values and the memory layers that read it: one, or several that share it."""
+
+    layers: tuple[ProductKeyMemory, ...]
+
+    @property
+    def values(self) -> nn.Parameter:
+        """[slots, D]."""
+        return self.layers[0].values
+
+    @property
+    def slots(self) -> int:
+        """Number of rows."""
+        return self.layers[0].config.slots
+
+
 def memory_layers(module: nn.Module) -> dict[str, ProductKeyMemory]:
     """Every memory layer of a model by its dotted name, in the order of the model's modules."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, ProductKeyMemory)}
 
 
-def attach(module: nn.Module, layer: str, config: MemoryLayerConfig, *, seed: int = 0) -> AdditiveMemory:
-    """Put a memory beside the MLP named `layer` (dotted, such as "model.layers.2.mlp"), at gate 0.
+def memory_tables(module: nn.Module) -> dict[str, MemoryTable]:
+    """Every table of values by the dotted name of the first layer that reads it, in the order of the modules."""
+    readers: dict[int, dict[str, ProductKeyMemory]] = {}
+    for name, layer in memory_layers(module).items():
+        readers.setdefault(id(layer.values), {})[name] = layer
+    return {next(iter(found)): MemoryTable(tuple(found.values())) for found in readers.values()}
+
+
+def attached_memories(module: nn.Module) -> dict[str, Attached]:
+    """What was attached to a model, by the dotted name of the MLP's place."""
+    return {name: found for name, found in module.named_modules() if isinstance(found, Attached)}
+
+
+def attach(
+    module: nn.Module,
+    layer: str,
+    config: MemoryLayerConfig,
+    *,
+    mode: Mode = "add",
+    values: nn.Parameter | None = None,
+    seed: int = 0,
+) -> Attached:
+    """Put a memory beside the MLP named `layer`, at gate 0, or in its place.
+
+    Args:
+        module: The model.
+        layer: Dotted name of the MLP, such as "model.layers.2.mlp".
+        config: The memory's shape.
+        mode: "add": the MLP stays and the logits too, until the gate opens (`open_empty`, or training). "replace": the
+            MLP is put aside, and the model needs a recovery (`recovery.py`).
+        values: The table of another memory, to be shared.
+        seed: Of its weights.
 
     Raises:
-        ValueError: There is no such module, it has a memory already, or it does not map [..., width] to [..., width].
+        ValueError: There is no such module, it has a memory already, it does not map [..., width] to [..., width], or
+            it is on another device than the table that it is to share.
     """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode of an attached memory must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     try:
         mlp = module.get_submodule(layer)
     except AttributeError:
@@ -56,12 +152,19 @@ def attach(module: nn.Module, layer: str, config: MemoryLayerConfig, *, seed: in
             f"the model has no module {layer!r} to attach a memory to; its MLPs are "
             f"{candidates or 'not named mlp: see named_modules()'}"
         ) from None
-    if isinstance(mlp, AdditiveMemory | ProductKeyMemory):
+    if isinstance(mlp, Attached | ProductKeyMemory):
         raise ValueError(f"module {layer!r} has a memory layer already")
-    parameter = next(mlp.parameters())
+    parameter = next(mlp.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"module {layer!r} has no weights, so it is no MLP")
+    if values is not None and values.device != parameter.device:
+        raise ValueError(
+            f"module {layer!r} is on {parameter.device} and cannot share a table on {values.device}; give each memory "
+            "a table of its own"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        memory = ProductKeyMemory(config).to(device=parameter.device)
+        memory = ProductKeyMemory(config, values).to(device=parameter.device)
     probe = torch.zeros(1, 1, config.width, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.no_grad():
@@ -70,26 +173,146 @@ def attach(module: nn.Module, layer: str, config: MemoryLayerConfig, *, seed: in
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to itself: {error}") from error
     if not fits:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to [..., {config.width}]")
-    wrapped = AdditiveMemory(mlp, memory).train(mlp.training)
+    wrapped = (AdditiveMemory if mode == "add" else ReplacingMemory)(mlp, memory).train(mlp.training)
     _replace(module, layer, wrapped)
     return wrapped
 
 
+def attach_all(
+    module: nn.Module,
+    layers: Sequence[str],
+    config: MemoryLayerConfig,
+    *,
+    mode: Mode = "add",
+    shared: bool = False,
+    seed: int = 0,
+) -> dict[str, Attached]:
+    """A memory at each of several places, or, where one of them takes none, at none.
+
+    Args:
+        module: The model.
+        layers: Dotted names of MLPs, each once.
+        config: Shape of each memory.
+        mode: See `attach`.
+        shared: One table of values for all of them, each with keys of its own (as Berges et al. 2024 have it);
+            otherwise each has a table of its own.
+        seed: Of the first; one more for each of the others.
+
+    Raises:
+        ValueError: See `attach`.
+    """
+    made: dict[str, Attached] = {}
+    try:
+        for number, layer in enumerate(layers):
+            values = next(iter(made.values())).memory.values if shared and made else None
+            made[layer] = attach(module, layer, config, mode=mode, values=values, seed=seed + number)
+    except BaseException:
+        _detach_all(module, made)
+        raise
+    return made
+
+
 def detach(module: nn.Module, layer: str) -> None:
-    """Take the memory at `layer` out again; the MLP is the very object that was there before."""
+    """Take the memory at `layer` out again; the MLP is the very object that was there before.
+
+    Raises:
+        ValueError: There is none.
+    """
     wrapped = module.get_submodule(layer)
-    if not isinstance(wrapped, AdditiveMemory):
+    if not isinstance(wrapped, Attached):
         raise ValueError(f"module {layer!r} has no attached memory")
     _replace(module, layer, wrapped.mlp)
 
 
-def middle_mlp(module: Any) -> str:
-    """Dotted name of the MLP in the middle of the model, where Lample et al. (2019) found a memory to work best.
+def save_memory(module: nn.Module, folder: Path) -> None:
+    """Write what was attached to the model into a folder: `memory.safetensors`, then `memory.json` with places, modes,
+    shapes and the checksum of both. The model itself is not written.
 
     Raises:
-        ValueError: No module of the model is named "mlp"; name the layer yourself.
+        ValueError: Nothing is attached.
+        OSError: The disk is full or cannot be written; no file is left half written.
     """
-    names: list[str] = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
+    if not (found := attached_memories(module)):
+        raise ValueError("the model has no attached memory to save; see attach")
+    tensors: dict[str, Tensor] = {}
+    memories, tables = [], dict[int, str]()
+    for layer, wrapped in found.items():
+        owner = tables.setdefault(id(wrapped.memory.values), layer)
+        shape = asdict(wrapped.memory.config)
+        memories.append({"layer": layer, "mode": wrapped.mode, "values_of": owner, "shape": shape})
+        tensors |= {name: tensor.contiguous() for name, tensor in _own_tensors(layer, wrapped, owner).items()}
+    content = save(tensors)
+    described = {"version": MEMORY_VERSION, "memories": memories, "sha256": _checksum(memories, content)}
+    write_durably(folder / TENSORS, content, part="memory")
+    write_durably(folder / DESCRIPTION, f"{json.dumps(described, indent=1)}\n".encode(), part="memory")
+
+
+def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
+    """Attach what `save_memory` wrote to a copy of the model; in float32, whatever the model is in.
+
+    Raises:
+        FileNotFoundError: The folder holds no memory.
+        ValueError: It is damaged, of another version, or does not fit this model, which is then as it was.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no memory: {DESCRIPTION} or {TENSORS} is missing; make one with "
+            "python -m memory_paths.parametric.recovery"
+        )
+    described = read_json(folder / DESCRIPTION)
+    if described.get("version") != MEMORY_VERSION:
+        raise ValueError(
+            f"{folder} holds version {described.get('version')} of a memory; this release reads {MEMORY_VERSION}"
+        )
+    content = (folder / TENSORS).read_bytes()
+    memories = described.get("memories")
+    if _checksum(memories, content) != described.get("sha256"):
+        raise ValueError(f"the memory in {folder} is damaged: its checksum is not the one in {DESCRIPTION}; restore it")
+    tensors = load(content)
+    made: dict[str, Attached] = {}
+    try:
+        for one in memories or ():
+            layer, owner = one["layer"], one["values_of"]
+            values = made[owner].memory.values if owner != layer else None
+            made[layer] = attach(module, layer, MemoryLayerConfig(**one["shape"]), mode=one["mode"], values=values)
+            with torch.no_grad():
+                for name, tensor in _own_tensors(layer, made[layer], owner).items():
+                    tensor.copy_(tensors[name])
+    except ValueError as error:
+        _detach_all(module, made)
+        raise ValueError(f"the memory in {folder} does not fit this model: {error}") from error
+    return made
+
+
+def _own_tensors(layer: str, wrapped: Attached, owner: str) -> dict[str, Tensor]:
+    """What is saved of a place: not the MLP, and the table only where it is the first to read it."""
+    return {
+        f"{layer}/{name}": tensor
+        for name, tensor in wrapped.state_dict().items()
+        if not name.startswith("mlp.") and (owner == layer or name != "memory.values")
+    }
+
+
+def _checksum(memories: Any, content: bytes) -> str:
+    return hashlib.sha256(json.dumps(memories, sort_keys=True).encode() + content).hexdigest()
+
+
+def _detach_all(module: nn.Module, made: Mapping[str, Attached]) -> None:
+    for layer in made:
+        detach(module, layer)
+
+
+def middle_mlp(module: Any) -> str:
+    """Dotted name of the MLP in the middle of the model, where Lample et al. (2019) found a memory to work best; of
+    those that have no memory yet.
+
+    Raises:
+        ValueError: No such module of the model is named "mlp"; name the layer yourself.
+    """
+    taken = (*memory_layers(module), *attached_memories(module))
+    named = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
+    names: list[str] = [name for name in named if not f"{name}.".startswith(tuple(f"{one}." for one in taken))]
     if not names:
         raise ValueError(
             f"{type(module).__name__} has no module named 'mlp'; give the memory's place as weights.layer=<dotted name>"

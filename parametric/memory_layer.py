@@ -11,13 +11,15 @@ half-query; K slots read per head; R = H * K reads per position.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+QueryNorm = Literal["rms", "layer", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class MemoryLayerConfig:
         heads: H, independent look-ups per position.
         top_k: K, slots read by each head; at most `half_keys`.
         half_query: Q, the width of each half of a query.
+        query_norm: What each half of a query goes through: "rms", "layer" or "none". Lample et al. use BatchNorm, which
+            is not to be had: in training it tells a position of later ones, and a token would have another address in
+            another batch, so that no statistics of addresses would hold.
     """
 
     width: int
@@ -37,6 +42,8 @@ class MemoryLayerConfig:
     heads: int = 4
     top_k: int = 8
     half_query: int = 32
+    # Not in the repr, of which hashes are made that name what earlier releases saved; the norm's weights tell it there.
+    query_norm: QueryNorm = field(default="rms", repr=False)
 
     def __post_init__(self) -> None:
         for name in ("width", "half_keys", "heads", "top_k", "half_query"):
@@ -44,6 +51,11 @@ class MemoryLayerConfig:
                 raise ValueError(f"{name} of a memory layer must be at least 1, got {getattr(self, name)}")
         if self.top_k > self.half_keys:
             raise ValueError(f"top_k must be at most half_keys ({self.half_keys}), got {self.top_k}")
+        if self.query_norm not in get_args(QueryNorm):
+            raise ValueError(
+                f"query_norm must be one of {', '.join(get_args(QueryNorm))} (BatchNorm would mix positions), got "
+                f"{self.query_norm!r}"
+            )
 
     @property
     def slots(self) -> int:
@@ -95,6 +107,9 @@ class OneProcess:
         return read(slots_BR, weights_BR)
 
 
+_QUERY_NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
+
+
 class ProductKeyMemory(nn.Module):
     """Maps [..., D] to [..., D] by reading `top_k` of N * N value vectors per head.
 
@@ -104,17 +119,26 @@ class ProductKeyMemory(nn.Module):
 
     Set `recorder` to a `SlotRecorder` while writing: reads are then noted and gradients flow to the recorder's rows
     only.
+
+    Args:
+        config: Its shape.
+        values: The table, [N * N, D], of another layer, to read the same one; None: one of its own.
     """
 
-    def __init__(self, config: MemoryLayerConfig) -> None:
+    def __init__(self, config: MemoryLayerConfig, values: nn.Parameter | None = None) -> None:
         super().__init__()
+        if values is not None and values.shape != (config.slots, config.width):
+            raise ValueError(
+                f"a memory of {config.slots} slots of width {config.width} cannot share a table of "
+                f"{' x '.join(map(str, values.shape))}"
+            )
         self.config = config
         width, heads, half_query = config.width, config.heads, config.half_query
         self.query = nn.Linear(width, heads * 2 * half_query, bias=False)
-        self.query_norm = nn.RMSNorm(half_query)
+        self.query_norm = _QUERY_NORMS[config.query_norm](half_query)
         bound = half_query**-0.5
         self.keys = nn.Parameter(torch.empty(heads, 2, config.half_keys, half_query).uniform_(-bound, bound))
-        self.values = nn.Parameter(torch.randn(config.slots, width) * width**-0.5)
+        self.values = nn.Parameter(torch.randn(config.slots, width) * width**-0.5) if values is None else values
         self.gate = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.recorder: SlotRecorder | None = None
@@ -124,7 +148,7 @@ class ProductKeyMemory(nn.Module):
         """Two normalised half-queries for each head, [B, H, 2, Q]."""
         config = self.config
         query_BH2Q = self.query(hidden_BD).view(-1, config.heads, 2, config.half_query)
-        normed_BH2Q: Tensor = self.query_norm(query_BH2Q.to(self.query_norm.weight.dtype))
+        normed_BH2Q: Tensor = self.query_norm(query_BH2Q.to(self.keys.dtype))
         return normed_BH2Q
 
     def half_scores(self, query_BH2Q: Tensor) -> Tensor:
@@ -174,29 +198,35 @@ class ProductKeyMemory(nn.Module):
 class SlotRecorder:
     """Notes which slots a forward pass read, and takes the gradient of a few chosen rows during the backward pass.
 
-    Use: set it as a layer's `recorder`, run the forward pass, call `select`, run the backward pass, read `gradient`.
+    Use: set it as the `recorder` of every layer that reads the table, run the forward pass, call `select`, run the
+    backward pass, read `gradient`.
 
     Args:
         slots: N * N.
         device: Where the layer's values are.
         always: Note reads also where no gradient is wanted; otherwise those are a teacher's or a sampler's.
+        layers: Memory layers that read the table: a forward pass is so many reads.
     """
 
-    def __init__(self, slots: int, device: torch.device | str = "cpu", *, always: bool = False) -> None:
+    def __init__(
+        self, slots: int, device: torch.device | str = "cpu", *, always: bool = False, layers: int = 1
+    ) -> None:
         self.always = always
+        self.layers = layers
         self.reads: list[Tensor] = []
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.gradient: Tensor | None = None
         self._position = torch.full((slots,), -1, dtype=torch.int32, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
-        """How often each slot was read by the first forward pass, that of the batch, [N * N] float64 on the CPU.
+        """How often each slot was read by the first forward pass, that of the batch, [N * N] float64 on the CPU; by
+        all layers that read the table.
 
         Args:
             position_weights: [B]; 0 leaves a position out.
         """
         counts = torch.zeros(len(self._position), dtype=torch.float64, device=self._position.device)
-        for slots_BR in self.reads[:1]:
+        for slots_BR in self.reads[: self.layers]:
             if position_weights is None:
                 ones = counts.new_ones(slots_BR.numel())
             else:

@@ -7,10 +7,12 @@ positions that predict what is new: neither prompts nor rehearsed texts take par
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,10 +20,30 @@ from torch import Tensor
 
 from memory_paths.types import Phrasing
 
-from .attach import AdditiveMemory, attach, detach, memory_layers, middle_mlp
-from .batches import TrainingBatch, collate, encode
-from .memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
-from .slots import Background, Selector, TfIdf, address_hash, gather_background, top_rows
+from .attach import (
+    Attached,
+    MemoryTable,
+    attach,
+    attached_memories,
+    detach,
+    memory_layers,
+    memory_tables,
+    middle_mlp,
+)
+from .batches import Encoded, TrainingBatch, collate, encode
+from .memory_layer import MemoryLayerConfig, SlotRecorder
+from .slots import (
+    Background,
+    Selector,
+    TfIdf,
+    address_hash,
+    gather_background,
+    has_background,
+    load_background,
+    save_background,
+    slot_usage,
+    top_rows,
+)
 from .weights import Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, finite
 
 logger = logging.getLogger(__name__)
@@ -71,21 +93,28 @@ class MemoryRows:
     """The weights axis `memory`.
 
     A model without a memory layer gets one beside its middle MLP (or at `layer`), empty, so that its logits do not
-    change until something is learnt; its addresses are then untrained, and learning is accordingly weaker.
+    change until something is learnt; its addresses are then untrained, and learning is accordingly weaker
+    (`recovery.py` trains them). Layers that share a table of values are one: their reads are counted together, and its
+    rows are chosen once.
 
     Args:
-        rows: t, the most rows that one step may change in each memory layer; None: all that were read.
+        rows: t, the most rows that one step may change in each table; None: all that were read.
         rate: Learning rate of plain SGD on the rows, per nat of mean loss.
         optimiser: "sgd", as the paper has it, or "adam", whose moments move only for the rows that are chosen (the rate
             is then that of Adam, about 1e-3).
         momentum: Of SGD; a row's momentum moves only when the row is chosen.
         weight_decay: On chosen rows only; decoupled with Adam.
-        lifetime_rows: Most rows of each layer that may ever change; once there are so many, those are changed again.
+        lifetime_rows: Most rows of each table that may ever change; once there are so many, those are changed again.
             None: any number.
         hub_share: Slots that more than this share of the background batches read are never chosen; None: any may be.
         protect_written: Whether rows that an earlier write has changed are left alone.
         selector: How rows are scored.
         background_batch: Sequences in one background batch, the unit of the document frequency.
+        statistics: Folder of the background statistics: loaded from there, without reading the background, or gathered
+            and written there where there are none; None: gathered by each process.
+        memories: Which of the model's memories may be written: dotted names of memory layers, or of the places where
+            they were attached (of several that share a table, any one); "attached": those that were attached later, of
+            which an empty one is made where there is none; None: all.
         layer: Dotted name of the MLP that an added memory stands beside; by default the middle one.
         half_keys: Size of an added memory: half_keys squared slots.
         seed: For an added memory's addresses and for random selection.
@@ -104,6 +133,8 @@ class MemoryRows:
         protect_written: bool = False,
         selector: Selector | None = None,
         background_batch: int = 8,
+        statistics: str | Path | None = None,
+        memories: Sequence[str] | Literal["attached"] | None = None,
         layer: str | None = None,
         half_keys: int = 64,
         seed: int = 0,
@@ -120,6 +151,8 @@ class MemoryRows:
             raise ValueError(f"lifetime_rows must be at least rows ({rows}), got {lifetime_rows}")
         if hub_share is not None and not 0 <= hub_share <= 1:
             raise ValueError(f"hub_share must be in [0, 1], got {hub_share}")
+        if memories is not None and (not memories or (isinstance(memories, str) and memories != "attached")):
+            raise ValueError(f"memories must be a list of names, 'attached' or null, got {memories!r}")
         self.rows = rows
         self.rate = rate
         self.optimiser = optimiser
@@ -130,10 +163,12 @@ class MemoryRows:
         self.weight_decay = weight_decay
         self.selector: Selector = selector if selector is not None else TfIdf()
         self.background_batch = background_batch
+        self.statistics = None if statistics is None else Path(statistics)
+        self.memories = memories
         self._layer = layer
         self._half_keys = half_keys
         self.seed = seed
-        self._added: AdditiveMemory | None = None
+        self._added: Attached | None = None
         self._background: dict[str, Background] = {}
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, _Originals] = {}
@@ -149,14 +184,21 @@ class MemoryRows:
         """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`.
 
         Raises:
-            ValueError: The model's memory is of half precision, in which small steps would be rounded away; or it has
-                no place for one.
+            ValueError: The model's memory is of half precision, in which small steps would be rounded away; it has no
+                place for one, or none of the name given; or statistics that were saved belong to something else.
         """
-        if found := memory_layers(lm.module):
-            narrow = {str(layer.values.dtype) for layer in found.values()} - {"torch.float32", "torch.float64"}
+        if tables := self._tables(lm.module):
+            narrow = {str(table.values.dtype) for table in tables.values()} - {"torch.float32", "torch.float64"}
             if narrow:
                 raise ValueError(f"a memory is written to in float32, this one has {sorted(narrow)}: lm.dtype=float32")
-            return
+        else:
+            self._add(lm)
+        if self.statistics is not None and has_background(self.statistics):
+            with self._in_place(lm.module):
+                addresses = _addresses(self._tables(lm.module))
+            load_background(self.statistics, self._depends(lm), addresses)
+
+    def _add(self, lm: Any) -> None:
         self._layer = self._layer or middle_mlp(lm.module)
         config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
@@ -164,30 +206,50 @@ class MemoryRows:
         detach(lm.module, self._layer)
         logger.info("the model has no memory layer; writing to an empty one beside %s", self._layer)
 
+    def _tables(self, module: Any) -> dict[str, MemoryTable]:
+        """The tables that may be written."""
+        tables = memory_tables(module)
+        if self.memories is None:
+            return tables
+        layers, attached = memory_layers(module), attached_memories(module)
+        wanted = list(attached) if self.memories == "attached" else list(self.memories)
+        if unknown := [name for name in wanted if name not in layers and name not in attached]:
+            raise ValueError(f"the model has no memory {unknown}; it has {[*layers]}: path.memory.weights.memories")
+        chosen = {id(attached[name].memory if name in attached else layers[name]) for name in wanted}
+        return {name: table for name, table in tables.items() if chosen & {id(layer) for layer in table.layers}}
+
+    def _depends(self, lm: Any) -> dict[str, str]:
+        """What background statistics depend on beside addresses and texts."""
+        words = repr(sorted(lm.tokenizer.get_vocab().items()))
+        return {
+            "weights of the model": lm.weights_hash(),
+            "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
+            "background_batch": str(self.background_batch),
+        }
+
     def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
-        """See `Weights`. Gathers the background statistics of every memory layer."""
+        """See `Weights`. Gathers the background statistics of every table, or loads them.
+
+        Raises:
+            ValueError: Saved statistics were gathered from something else.
+        """
         if not background:
             logger.warning("no background texts: slot selection falls back on the batch's own counts")
-        tokens = 0
+        sequences = encode(lm, background)
+        # Phrasings of a fact stand side by side: in one batch they would count as read in that batch alone.
+        random.Random(self.seed).shuffle(sequences)
+        depends = {}
+        if self.statistics is not None:
+            drawn = repr([(list(sequence.ids), list(sequence.learnt)) for sequence in sequences])
+            depends = {**self._depends(lm), "texts, window or seed": hashlib.sha256(drawn.encode()).hexdigest()}
         with self._in_place(lm.module):
-            layers = memory_layers(lm.module)
-            reads: dict[str, list[Tensor]] = {name: [] for name in layers}
-            with torch.no_grad(), _recorded(layers, always=True) as recorders:
-                sequences = encode(lm, background)
-                # Phrasings of a fact stand side by side: in one batch they would count as read in that batch alone.
-                random.Random(self.seed).shuffle(sequences)
-                for start in range(0, len(sequences), self.background_batch):
-                    batch = collate(lm, sequences[start : start + self.background_batch])
-                    lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
-                    real = batch.attention.flatten().bool()
-                    tokens += batch.token_count
-                    for name, recorder in recorders.items():
-                        reads[name].append(recorder.reads[-1][real])
-                        recorder.clear()
-            self._background = {
-                name: gather_background(reads[name], layer.config.slots, address_hash(layer))
-                for name, layer in layers.items()
-            }
+            tables = self._tables(lm.module)
+            if self.statistics is not None and has_background(self.statistics):
+                self._background = load_background(self.statistics, depends, _addresses(tables))
+                return 0
+            self._background, tokens = read_background(lm, tables, sequences, self.background_batch)
+        if self.statistics is not None:
+            save_background(self.statistics, self._background, depends)
         return tokens
 
     @contextmanager
@@ -207,7 +269,7 @@ class MemoryRows:
     def applied(self, module: Any) -> Iterator[None]:
         """See `Weights`."""
         with self._in_place(module):
-            layers = memory_layers(module)
+            layers = self._tables(module)
             # Blocks may be nested: each puts back what it found.
             outer = self._originals
             self._originals = {name: _Originals(layer.values, outer.get(name)) for name, layer in layers.items()}
@@ -227,7 +289,7 @@ class MemoryRows:
     @contextmanager
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
         """See `Weights`."""
-        layers = memory_layers(module)
+        layers = self._tables(module)
         changed = {name: originals.all_rows() for name, originals in self._originals.items()}
         present = {name: layers[name].values.detach()[rows].clone() for name, rows in changed.items()}
         with torch.no_grad():
@@ -252,9 +314,8 @@ class MemoryRows:
         Raises:
             ValueError: The background statistics were gathered with other keys or queries.
         """
-        layers = memory_layers(module)
-        for name, layer in layers.items():
-            current = address_hash(layer)
+        layers = self._tables(module)
+        for name, current in _addresses(layers).items():
             if current != self._background[name].address:
                 raise ValueError(
                     f"the background statistics of {name!r} were gathered with other keys or queries; "
@@ -305,18 +366,33 @@ class MemoryRows:
         return accessed[top_rows(scores, counts * allowed, self.rows)]
 
     def measures(self) -> Mapping[str, float]:
-        """See `Weights`; `rows_touched`: rows of all memory layers that some write has changed."""
-        return {
+        """See `Weights`; `rows_touched`: rows of all tables that some write has changed. Where a background was read,
+        how it uses the slots of all tables together, see `SlotUsage`: `slots_in_use`, `hub_share_of_reads` and
+        `reads_divergence`."""
+        measured = {
             "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
             "rows_touched": float(sum(len(rows) for rows, _ in self._learnt.values())),
+        }
+        reads = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.reads for one in self._background.values())])
+        if not reads.any():
+            return measured
+        usage = slot_usage(reads)
+        return measured | {
+            "slots_in_use": usage.in_use,
+            "hub_share_of_reads": usage.hub_share,
+            "reads_divergence": usage.divergence,
         }
 
     def fingerprint(self) -> str:
         """See `Weights`: the addresses of an added memory; those of the model's own are part of the model."""
-        return f"{self._layer} {address_hash(self._added.memory)}" if self._added is not None else "memory"
+        if self._added is not None:
+            return f"{self._layer} {address_hash(self._added.memory)}"
+        if self.memories is None:
+            return "memory"
+        return f"memory {self.memories if self.memories == 'attached' else sorted(self.memories)}"
 
     def state(self) -> Mapping[str, Tensor]:
-        """See `Weights`: for each layer its changed rows (int64) and their values."""
+        """See `Weights`: for each table, by the name of its first layer, its changed rows (int64) and their values."""
         named = {}
         for name, (rows, learnt) in self._learnt.items():
             named[f"{name}/rows"] = rows
@@ -335,7 +411,7 @@ class _RowTrainer:
     """A `Trainer` of rows: chosen after the forward pass, updated alone, and nothing beside them."""
 
     def __init__(
-        self, weights: MemoryRows, layers: Mapping[str, ProductKeyMemory], recorders: Mapping[str, SlotRecorder]
+        self, weights: MemoryRows, layers: Mapping[str, MemoryTable], recorders: Mapping[str, SlotRecorder]
     ) -> None:
         self._weights = weights
         self._layers = layers
@@ -494,17 +570,45 @@ class _RowMoments:
         return self._place[rows]
 
 
+def read_background(
+    lm: Any, tables: Mapping[str, MemoryTable], sequences: Sequence[Encoded], size: int
+) -> tuple[dict[str, Background], int]:
+    """Statistics of what texts read of each table, in batches of `size` sequences, and the number of their tokens."""
+    tokens = 0
+    reads: dict[str, list[Tensor]] = {name: [] for name in tables}
+    with torch.no_grad(), _recorded(tables, always=True) as recorders:
+        for start in range(0, len(sequences), size):
+            batch = collate(lm, sequences[start : start + size])
+            lm.module(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
+            real = batch.attention.flatten().bool()
+            tokens += batch.token_count
+            for name, recorder in recorders.items():
+                reads[name].append(torch.cat([read[real] for read in recorder.reads]))
+                recorder.clear()
+    addresses = _addresses(tables)
+    return {
+        name: gather_background(reads[name], table.slots, addresses[name]) for name, table in tables.items()
+    }, tokens
+
+
+def _addresses(tables: Mapping[str, MemoryTable]) -> dict[str, str]:
+    """`address_hash` of each table's layer; of several, of all of them."""
+    return {name: " ".join(address_hash(layer) for layer in table.layers) for name, table in tables.items()}
+
+
 @contextmanager
-def _recorded(layers: Mapping[str, ProductKeyMemory], always: bool = False) -> Iterator[dict[str, SlotRecorder]]:
+def _recorded(tables: Mapping[str, MemoryTable], always: bool = False) -> Iterator[dict[str, SlotRecorder]]:
     recorders = {
-        name: SlotRecorder(layer.config.slots, layer.values.device, always=always) for name, layer in layers.items()
+        name: SlotRecorder(table.slots, table.values.device, always=always, layers=len(table.layers))
+        for name, table in tables.items()
     }
     # A gradient that is asked for within a step has recorders of its own.
-    outer = {name: layer.recorder for name, layer in layers.items()}
-    for name, layer in layers.items():
-        layer.recorder = recorders[name]
+    outer = [(layer, layer.recorder) for table in tables.values() for layer in table.layers]
+    for name, table in tables.items():
+        for layer in table.layers:
+            layer.recorder = recorders[name]
     try:
         yield recorders
     finally:
-        for name, layer in layers.items():
-            layer.recorder = outer[name]
+        for layer, recorder in outer:
+            layer.recorder = recorder

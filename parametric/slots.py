@@ -1,4 +1,5 @@
-"""Which slots of a memory layer a write may change: background statistics and selectors.
+"""Which slots of a memory layer a write may change: background statistics, what they tell of the use of a table, and
+selectors.
 
 TF-IDF over slot accesses after Lin et al. 2025 (arXiv 2510.15103), from the paper's text: slots that this batch reads
 often and that ordinary text reads seldom. Pure functions of counts; this file knows nothing of models beyond their
@@ -8,14 +9,23 @@ memory layers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
+from memory_paths.files import read_json, write_durably
+
 from .memory_layer import ProductKeyMemory
+
+STATISTICS_VERSION = 1
+TENSORS, DESCRIPTION = "background.safetensors", "background.json"
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,55 @@ class Background:
         document_frequency: [slots] int64; how many of them read the slot at least once.
         address: What the statistics depend on, see `address_hash`.
         mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
+        reads: [slots] int64; how often the slot was read in all of them; empty where that is not known.
     """
 
     batches: int
     document_frequency: Tensor
     address: str
+    reads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     mass: int | None = None
 
     def among(self, slots: Tensor) -> Background:
         """The statistics of these slots alone, in their order."""
         mass = int(self.document_frequency.sum()) + len(self.document_frequency) if self.mass is None else self.mass
         return replace(self, document_frequency=self.document_frequency[slots], mass=mass)
+
+
+@dataclass(frozen=True)
+class SlotUsage:
+    """How a table is used by ordinary text.
+
+    Args:
+        in_use: Share of the slots that are read at all, in [0, 1].
+        hub_share: Share of all reads that the most-read 1 % of the slots (at least one) take: .01 when all are read
+            equally often. Hubs are what a write must leave alone.
+        divergence: Kullback-Leibler divergence of the reads from equal use, in nats, in [0, log(slots)]:
+            exp(-divergence) is the share of the slots that, equally used, would be as diverse.
+    """
+
+    in_use: float
+    hub_share: float
+    divergence: float
+
+
+def slot_usage(reads: Tensor) -> SlotUsage:
+    """How evenly slots are used, after Lample et al. 2019 (arXiv 1907.05242), section 4.5, who sum weights in place of
+    reads for the divergence.
+
+    Args:
+        reads: [slots]; how often each was read, all at least 0.
+
+    Raises:
+        ValueError: Nothing was read.
+    """
+    total = float(reads.sum())
+    if not total:
+        raise ValueError("no slot was read, so that nothing can be said of their use; give background texts")
+    share = reads.to(torch.float64) / total
+    hubs = share.topk(max(1, len(share) // 100)).values
+    divergence = torch.xlogy(share, share).sum() + math.log(len(share))
+    return SlotUsage(float((reads > 0).double().mean()), float(hubs.sum()), max(0.0, float(divergence)))
 
 
 class Selector(Protocol):
@@ -110,14 +158,88 @@ def address_hash(layer: ProductKeyMemory) -> str:
     """SHA-256 over keys, query weights and shape: while it stays the same, so do a layer's addresses for given
     input."""
     digest = hashlib.sha256(repr(layer.config).encode())
-    for tensor in (layer.keys, layer.query.weight, layer.query_norm.weight):
+    for tensor in (layer.keys, layer.query.weight, *layer.query_norm.parameters()):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def gather_background(accesses: Sequence[Tensor], slots: int, address: str) -> Background:
     """Statistics from the accesses of each background batch (int64 tensors of slots, of any shape)."""
-    frequency = torch.zeros(slots, dtype=torch.int64)
+    frequency, reads = torch.zeros(slots, dtype=torch.int64), torch.zeros(slots, dtype=torch.int64)
     for read in accesses:
-        frequency[read.unique().cpu()] += 1
-    return Background(len(accesses), frequency, address)
+        found, counts = (tensor.cpu() for tensor in read.unique(return_counts=True))
+        frequency[found] += 1
+        reads[found] += counts
+    return Background(len(accesses), frequency, address, reads)
+
+
+def save_background(folder: Path, background: Mapping[str, Background], depends: Mapping[str, str]) -> None:
+    """Write the statistics of each table into a folder, with what they depend on.
+
+    Args:
+        folder: `background.safetensors`, then `background.json` go there.
+        background: By the name of the table.
+        depends: What must be the same where they are used, by what to call it, such as hashes of texts and tokenizer.
+    """
+    content = save(
+        {
+            f"{name}/{part}": tensor
+            for name, one in background.items()
+            for part, tensor in (("document_frequency", one.document_frequency), ("reads", one.reads))
+        }
+    )
+    described = {
+        "version": STATISTICS_VERSION,
+        "depends": dict(depends),
+        "tables": {name: {"batches": one.batches, "address": one.address} for name, one in background.items()},
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    write_durably(folder / TENSORS, content, part="statistics")
+    write_durably(folder / DESCRIPTION, f"{json.dumps(described, indent=1)}\n".encode(), part="statistics")
+
+
+def has_background(folder: Path) -> bool:
+    """Whether statistics have been saved in the folder."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def load_background(folder: Path, depends: Mapping[str, str], addresses: Mapping[str, str]) -> dict[str, Background]:
+    """What `save_background` wrote.
+
+    Args:
+        folder: Where.
+        depends: What must be the same; what is not named is not compared.
+        addresses: `address_hash` of each table that is wanted.
+
+    Raises:
+        ValueError: They are damaged, of another version, or were gathered from something else; all that differs is
+            named.
+    """
+    described = read_json(folder / DESCRIPTION)
+    if described.get("version") != STATISTICS_VERSION:
+        raise ValueError(
+            f"{folder} holds version {described.get('version')} of background statistics; this release reads "
+            f"{STATISTICS_VERSION}"
+        )
+    differing = [name for name, value in depends.items() if described["depends"].get(name) != value]
+    tables = described["tables"]
+    differing += [
+        f"keys and queries of {name!r}" if name in tables else f"a table {name!r}"
+        for name, address in addresses.items()
+        if tables.get(name, {}).get("address") != address
+    ]
+    if differing:
+        raise ValueError(
+            f"the background statistics in {folder} were gathered with other {', other '.join(differing)}; name "
+            "another folder, or delete this one to gather them again"
+        )
+    content = (folder / TENSORS).read_bytes() if (folder / TENSORS).is_file() else b""
+    if hashlib.sha256(content).hexdigest() != described["sha256"]:
+        raise ValueError(f"the background statistics in {folder} are damaged; delete the folder to gather them again")
+    tensors = load(content)
+    return {
+        name: Background(
+            tables[name]["batches"], tensors[f"{name}/document_frequency"], address, tensors[f"{name}/reads"]
+        )
+        for name, address in addresses.items()
+    }
