@@ -36,8 +36,8 @@ class Background:
         batches: Number of background batches.
         document_frequency: [slots] int64; how many of them read the slot at least once.
         address: What the statistics depend on, see `address_hash`.
-        mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
         reads: [slots] int64; how often the slot was read in all of them; empty where that is not known.
+        mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
     """
 
     batches: int

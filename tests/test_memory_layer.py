@@ -1,8 +1,13 @@
-"""The product-key memory layer: exact look-up, late selection, additive attachment."""
+"""The product-key memory layer: exact look-up, late selection; attached beside an MLP or in its place, kept beside the
+model."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +18,24 @@ from torch.nn import functional
 
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
-from memory_paths.parametric.attach import attach, detach, memory_layers, middle_mlp
+from memory_paths.parametric.attach import (
+    DESCRIPTION,
+    TENSORS,
+    Mode,
+    attach,
+    attach_all,
+    attached_memories,
+    detach,
+    load_memory,
+    memory_layers,
+    memory_tables,
+    middle_mlp,
+    save_memory,
+)
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.path import WeightsPath
+from memory_paths.parametric.slots import slot_usage
 
 
 @pytest.mark.parametrize("half_keys", [16, 64, 512])
@@ -103,7 +122,66 @@ def test_padded_positions_add_nothing_to_the_counts() -> None:
     assert part.sum() == 2 * 8
 
 
+def test_layers_that_share_a_table_have_one_gradient_that_is_autograds_through_both() -> None:
+    torch.manual_seed(4)
+    config = MemoryLayerConfig(width=16, half_keys=8, heads=2, top_k=4, half_query=4)
+    first = ProductKeyMemory(config).double()
+    second = ProductKeyMemory(config, first.values).double()
+    assert second.values is first.values
+    hidden = torch.randn(40, 16, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        middle = hidden + first(hidden)
+        return (middle + second(middle)).square().sum()
+
+    (dense,) = torch.autograd.grad(loss(), first.values)
+    recorder = first.recorder = second.recorder = SlotRecorder(64, layers=2)
+    found = loss()
+    loss()  # a second pass of the same step takes no part in the choice
+    counts = recorder.counts()
+    assert counts.sum() == 2 * 40 * 8
+    middle = (hidden + first(hidden)).detach()
+    slots = torch.cat([first.look_up(hidden)[0], second.look_up(middle)[0]])
+    assert torch.equal(counts, torch.bincount(slots.flatten(), minlength=64).double())
+    rows = counts.topk(20).indices.sort().values
+    recorder.select(rows)
+    found.backward()
+    assert recorder.gradient is not None
+    torch.testing.assert_close(recorder.gradient, dense[rows], rtol=0, atol=1e-12)
+
+
+def test_a_table_of_another_shape_cannot_be_shared() -> None:
+    values = ProductKeyMemory(MemoryLayerConfig(width=16, half_keys=8)).values
+    with pytest.raises(ValueError, match="81 slots of width 16 cannot share a table of 64 x 16"):
+        ProductKeyMemory(MemoryLayerConfig(width=16, half_keys=9), values)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer", "none"])
+def test_queries_are_normed_as_asked_for(norm: Any) -> None:
+    torch.manual_seed(5)
+    config = MemoryLayerConfig(width=16, half_keys=8, heads=2, top_k=4, half_query=4, query_norm=norm)
+    layer, hidden = ProductKeyMemory(config), torch.randn(10, 16)
+    raw = layer.query(hidden).view(10, 2, 2, 4)
+    centred = raw - raw.mean(-1, keepdim=True) if norm == "layer" else raw
+    expected = raw if norm == "none" else centred / centred.square().mean(-1, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(layer.queries(hidden), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_use_of_slots_is_told_by_shares_hubs_and_divergence() -> None:
+    even = slot_usage(torch.full((200,), 3))
+    assert (even.in_use, even.hub_share, even.divergence) == pytest.approx((1.0, 0.01, 0.0), abs=1e-12)
+    reads = torch.zeros(200, dtype=torch.int64)
+    reads[[3, 7, 9]] = torch.tensor([6, 3, 1])
+    uneven = slot_usage(reads)
+    divergence = sum(share * math.log(share * 200) for share in (0.6, 0.3, 0.1))
+    assert (uneven.in_use, uneven.hub_share, uneven.divergence) == pytest.approx((0.015, 0.9, divergence))
+    with pytest.raises(ValueError, match="no slot was read"):
+        slot_usage(torch.zeros(4))
+
+
 def test_bad_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one of rms, layer, none \(BatchNorm would mix positions\), got 'batch'"):
+        MemoryLayerConfig(width=8, query_norm="batch")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top_k must be at most half_keys"):
         MemoryLayerConfig(width=8, half_keys=4, top_k=5)
     with pytest.raises(ValueError, match="heads of a memory layer must be at least 1"):
@@ -146,6 +224,131 @@ def test_a_model_without_an_mlp_by_that_name_is_refused_with_what_there_is() -> 
         attach(model, "model.layers.9.mlp", MemoryLayerConfig(width=32))
     with pytest.raises(ValueError, match="does not map"):
         attach(model, "model.layers.0.mlp", MemoryLayerConfig(width=31))
+
+
+SMALL = MemoryLayerConfig(width=32, half_keys=8, heads=2, top_k=4, half_query=8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_memory_in_the_place_of_an_mlp_gives_back_the_very_mlp(architecture: str) -> None:
+    model = build_module(architecture, build_tokenizer()).eval()
+    tokens = torch.arange(40).view(2, 20)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        base = model(input_ids=tokens).logits
+        layer = middle_mlp(model)
+        mlp = model.get_submodule(layer)
+        wrapped = attach(model, layer, SMALL, mode="replace")
+        inner = model.get_submodule(layer)
+        hidden = torch.randn(3, 7, 32)
+        assert torch.equal(inner(hidden), wrapped.memory(hidden))
+        assert not torch.equal(model(input_ids=tokens).logits, base)
+        kept = {id(parameter) for parameter in model.parameters()}
+        assert not kept & {id(parameter) for parameter in mlp.parameters()}, "an MLP put aside is no part of the model"
+        detach(model, layer)
+        assert model.get_submodule(layer) is mlp
+        assert torch.equal(model(input_ids=tokens).logits, base)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_memories_at_several_places_have_one_table_or_each_its_own() -> None:
+    layers = ["model.layers.0.mlp", "model.layers.1.mlp"]
+    models = [build_module("llama", build_tokenizer()) for _ in range(3)]
+    own = attach_all(models[0], layers, SMALL)
+    shared = [attach_all(model, layers, SMALL, shared=True) for model in models[1:]]
+    assert [len(memory_tables(model)) for model in models] == [2, 1, 1]
+    assert [*memory_tables(models[1])] == ["model.layers.0.mlp.memory"]
+    first, second = (wrapped.memory for wrapped in shared[0].values())
+    assert first.values is second.values is not shared[1][layers[0]].memory.values, "never shared by two models"
+    assert not torch.equal(first.keys, second.keys), "addresses are each layer's own"
+    assert len({id(wrapped.memory.values) for wrapped in own.values()}) == 2
+
+
+def test_where_one_place_takes_no_memory_none_gets_one() -> None:
+    model = build_module("llama", build_tokenizer())
+    names = [name for name, _ in model.named_modules()]
+    for bad, message in (("model.layers.7.mlp", "no module"), ("model.layers.1.mlp.act_fn", "no weights")):
+        with pytest.raises(ValueError, match=message):
+            attach_all(model, ["model.layers.0.mlp", bad], SMALL)
+        assert [name for name, _ in model.named_modules()] == names
+    with pytest.raises(ValueError, match="must be one of add, replace, got 'beside'"):
+        attach(model, "model.layers.0.mlp", SMALL, mode="beside")  # type: ignore[arg-type]
+
+
+def _with_memory(mode: Mode, shared: bool, architecture: str = "llama") -> Any:
+    model = build_module(architecture, build_tokenizer()).eval()
+    layers = [name for name, _ in model.named_modules() if name.endswith("mlp")]
+    for wrapped in attach_all(model, layers, SMALL, mode=mode, shared=shared, seed=6).values():
+        if mode == "add":
+            torch.nn.init.constant_(wrapped.scale, 0.7)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", ["add", "replace"])
+def test_a_saved_memory_gives_a_copy_of_the_model_the_same_logits(
+    tmp_path: Path, mode: Mode, shared: bool, architecture: str
+) -> None:
+    model = _with_memory(mode, shared, architecture)
+    save_memory(model, tmp_path)
+    copy = build_module(architecture, build_tokenizer()).eval()
+    load_memory(copy, tmp_path)
+    assert len(memory_tables(copy)) == (1 if shared else 2)
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(copy(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    half = build_module(architecture, build_tokenizer()).bfloat16()
+    assert {one.memory.values.dtype for one in load_memory(half, tmp_path).values()} == {torch.float32}
+
+
+def _flip(folder: Path) -> None:
+    content = bytearray((folder / TENSORS).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS).write_bytes(content)
+
+
+def _described(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        described = json.loads((folder / DESCRIPTION).read_text())
+        (folder / DESCRIPTION).write_text(json.dumps(described | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (_flip, "llama", "is damaged: its checksum"),
+        (_described(memories=[]), "llama", "is damaged: its checksum"),
+        (_described(version=9), "llama", "holds version 9 of a memory"),
+        (lambda folder: None, "gpt2", "does not fit this model: the model has no module 'model.layers.0.mlp'"),
+        (lambda folder: None, "wide", r"does not fit this model: .*does not map \[..., 32\]"),
+    ],
+)
+def test_a_saved_memory_that_is_not_what_it_was_or_does_not_fit_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None], kind: str, message: str
+) -> None:
+    save_memory(_with_memory("add", True), tmp_path)
+    damage(tmp_path)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    wide = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=300, **shape))
+    model = wide if kind == "wide" else build_module(kind, build_tokenizer())
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        load_memory(model, tmp_path)
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_no_memory_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    model = build_module("llama", build_tokenizer())
+    with pytest.raises(ValueError, match="no attached memory to save"):
+        save_memory(model, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"memory\.json or memory\.safetensors is missing"):
+        load_memory(model, tmp_path)
+    assert not attached_memories(model)
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import full_disk, make_setting, mean_loss
+from hydra.errors import InstantiationException
 from peft import IA3Config, LoraConfig, OSFConfig, ShiraConfig
 
 from memory_paths.agent import Agent
+from memory_paths.build import load
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
-from memory_paths.parametric.attach import memory_layers
+from memory_paths.parametric.attach import attach_all, memory_layers, save_memory
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
+from memory_paths.parametric.embedded import load as load_embedded
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
 from memory_paths.parametric.inserted import Bottleneck, Inserted, PromptPool, VirtualTokens
+from memory_paths.parametric.memory_layer import MemoryLayerConfig
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import Aim, NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
@@ -521,3 +525,199 @@ def test_an_item_with_more_phrasings_than_a_step_holds_is_studied_whole(lm: Caus
     path = _path(lm, ledger, study=Phrasings(), budget=Budget(steps=50, batch=2, passes=1))
     many = replace(ITEMS[0], phrasings=tuple(Phrasing(f"Alma lives in house {number}.") for number in range(5)))
     assert path.write([many]).details["steps"] == 3
+
+
+def _shared_lm() -> CausalLM:
+    """A model with one table that two attached memories read, beside a memory of its own."""
+    tokenizer = build_tokenizer()
+    shape = replace(SHAPE, layers=3)
+    lm = CausalLM("retrofitted", loader=lambda name: (build_model(shape, len(tokenizer), seed=1), tokenizer))
+    layers = ["model.layers.0.mlp", "model.layers.2.mlp"]
+    config = MemoryLayerConfig(SHAPE.width, half_keys=16, heads=2, top_k=4, half_query=8)
+    for wrapped in attach_all(lm.module, layers, config, shared=True).values():
+        torch.nn.init.ones_(wrapped.scale)
+    return lm
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_shared_table_is_written_as_one_and_no_other_byte_beside_it(ledger: Ledger, optimiser: Any) -> None:
+    lm = _shared_lm()
+    names = ["model.layers.0.mlp.memory", "model.layers.2.mlp.memory"]
+    rate = 20.0 if optimiser == "sgd" else 1e-2
+    weights = MemoryRows(rows=12, rate=rate, optimiser=optimiser, memories=["model.layers.2.mlp"])
+    path = _path(lm, ledger, weights=weights, budget=Budget(steps=1, batch=8))
+    before = {name: tensor.clone() for name, tensor in lm.module.state_dict().items()}
+    untouched = lm.weights_hash()
+    path.write(ITEMS)
+    assert lm.weights_hash() == untouched
+    state = weights.state()
+    assert set(state) == {f"{names[0]}/rows", f"{names[0]}/values"}, "one table, named after the first that reads it"
+    rows = state[f"{names[0]}/rows"]
+    assert len(rows) == 12
+    with path.model(lm):
+        after = lm.module.state_dict()
+        for name in names:
+            changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten()
+            assert set(changed.tolist()) <= set(rows.tolist())
+        others = [name for name in before if name not in {f"{one}.values" for one in names}]
+        assert all(torch.equal(after[name], before[name]) for name in others)
+        with weights.holding(lm.module, {}):
+            assert lm.weights_hash() == untouched
+    assert lm.weights_hash() == untouched
+    path.undo()
+    assert weights.state() == {}
+
+
+def test_rows_of_a_shared_table_are_chosen_by_what_all_its_layers_read_and_learn_from_both() -> None:
+    lm = _shared_lm()
+    lm.module.double()
+    weights = MemoryRows(rows=None, rate=1.0, memories="attached")
+    weights.prepare(lm, [])
+    module, batch = lm.module, collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
+    ((name, table),) = weights._tables(module).items()
+    (dense,) = torch.autograd.grad(mean_loss(module, batch), table.values)
+    read: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda layer, given: read.append(layer.look_up(given[0].flatten(0, 1))[0][batch.predicting.flatten()])
+        )
+        for layer in table.layers
+    ]
+    mean_loss(module, batch)
+    for hook in hooks:
+        hook.remove()
+    before = table.values.detach().clone()
+    with weights.applied(module):
+        with weights.training(module) as trainer:
+            trainer.step(lambda: mean_loss(module, batch), batch)
+        rows = weights.state()[f"{name}/rows"]
+        assert len(read) == 2
+        assert torch.equal(rows, torch.cat(read).unique())
+        torch.testing.assert_close(before[rows] - table.values.detach()[rows], dense[rows], rtol=0, atol=1e-12)
+    assert torch.equal(table.values, before)
+
+
+def test_only_the_memories_that_are_named_are_written(ledger: Ledger) -> None:
+    lm = _shared_lm()
+    own = "model.layers.1.mlp"
+    for memories, expected in ((None, {own, f"{own[:13]}0.mlp.memory"}), ([own], {own})):
+        with Ledger() as fresh:
+            path = _path(lm, fresh, weights=MemoryRows(rows=8, rate=5.0, memories=memories))
+            path.write(ITEMS)
+            assert {name.rpartition("/")[0] for name in _tensors(path)} == expected
+    with pytest.raises(ValueError, match=r"no memory \['model.layers.9.mlp'\]; it has \['model.layers.0.mlp.memory', "):
+        _path(lm, ledger, weights=MemoryRows(memories=["model.layers.9.mlp"]))
+    with pytest.raises(ValueError, match="must be a list of names, 'attached' or null, got 'all'"):
+        MemoryRows(memories="all")  # type: ignore[arg-type]
+
+
+def test_a_memory_is_added_beside_a_models_own_where_attached_ones_are_wanted(lm: CausalLM, ledger: Ledger) -> None:
+    before, modules = lm.weights_hash(), [name for name, _ in lm.module.named_modules()]
+    path = _path(lm, ledger, weights=MemoryRows(rows=64, rate=50.0, memories="attached", half_keys=16))
+    receipt = path.write(ITEMS)
+    assert receipt.details["last_loss"] < receipt.details["first_loss"]
+    assert {name.rpartition("/")[0] for name in _tensors(path)} == {"model.layers.0.mlp.memory"}
+    assert (lm.weights_hash(), [name for name, _ in lm.module.named_modules()]) == (before, modules)
+
+
+def test_a_model_is_loaded_with_the_memory_that_was_saved_beside_it(tmp_path: Path) -> None:
+    module, tokenizer = load_embedded("embedded")
+    attach_all(module, ["model.layers.1.mlp"], MemoryLayerConfig(128, half_keys=16))["model.layers.1.mlp"].open_empty()
+    save_memory(module, tmp_path)
+    attached = ("path=sparse_memory_attached", f"lm.memory={tmp_path}", "path.memory.background=null", "progress=false")
+    with load(*attached, "path.memory.budget.steps=2") as agent, load("path=none") as bare:
+        agent.learn(ITEMS)
+        path = agent.paths["sparse_memory_attached"]
+        assert {name.rpartition("/")[0] for name in path._weights.state()} == {"model.layers.1.mlp.memory"}  # type: ignore[attr-defined]
+        asked = [(Prompt("Where does Alma Ashway live?"), "Alavia")]
+        assert agent.lm.loglikelihood(asked) == bare.lm.loglikelihood(asked), "an empty memory changes nothing"
+    with pytest.raises(InstantiationException, match="nowhere holds no memory"):
+        load("lm.memory=nowhere")
+    with pytest.raises(ValueError, match="needs a memory_loader"):
+        CausalLM("tiny", loader=lambda name: (module, tokenizer), memory=tmp_path)
+
+
+def test_what_the_background_reads_tells_how_the_table_is_used(lm: CausalLM, ledger: Ledger) -> None:
+    path = _path(lm, ledger)
+    measures = path.write(ITEMS).details["measures"]
+    (layer,) = memory_layers(lm.module).values()
+    reads = torch.zeros(layer.config.slots)
+
+    def note(layer: Any, given: tuple[torch.Tensor, ...]) -> None:
+        slots, _ = layer.look_up(given[0].flatten(0, 1))
+        reads.index_add_(0, slots.flatten(), torch.ones(slots.numel()))
+
+    hook = layer.register_forward_pre_hook(note)
+    for sequence in encode(lm, rehearsal()[:40]):
+        with torch.no_grad():
+            logits_of(lm.module, collate(lm, [sequence]))
+    hook.remove()
+    share = reads.double() / reads.sum()
+    assert measures["slots_in_use"] == pytest.approx(float((reads > 0).double().mean()), abs=0.01)
+    assert measures["hub_share_of_reads"] == pytest.approx(float(share.topk(2).values.sum()), rel=0.01)
+    expected = torch.xlogy(share, share * len(share)).sum()
+    assert measures["reads_divergence"] == pytest.approx(float(expected), rel=0.01)
+    with Ledger() as fresh:
+        bare = _path(lm, fresh, background=()).write(ITEMS).details["measures"]
+    assert "slots_in_use" not in bare, "nothing is said where nothing was read"
+
+
+def _statistics(lm: CausalLM, folder: Path, texts: int = 40, **options: Any) -> tuple[MemoryRows, int]:
+    weights = MemoryRows(rows=8, rate=5.0, statistics=folder, **options)
+    weights.fit(lm)
+    return weights, weights.prepare(lm, rehearsal()[:texts])
+
+
+def test_background_statistics_are_gathered_once_and_then_loaded(lm: CausalLM, tmp_path: Path) -> None:
+    gathered, tokens = _statistics(lm, tmp_path)
+    again, none = _statistics(lm, tmp_path)
+    assert tokens > none == 0
+    (name,) = gathered._background
+    assert gathered._background[name].batches == again._background[name].batches == 5
+    for part in ("document_frequency", "reads"):
+        first, second = (getattr(one._background[name], part) for one in (gathered, again))
+        assert torch.equal(first, second)
+        assert first.any()
+
+    def learnt(folder: Path | None) -> str:
+        with Ledger() as ledger:
+            path = _path(lm, ledger, weights=MemoryRows(rows=8, rate=5.0, statistics=folder))
+            path.write(ITEMS)
+            return path.state_hash()
+
+    assert learnt(None) == learnt(tmp_path)
+
+
+def test_background_statistics_of_anything_else_are_refused(lm: CausalLM, tmp_path: Path) -> None:
+    _statistics(lm, tmp_path)
+    for options, what in (
+        ({"background_batch": 4}, "other background_batch; name another folder"),
+        ({"texts": 32}, "other texts, window or seed; name"),
+        ({"seed": 3}, "other texts, window or seed; name"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            _statistics(lm, tmp_path, **options)  # type: ignore[arg-type]
+    with Ledger() as ledger, pytest.raises(ValueError, match="other background_batch"):  # at the door, without texts
+        _path(lm, ledger, weights=MemoryRows(statistics=tmp_path, background_batch=4))
+    (layer,) = memory_layers(lm.module).values()
+    saved = layer.keys.detach().clone()
+    with torch.no_grad():
+        layer.keys.add_(0.1)
+    try:
+        with pytest.raises(ValueError, match="other weights of the model, other keys and queries of 'model"):
+            _statistics(lm, tmp_path)
+    finally:
+        with torch.no_grad():
+            layer.keys.copy_(saved)
+    words, lm.tokenizer = lm.tokenizer, build_tokenizer()
+    lm.tokenizer.add_tokens(["zyx"])
+    try:
+        with pytest.raises(ValueError, match="other tokenizer; name another folder"):
+            _statistics(lm, tmp_path)
+    finally:
+        lm.tokenizer = words
+    content = bytearray((tmp_path / "background.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "background.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="are damaged"):
+        _statistics(lm, tmp_path)
