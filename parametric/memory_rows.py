@@ -204,7 +204,7 @@ class MemoryRows:
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
         detach(lm.module, self._layer)
-        logger.info("the model has no memory layer; writing to an empty one beside %s", self._layer)
+        logger.info("the model has no memory to write to; one is put beside %s, empty", self._layer)
 
     def _tables(self, module: Any) -> dict[str, MemoryTable]:
         """The tables that may be written."""

@@ -175,6 +175,10 @@ def recover(
                 _train(lm, made, rest, values, recipe, training, material.facts)
             seconds = time.monotonic() - began
             perplexity["recovered"], usage["recovered"] = _perplexity(lm, held_out), _usage(lm, made, held_out)
+            if not math.isfinite(perplexity["recovered"]):
+                raise FloatingPointError(
+                    f"the recovered model's perplexity is {perplexity['recovered']}; lower the rate"
+                )
             if _base_hash(lm.module, made) != base:
                 raise RuntimeError("the recovery has changed a tensor of the model itself; nothing of it may be used")
         except BaseException:
@@ -347,9 +351,9 @@ def world_material(seed: int = 0, *, reading: int = 3000, strangers: int = 1000,
         texts.append(Phrasing(f" {asked.value}", layout(prompt)))
     facts = []
     for first in near_names(generator, strangers // 2, 0.0):
-        for name in (first, near_name(generator, first)):
-            for attribute in generator.sample(PERSON_ATTRIBUTES, ALIKE // 2):
-                facts.append(study_phrasings(Fact(name, attribute, generator.choice(VALUES[attribute]))))
+        names = (first, near_name(generator, first))
+        for attribute in generator.sample(PERSON_ATTRIBUTES, ALIKE // 2):
+            facts += [study_phrasings(Fact(name, attribute, generator.choice(VALUES[attribute]))) for name in names]
     asked_for = []
     for fact in generator.sample(known.part_b, held_out // 2):
         question = generator.choice(split_wordings(fact).held_out).format(name=fact.subject)
