@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memory_paths.files import read_json, write_durably
 
-from .memory_layer import MemoryLayerConfig, ProductKeyMemory
+from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
 
 MEMORY_VERSION = 1
 TENSORS, DESCRIPTION = "memory.safetensors", "memory.json"
@@ -98,6 +98,11 @@ class MemoryTable:
     def slots(self) -> int:
         """Number of rows."""
         return self.layers[0].config.slots
+
+    @property
+    def processes(self) -> Processes:
+        """Those that have the table together."""
+        return self.layers[0].processes
 
 
 def memory_layers(module: nn.Module) -> dict[str, ProductKeyMemory]:
