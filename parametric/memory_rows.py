@@ -269,17 +269,17 @@ class MemoryRows:
     def applied(self, module: Any) -> Iterator[None]:
         """See `Weights`."""
         with self._in_place(module):
-            layers = self._tables(module)
+            tables = self._tables(module)
             # Blocks may be nested: each puts back what it found.
             outer = self._originals
-            self._originals = {name: _Originals(layer.values, outer.get(name)) for name, layer in layers.items()}
+            self._originals = {name: _Originals(table.values, outer.get(name)) for name, table in tables.items()}
             try:
                 for name, (rows, learnt) in self._learnt.items():
-                    values = layers[name].values
+                    values = tables[name].values
                     rows = rows.to(values.device)
                     self._originals[name].remember(rows)
                     with torch.no_grad():
-                        values[rows] = layers[name].processes.columns(learnt).to(values.device)
+                        values[rows] = tables[name].processes.columns(learnt).to(values.device)
                 yield
             finally:
                 for originals in self._originals.values():
@@ -289,23 +289,23 @@ class MemoryRows:
     @contextmanager
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
         """See `Weights`."""
-        layers = self._tables(module)
+        tables = self._tables(module)
         changed = {name: originals.all_rows() for name, originals in self._originals.items()}
-        present = {name: layers[name].values.detach()[rows].clone() for name, rows in changed.items()}
+        present = {name: tables[name].values.detach()[rows].clone() for name, rows in changed.items()}
         with torch.no_grad():
-            others = {name: _Originals(layer.values) for name, layer in layers.items()}
+            others = {name: _Originals(table.values) for name, table in tables.items()}
             try:
-                for name, layer in layers.items():
+                for name, table in tables.items():
                     self._originals[name].restore_all()
                     if f"{name}/rows" in state:
-                        rows = state[f"{name}/rows"].to(layer.values.device)
+                        rows = state[f"{name}/rows"].to(table.values.device)
                         others[name].remember(rows)
-                        layer.values[rows] = layer.processes.columns(state[f"{name}/values"]).to(layer.values.device)
+                        table.values[rows] = table.processes.columns(state[f"{name}/values"]).to(table.values.device)
                 yield
             finally:
-                for name, layer in layers.items():
+                for name, table in tables.items():
                     others[name].restore()
-                    layer.values[changed[name]] = present[name]
+                    table.values[changed[name]] = present[name]
 
     @contextmanager
     def training(self, module: Any) -> Iterator[Trainer]:
@@ -314,8 +314,8 @@ class MemoryRows:
         Raises:
             ValueError: The background statistics were gathered with other keys or queries.
         """
-        layers = self._tables(module)
-        for name, current in _addresses(layers).items():
+        tables = self._tables(module)
+        for name, current in _addresses(tables).items():
             if current != self._background[name].address:
                 raise ValueError(
                     f"the background statistics of {name!r} were gathered with other keys or queries; "
@@ -324,14 +324,14 @@ class MemoryRows:
         frozen = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         for parameter, _ in frozen:
             parameter.requires_grad_(False)
-        for layer in layers.values():
-            layer.values.requires_grad_(True)
+        for table in tables.values():
+            table.values.requires_grad_(True)
         try:
-            with _recorded(layers) as recorders:
-                yield _RowTrainer(self, layers, recorders)
+            with _recorded(tables) as recorders:
+                yield _RowTrainer(self, tables, recorders)
             changed = {name: originals.rows() for name, originals in self._originals.items()}
             learnt = {
-                name: layers[name].processes.whole(layers[name].values.detach()[rows]) for name, rows in changed.items()
+                name: tables[name].processes.whole(tables[name].values.detach()[rows]) for name, rows in changed.items()
             }
             check_learnt(learnt.values())
             # A state lies on the CPU, wherever the model is: it is compared, hashed and carried there.
@@ -411,18 +411,18 @@ class _RowTrainer:
     """A `Trainer` of rows: chosen after the forward pass, updated alone, and nothing beside them."""
 
     def __init__(
-        self, weights: MemoryRows, layers: Mapping[str, MemoryTable], recorders: Mapping[str, SlotRecorder]
+        self, weights: MemoryRows, tables: Mapping[str, MemoryTable], recorders: Mapping[str, SlotRecorder]
     ) -> None:
         self._weights = weights
-        self._layers = layers
+        self._tables = tables
         self._recorders = recorders
         self._generator = torch.Generator().manual_seed(weights.seed)
-        self._moments = {name: _RowMoments(layer.values, weights.moments) for name, layer in layers.items()}
+        self._moments = {name: _RowMoments(table.values, weights.moments) for name, table in tables.items()}
         self._before: dict[str, _RowMoments] = {}
 
     def remember(self) -> None:
         """See `Trainer`."""
-        self._before = {name: _RowMoments(layer.values, 1) for name, layer in self._layers.items()}
+        self._before = {name: _RowMoments(table.values, 1) for name, table in self._tables.items()}
 
     def step(
         self,
@@ -437,7 +437,7 @@ class _RowTrainer:
         value = finite(found)
         predicting = batch.predicting.flatten()
         for name, recorder in self._recorders.items():
-            counts = self._layers[name].processes.total(recorder.counts(predicting))
+            counts = self._tables[name].processes.total(recorder.counts(predicting))
             recorder.select(self._weights._chosen(name, counts, self._generator))
         found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}
@@ -452,7 +452,7 @@ class _RowTrainer:
             if (gradient := own[name]) is not None:
                 self._weights._originals[name].remember(recorder.rows)
                 if self._before:
-                    self._before[name].note(recorder.rows, self._layers[name].values)
+                    self._before[name].note(recorder.rows, self._tables[name].values)
                 self._update(name, recorder.rows, gradient, self._weights.rate * rate_share)
         if settle:
             self._settle(settle, {name: one.rows for name, one in self._recorders.items() if one.gradient is not None})
@@ -467,7 +467,7 @@ class _RowTrainer:
     def gradients(self, loss: LossFunction) -> list[Gradient]:
         """See `Trainer`."""
         found: list[Gradient] = []
-        with _recorded(self._layers) as recorders:
+        with _recorded(self._tables) as recorders:
             value = loss()
             for recorder in recorders.values():
                 recorder.select(torch.cat([read.flatten() for read in recorder.reads]).unique())
@@ -478,7 +478,7 @@ class _RowTrainer:
         return found
 
     def _update(self, name: str, rows: Tensor, gradient: Tensor, rate: float) -> None:
-        weights, values = self._weights, self._layers[name].values
+        weights, values = self._weights, self._tables[name].values
         with torch.no_grad():
             present = values[rows]
             if weights.optimiser == "adam":
@@ -496,11 +496,11 @@ class _RowTrainer:
         with torch.no_grad():
             changed = []
             for name, rows in moved.items():
-                present = self._layers[name].values[rows]
+                present = self._tables[name].values[rows]
                 changed.append(Changed(f"{name}.values", present, self._before[name].noted(rows), rows))
             settle(changed)
             for one, (name, rows) in zip(changed, moved.items(), strict=True):
-                self._layers[name].values[rows] = one.present
+                self._tables[name].values[rows] = one.present
 
 
 class _RowMoments:
