@@ -367,7 +367,7 @@ class MemoryRows:
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`; `rows_touched`: rows of all tables that some write has changed. Where a background was read,
-        how it uses the slots of all tables together, see `SlotUsage`: `slots_in_use`, `hub_share_of_reads` and
+        how it uses the slots of all tables together, see `SlotUsage`: `slots_in_use`, `hub_share` and
         `reads_divergence`."""
         measured = {
             "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
@@ -379,7 +379,7 @@ class MemoryRows:
         usage = slot_usage(reads)
         return measured | {
             "slots_in_use": usage.in_use,
-            "hub_share_of_reads": usage.hub_share,
+            "hub_share": usage.hub_share,
             "reads_divergence": usage.divergence,
         }
 

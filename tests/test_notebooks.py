@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,23 @@ def _three_paths(said: str) -> None:
     assert "the lent model is as it was: True" in said
 
 
-SAYS = {"01_three_paths": _three_paths}
+def _without_forgetting(said: str) -> None:
+    """Facts live in rows of their own; a write is taken back and carried, to the same bytes."""
+    losses = {
+        name: float(lost) for name, lost in re.findall(r"^(\w+) +learns .* loses (-?\d\.\d\d) of", said, re.MULTILINE)
+    }
+    assert losses["sparse_memory"] < min(losses["lora"], losses["full"], losses["full_rehearsal"]) / 4
+    assert f"{[32] * 12}" in said
+    new, known = map(float, re.findall(r"(\d\.\d\d)(?:;|$)", re.findall(r"in other wordings.*", said)[0]))
+    assert new > 0.9 < known
+    learnt, taken_back, before, after = re.findall(r"^(?:learnt|taken back|before|after): +(\w+)", said, re.MULTILINE)
+    assert learnt == after != taken_back == before
+    for promise in ("learnt again, to the same bytes:", "without a step:", "the same state:"):
+        assert f"{promise} True" in said
+    assert "refused: 32 of the 32 rows" in said
+
+
+SAYS = {"01_three_paths": _three_paths, "02_learning_without_forgetting": _without_forgetting}
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
@@ -30,5 +47,6 @@ def test_a_notebook_runs_says_what_is_so_and_is_committed_with_its_outputs(file:
     notebook = nbformat.read(file, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in code), "run `make notebooks` and commit the outputs"
+    shutil.copytree(file.parent / "results", tmp_path / "results")
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     SAYS[file.stem]("".join(output.get("text", "") for cell in code for output in cell.outputs))

@@ -654,7 +654,7 @@ def test_what_the_background_reads_tells_how_the_table_is_used(lm: CausalLM, led
     hook.remove()
     share = reads.double() / reads.sum()
     assert measures["slots_in_use"] == pytest.approx(float((reads > 0).double().mean()), abs=0.01)
-    assert measures["hub_share_of_reads"] == pytest.approx(float(share.topk(2).values.sum()), rel=0.01)
+    assert measures["hub_share"] == pytest.approx(float(share.topk(2).values.sum()), rel=0.01)
     expected = torch.xlogy(share, share * len(share)).sum()
     assert measures["reads_divergence"] == pytest.approx(float(expected), rel=0.01)
     with Ledger() as fresh:

@@ -322,10 +322,13 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
 def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
     """What paths into weights measured of themselves: `kl_on_new`, mean over the writes of how far the answers to what
     was just studied have gone from the untouched model's, in nats per token; `weights_changed` and `rows_touched`, how
-    many numbers, and how many rows of a memory, have been free to change by the last write.
+    many numbers, and how many rows of a memory, have been free to change by the last write; `slots_in_use` and
+    `hub_share`, which share of a memory's slots the background reads, and which share of its reads the most-read 1 % of
+    them take.
 
     Args:
-        writes: Columns of the records of writes. Of several paths the figures are added up, except for the divergence.
+        writes: Columns of the records of writes. Of several paths what was changed is added up; of the others the
+            greatest counts.
     """
     told = [json.loads(text) for text in writes["measures"] if text]
 
@@ -340,6 +343,8 @@ def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
         "kl_on_new": figure("kl_on_new", max),
         "weights_changed": figure("weights_changed", sum),
         "rows_touched": figure("rows_touched", sum),
+        "slots_in_use": figure("slots_in_use", max),
+        "hub_share": figure("hub_share", max),
     }
 
 
