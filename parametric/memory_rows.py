@@ -49,6 +49,7 @@ from .weights import Changed, Gradient, LossFunction, Project, Settle, Trainer, 
 logger = logging.getLogger(__name__)
 
 Optimiser = Literal["sgd", "adam"]
+Counted = Literal["predicting", "all"]
 
 
 class _Originals:
@@ -109,6 +110,8 @@ class MemoryRows:
         hub_share: Slots that more than this share of the background batches read are never chosen; None: any may be.
         protect_written: Whether rows that an earlier write has changed are left alone.
         selector: How rows are scored.
+        counted: Whose reads count: those of positions that predict something new ("predicting"), or, as in the paper,
+            of all positions but padding ("all").
         background_batch: Sequences in one background batch, the unit of the document frequency.
         statistics: Folder of the background statistics: loaded from there, without reading the background, or gathered
             and written there where there are none; None: gathered by each process.
@@ -132,6 +135,7 @@ class MemoryRows:
         hub_share: float | None = None,
         protect_written: bool = False,
         selector: Selector | None = None,
+        counted: Counted = "predicting",
         background_batch: int = 8,
         statistics: str | Path | None = None,
         memories: Sequence[str] | Literal["attached"] | None = None,
@@ -145,6 +149,8 @@ class MemoryRows:
             raise ValueError(f"rate must be above 0, got {rate}")
         if optimiser not in get_args(Optimiser):
             raise ValueError(f"optimiser must be one of {', '.join(get_args(Optimiser))}, got {optimiser!r}")
+        if counted not in get_args(Counted):
+            raise ValueError(f"counted must be one of {', '.join(get_args(Counted))}, got {counted!r}")
         if optimiser == "adam" and momentum:
             raise ValueError(f"momentum is an option of optimiser=sgd; Adam has its own, got momentum={momentum}")
         if lifetime_rows is not None and lifetime_rows < (rows or 1):
@@ -162,6 +168,7 @@ class MemoryRows:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.selector: Selector = selector if selector is not None else TfIdf()
+        self.counted = counted
         self.background_batch = background_batch
         self.statistics = None if statistics is None else Path(statistics)
         self.memories = memories
@@ -435,9 +442,9 @@ class _RowTrainer:
         """See `Trainer`."""
         found = loss()
         value = finite(found)
-        predicting = batch.predicting.flatten()
+        counted = (batch.predicting if self._weights.counted == "predicting" else batch.attention).flatten()
         for name, recorder in self._recorders.items():
-            counts = self._tables[name].processes.total(recorder.counts(predicting))
+            counts = self._tables[name].processes.total(recorder.counts(counted))
             recorder.select(self._weights._chosen(name, counts, self._generator))
         found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}

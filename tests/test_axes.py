@@ -238,6 +238,7 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: OrthogonalGradient(samples=0), "samples of projection=ogd must be at least 1"),
         (lambda: Experience(0), "one of them at least 1, got 0 and 0"),
         (lambda: Templates(("no place for it",)), r"must hold \{text\} once"),
+        (lambda: MemoryRows(counted="some"), "counted must be one of predicting, all, got 'some'"),  # type: ignore[arg-type]
         (lambda: MemoryRows(optimiser="lion"), "optimiser must be one of sgd, adam, got 'lion'"),
         (lambda: MemoryRows(optimiser="adam", momentum=0.5), "momentum is an option of optimiser=sgd"),
         (lambda: MemoryRows(rows=8, lifetime_rows=4), r"lifetime_rows must be at least rows \(8\), got 4"),

@@ -568,18 +568,21 @@ def test_a_shared_table_is_written_as_one_and_no_other_byte_beside_it(ledger: Le
     assert weights.state() == {}
 
 
-def test_rows_of_a_shared_table_are_chosen_by_what_all_its_layers_read_and_learn_from_both() -> None:
+@pytest.mark.parametrize("counted", ["predicting", "all"])
+def test_rows_of_a_shared_table_are_chosen_by_what_all_its_layers_read_and_learn_from_both(counted: Any) -> None:
     lm = _shared_lm()
     lm.module.double()
-    weights = MemoryRows(rows=None, rate=1.0, memories="attached")
+    weights = MemoryRows(rows=None, rate=1.0, memories="attached", counted=counted)
     weights.prepare(lm, [])
     module, batch = lm.module, collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
+    places = (batch.predicting if counted == "predicting" else batch.attention.bool()).flatten()
+    assert not places.all(), "there is padding"
     ((name, table),) = weights._tables(module).items()
     (dense,) = torch.autograd.grad(mean_loss(module, batch), table.values)
     read: list[torch.Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(
-            lambda layer, given: read.append(layer.look_up(given[0].flatten(0, 1))[0][batch.predicting.flatten()])
+            lambda layer, given: read.append(layer.look_up(given[0].flatten(0, 1))[0][places])
         )
         for layer in table.layers
     ]
