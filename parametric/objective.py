@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from memory_paths.lm import tell_given
+from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
 from .setting import Earlier, Setting, check_earlier
@@ -105,7 +106,9 @@ class SelectiveNegativeLogLikelihood:
         return Aim(batch, lambda: token_losses(logits_of(setting.module, batch), batch)[kept].mean())
 
 
-Source = Literal["new", "old"]
+Source = Literal["new", "old", "pseudo_old"]
+PSEUDO_OLD = 128
+"""Texts that the model writes before a write that distils from pseudo-old ones."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,11 @@ class Distillation:
 
     Args:
         source: Where the earlier self is listened to: on the "new" texts, wherever they have nothing to teach (their
-            prompts), or on "old" ones of the background, at their answers.
+            prompts), on "old" ones of the background, at their answers, or on "pseudo_old" ones, which the model itself
+            wrote before this write.
         weight: Of the divergence, above 0.
         temperature: Softens both distributions, above 0; the divergence is multiplied by its square.
-        per_step: Old phrasings for each step.
+        per_step: Old or pseudo-old phrasings for each step.
         teacher: "before" this write, or "untouched" by any learning.
     """
 
@@ -147,9 +151,10 @@ class Distillation:
             ValueError: Old texts are wanted and there is no background to draw from.
         """
         new = self.source == "new"
-        if new and not beside_targets(batch).any():
+        old = [] if new else self._old(setting)
+        if not (beside_targets(batch).any() if new else old):
             return NegativeLogLikelihood()(setting, batch)
-        shown = batch if new else setting.batch(setting.known(self.per_step, "objective=distil_old"))
+        shown = batch if new else setting.batch(old)
         with setting.earlier(self.teacher):
             known = logits_of(setting.module, shown)
         setting.charge(shown, 1.0 if new else 2.0 + setting.weights.backward)
@@ -163,6 +168,14 @@ class Distillation:
             return plain + self.weight * self.temperature**2 * apart
 
         return Aim(batch, loss)
+
+    def _old(self, setting: Setting) -> list[Phrasing]:
+        if self.source == "old":
+            return setting.known(self.per_step, "objective=distil_old")
+        if "pseudo_old" not in setting.kept:
+            setting.kept["pseudo_old"] = setting.written(PSEUDO_OLD, max_new_tokens=32, temperature=1.0)
+        written = setting.kept["pseudo_old"]
+        return setting.generator.sample(written, min(self.per_step, len(written)))
 
 
 def beside_targets(batch: TrainingBatch) -> Tensor:

@@ -226,15 +226,7 @@ class Generative:
 
     def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`."""
-        found = setting.lm.generate(
-            [Prompt(" ", continues=True)] * self.texts,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=setting.generator.randrange(2**31),
-        )
-        kept = [Phrasing(one.text) for one in found if one.text]
-        if kept:
-            setting.charge(setting.batch(kept), 1.0)
+        kept = setting.written(self.texts, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         while True:
             yield setting.generator.sample(kept, min(self.per_step, len(kept)))
 

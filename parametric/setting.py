@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from memory_paths.types import Phrasing
+from memory_paths.types import Phrasing, Prompt
 
 from .batches import TrainingBatch, collate, encode
 from .weights import Weights
@@ -32,6 +32,7 @@ class Setting:
         generator: All chance of this write.
         before: State of the weights when this write began.
         charge: To be called with a batch and the number of forward passes over it that a step did not make itself.
+        kept: What an axis keeps for itself from step to step of this write, by a name of its own.
     """
 
     lm: Any
@@ -41,6 +42,7 @@ class Setting:
     generator: random.Random
     before: Mapping[str, Tensor]
     charge: Callable[[TrainingBatch, float], None]
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def module(self) -> Any:
@@ -76,6 +78,19 @@ class Setting:
                 f"{what} needs phrasings of what the model knew, and there are none: give lm.background, or choose none"
             )
         return self.generator.sample(list(self.background), min(count, len(self.background)))
+
+    def written(self, count: int, *, max_new_tokens: int, temperature: float) -> list[Phrasing]:
+        """Texts that the model, as it is now, writes by itself; without the empty ones."""
+        found = self.lm.generate(
+            [Prompt(" ", continues=True)] * count,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=self.generator.randrange(2**31),
+        )
+        texts = [Phrasing(one.text) for one in found if one.text]
+        if texts:
+            self.charge(self.batch(texts), 1.0)
+        return texts
 
 
 def check_earlier(which: str, option: str) -> None:

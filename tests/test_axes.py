@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -107,6 +108,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "objective=selective": {"objective": SelectiveNegativeLogLikelihood()},
     "objective=distil_new": {"objective": Distillation("new")},
     "objective=distil_old": {"objective": Distillation("old")},
+    "objective=distil_pseudo_old": {"objective": Distillation("pseudo_old", per_step=4)},
     "objective=self_distillation": {"objective": SelfDistillation()},
     "objective=self_distillation gkd": {"objective": SelfDistillation("live", on_policy=0.5, beta=0.5)},
     "objective=policy_gradient": {"objective": PolicyGradient(samples=4, temperature=2.0)},
@@ -214,7 +216,10 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
             r"share of selective likelihood must be in \(0, 1\], got 0",
         ),
         (lambda: SelectiveNegativeLogLikelihood(reference="later"), "reference must be one of untouched, before"),
-        (lambda: Distillation(source="dreams"), "source of distillation must be one of new, old, got 'dreams'"),
+        (
+            lambda: Distillation(source="dreams"),
+            "source of distillation must be one of new, old, pseudo_old, got 'dreams'",
+        ),
         (lambda: Distillation(temperature=0.0), "must be above 0"),
         (lambda: SelfDistillation(teacher="else"), "teacher must be one of live, untouched, before, got 'else'"),
         (lambda: SelfDistillation(beta=2.0), r"on_policy and beta must be in \[0, 1\]"),
@@ -278,7 +283,7 @@ def test_selective_likelihood_studies_what_the_untouched_model_found_least_likel
     assert setting.charge.spent == batch.token_count
 
 
-@pytest.mark.parametrize("source", ["new", "old"])
+@pytest.mark.parametrize("source", ["new", "old", "pseudo_old"])
 def test_distillation_is_nothing_for_a_model_that_has_not_moved_and_grows_with_the_way(
     lm: CausalLM, source: Any
 ) -> None:
@@ -287,9 +292,11 @@ def test_distillation_is_nothing_for_a_model_that_has_not_moved_and_grows_with_t
     assert still == pytest.approx(plain, abs=1e-5)
     weights = Full()
     setting = make_setting(lm, weights, background=KNOWN)
+    setting.kept["pseudo_old"] = KNOWN
     batch, known = setting.batch(NEW), setting.batch(KNOWN)
     with torch.no_grad():
-        teacher = {name: logits_of(lm.module, shown) for name, shown in (("new", batch), ("old", known))}
+        old = logits_of(lm.module, known)
+        teacher = {"new": logits_of(lm.module, batch), "old": old, "pseudo_old": old}
         with weights.applied(lm.module):
             for parameter in lm.module.parameters():
                 parameter.mul_(1.1)
@@ -299,6 +306,23 @@ def test_distillation_is_nothing_for_a_model_that_has_not_moved_and_grows_with_t
             q = (logits_of(lm.module, shown)[at] / 3.0).double().softmax(-1)
             expected = float(mean_loss(lm.module, batch)) + 0.5 * 9.0 * float((p * (p / q).log()).sum(-1).mean())
     assert moved == pytest.approx(expected, rel=1e-4)
+
+
+def test_pseudo_old_texts_are_written_once_for_a_write_by_the_model_as_it_was(lm: CausalLM) -> None:
+    setting = make_setting(lm, Full())
+    batch, objective = setting.batch(NEW), Distillation("pseudo_old", per_step=3)
+    with setting.weights.applied(lm.module):
+        objective(setting, batch)
+        written = list(setting.kept["pseudo_old"])
+        objective(setting, batch)
+    assert setting.kept["pseudo_old"] == written
+    expected = lm.generate([Prompt(" ", continues=True)] * 128, max_new_tokens=32, temperature=1.0, seed=_first_seed())
+    assert [one.completion for one in written] == [one.text for one in expected if one.text]
+
+
+def _first_seed() -> int:
+    """The first number that a setting draws for a seed."""
+    return random.Random(0).randrange(2**31)
 
 
 def test_what_is_beside_the_targets_is_text_that_is_not_to_be_learnt(lm: CausalLM) -> None:
