@@ -148,6 +148,10 @@ class DataParallel:
                 f"pool=sharded divides the values that weights=memory writes to, {type(weights).__name__} writes "
                 "elsewhere: pool=replicated"
             )
+        if self.pool == "sharded" and getattr(weights, "clip", None) is not None:
+            raise ValueError(
+                "with pool=sharded no process knows the norm of a whole gradient: clip=null, or replicated"
+            )
         device = lm.module.get_input_embeddings().weight.device
         if device != self._device and {device.type, self._device.type} != {"cpu"}:  # "cpu" and "cpu:0" are one
             raise ValueError(f"the model is on {device} and this process on {self._device}: lm.device={self._device}")

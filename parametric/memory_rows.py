@@ -105,6 +105,7 @@ class MemoryRows:
             is then that of Adam, about 1e-3).
         momentum: Of SGD; a row's momentum moves only when the row is chosen.
         weight_decay: On chosen rows only; decoupled with Adam.
+        clip: Largest norm of a step's gradient, of the chosen rows of all tables together; None: any.
         lifetime_rows: Most rows of each table that may ever change; once there are so many, those are changed again.
             None: any number.
         hub_share: Slots that more than this share of the background batches read are never chosen; None: any may be.
@@ -131,6 +132,7 @@ class MemoryRows:
         optimiser: Optimiser = "sgd",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        clip: float | None = None,
         lifetime_rows: int | None = None,
         hub_share: float | None = None,
         protect_written: bool = False,
@@ -153,6 +155,8 @@ class MemoryRows:
             raise ValueError(f"counted must be one of {', '.join(get_args(Counted))}, got {counted!r}")
         if optimiser == "adam" and momentum:
             raise ValueError(f"momentum is an option of optimiser=sgd; Adam has its own, got momentum={momentum}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be above 0, or null, got {clip}")
         if lifetime_rows is not None and lifetime_rows < (rows or 1):
             raise ValueError(f"lifetime_rows must be at least rows ({rows}), got {lifetime_rows}")
         if hub_share is not None and not 0 <= hub_share <= 1:
@@ -167,6 +171,7 @@ class MemoryRows:
         self.protect_written = protect_written
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.clip = clip
         self.selector: Selector = selector if selector is not None else TfIdf()
         self.counted = counted
         self.background_batch = background_batch
@@ -455,6 +460,11 @@ class _RowTrainer:
         ]
         if project:
             project(gradients)
+        if self._weights.clip is not None and gradients:
+            values_of = [one.values for one in gradients]
+            norm = torch.stack([values.norm() for values in values_of]).norm()
+            for values in values_of:
+                values *= (self._weights.clip / (norm + 1e-6)).clamp(max=1.0)
         for name, recorder in self._recorders.items():
             if (gradient := own[name]) is not None:
                 self._weights._originals[name].remember(recorder.rows)

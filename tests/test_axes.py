@@ -243,6 +243,7 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
         (lambda: OrthogonalGradient(samples=0), "samples of projection=ogd must be at least 1"),
         (lambda: Experience(0), "one of them at least 1, got 0 and 0"),
         (lambda: Templates(("no place for it",)), r"must hold \{text\} once"),
+        (lambda: MemoryRows(clip=0.0), "clip must be above 0, or null, got 0"),
         (lambda: MemoryRows(counted="some"), "counted must be one of predicting, all, got 'some'"),  # type: ignore[arg-type]
         (lambda: MemoryRows(optimiser="lion"), "optimiser must be one of sgd, adam, got 'lion'"),
         (lambda: MemoryRows(optimiser="adam", momentum=0.5), "momentum is an option of optimiser=sgd"),
@@ -752,6 +753,24 @@ def test_the_rate_of_a_step_is_the_schedules_share(lm: CausalLM) -> None:
         assert ways[0].keys() == ways[1].keys()
         for name, way in ways[0].items():
             torch.testing.assert_close(ways[1][name], way / 2, rtol=1e-2, atol=1e-6)
+
+
+def test_a_clipped_step_of_rows_goes_as_far_as_its_norm_allows_and_in_the_same_direction(lm: CausalLM) -> None:
+    batch = collate(lm, encode(lm, NEW))
+    ways = {}
+    for clip in (None, 1e-3, 1e9):
+        weights = MemoryRows(rows=48, rate=50.0, clip=clip)
+        weights.prepare(lm, [])
+        with weights.applied(lm.module), weights.training(lm.module) as trainer:
+            trainer.remember()
+            trainer.step(lambda: mean_loss(lm.module, batch), batch)
+            found: list[torch.Tensor] = []
+            trainer.settle(lambda changed, found=found: found.extend(one.present - one.before for one in changed))
+            ways[clip] = torch.cat(found)
+    assert torch.equal(ways[None], ways[1e9])
+    assert float(ways[None].norm()) > 1.1 * 50.0 * 1e-3
+    assert float(ways[1e-3].norm()) == pytest.approx(50.0 * 1e-3, rel=1e-2)
+    torch.testing.assert_close(ways[1e-3] / ways[1e-3].norm(), ways[None] / ways[None].norm(), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -62,6 +62,7 @@ def _weights(name: str) -> Weights:
         "memory": lambda: MemoryRows(rows=16, rate=50.0),
         "memory_momentum_decay": lambda: MemoryRows(rows=16, rate=20.0, momentum=0.5, weight_decay=1e-3),
         "memory_adam": lambda: MemoryRows(rows=16, rate=1e-2, optimiser="adam", weight_decay=1e-3),
+        "memory_clipped": lambda: MemoryRows(rows=16, rate=50.0, clip=0.05),
         "lora": lambda: Adapter(LoraConfig(target_modules="all-linear", r=4, **CAUSAL), rate=1e-2),
         "shira": lambda: Adapter(ShiraConfig(target_modules="all-linear", r=4, random_seed=0, **CAUSAL), rate=1e-2),
         "osf": lambda: Adapter(OSFConfig(target_modules="all-linear", effective_rank=0.5, **CAUSAL), rate=1e-2),
@@ -80,7 +81,18 @@ def _weights(name: str) -> Weights:
 
 
 INSERTED = ["adapter", "prompt", "prefix", "cartridge", "prompt_pool", "lora_stack", "new_blocks", "experts"]
-KINDS = ["memory", "memory_momentum_decay", "memory_adam", "lora", "shira", "osf", "ia3", *INSERTED, "full"]
+KINDS = [
+    "memory",
+    "memory_momentum_decay",
+    "memory_adam",
+    "memory_clipped",
+    "lora",
+    "shira",
+    "osf",
+    "ia3",
+    *INSERTED,
+    "full",
+]
 SPARSE = [kind for kind in KINDS if kind.startswith("memory")]
 
 
