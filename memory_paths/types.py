@@ -393,6 +393,10 @@ class Trains(Protocol):
         """To be held for as long as the weights are not what they were; other threads wait for the model meanwhile."""
         ...
 
+    def weights_changed(self) -> None:
+        """To be called within that after every change of them: nothing that was computed before is used again."""
+        ...
+
     def weights_hash(self) -> str:
         """SHA-256 over every parameter and buffer, in hex."""
         ...

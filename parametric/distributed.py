@@ -148,6 +148,11 @@ class DataParallel:
                 f"pool=sharded divides the values that weights=memory writes to, {type(weights).__name__} writes "
                 "elsewhere: pool=replicated"
             )
+        if isinstance(weights, MemoryRows) and (weights.statistics is not None or weights.counted != "predicting"):
+            raise ValueError(
+                "several processes gather background statistics anew, and count the reads of positions that predict "
+                "something new: statistics=null and counted=predicting"
+            )
         if self.pool == "sharded" and getattr(weights, "clip", None) is not None:
             raise ValueError(
                 "with pool=sharded no process knows the norm of a whole gradient: clip=null, or replicated"
@@ -203,7 +208,8 @@ class DataParallel:
 
 def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
     """Every `count`-th sequence of a batch, from the one numbered `rank` on, without padding that none of them needs.
-    A process for which there is none takes the first one, as if it were rehearsed: all must make the same passes."""
+    A process for which there is none takes the first one, as if it were rehearsed: all must make the same passes, and
+    that work is charged like any other."""
     rows = list(range(rank, len(batch.tokens), count))
     fresh = sum(row < batch.fresh for row in rows)
     rows = rows or [0]

@@ -83,8 +83,8 @@ class Experts:
     writes stay as they are (a growing mixture of experts, after Lifelong-MoE, Chen et al. 2023, arXiv 2305.12281).
 
     `mlp(x) + sum of p_e(x) * up_e(gelu(down_e(x)))`, where p_e(x) is expert e's share (see `shares`) under the scores
-    router_e(x). The MLP itself always runs: it is where the share that no expert takes goes to. The matrix up of a new
-    expert begins as zero and its row of the router too, so that it gets its equal share of the gradient.
+    router_e(x). The MLP itself always runs, with weight 1. The matrix up of a new expert begins as zero, and its row of
+    the router too: its share begins as one of n + 1 with n experts in all, so that later experts learn more slowly.
 
     Args:
         width: Of each expert, at least 1.

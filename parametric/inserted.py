@@ -280,7 +280,8 @@ class VirtualTokens:
 
 class PromptPool:
     """A pool of prompts of virtual tokens, of which every text is given a mixture of its own (L2P, Wang et al. 2022,
-    arXiv 2112.08654, in the form of CODA-Prompt, Smith et al. 2023, 2211.13218).
+    arXiv 2112.08654, in the form of CODA-Prompt, Smith et al. 2023, 2211.13218, without its new prompts for each task,
+    its freezing of the old ones and its orthogonality: one pool goes on training).
 
     A prompt is keys and values for every layer, as in `VirtualTokens("prefix")`. What stands before a text is the sum
     of all prompts, each times the cosine of its key and the text's query, once an attention vector of the prompt has

@@ -219,13 +219,13 @@ class SlotRecorder:
         self._position = torch.full((slots,), -1, dtype=torch.int32, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
-        """How often each slot was read by the first forward pass, that of the batch, [N * N] float64 on the CPU; by
-        all layers that read the table.
+        """How often each slot was read by the first forward pass, that of the batch, [N * N] int32 on the CPU; by all
+        layers that read the table.
 
         Args:
-            position_weights: [B]; 0 leaves a position out.
+            position_weights: [B] of 0 and 1; 0 leaves a position out.
         """
-        counts = torch.zeros(len(self._position), dtype=torch.float64, device=self._position.device)
+        counts = torch.zeros(len(self._position), dtype=torch.int32, device=self._position.device)
         for slots_BR in self.reads[: self.layers]:
             if position_weights is None:
                 ones = counts.new_ones(slots_BR.numel())

@@ -1,8 +1,8 @@
 """Sparse memory finetuning: each step changes at most t rows of a memory layer's values, and not one byte beside them.
 
 After Lin et al. 2025 (arXiv 2510.15103), written from the paper. Slots are chosen after the forward pass, so that
-the choice costs no second one. Unlike the paper, which counts the reads of a whole batch, the choice counts only
-positions that predict what is new: neither prompts nor rehearsed texts take part in it.
+the choice costs no second one. Unlike the paper, which counts the reads of a whole batch, the choice by default counts
+only positions that predict what is new: neither prompts nor rehearsed texts take part in it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .batches import Encoded, TrainingBatch, collate, encode
 from .memory_layer import MemoryLayerConfig, SlotRecorder
 from .slots import (
     Background,
+    Gathering,
     Selector,
     TfIdf,
     address_hash,
-    gather_background,
     has_background,
     load_background,
     save_background,
@@ -120,7 +120,7 @@ class MemoryRows:
             they were attached (of several that share a table, any one); "attached": those that were attached later, of
             which an empty one is made where there is none; None: all.
         layer: Dotted name of the MLP that an added memory stands beside; by default the middle one.
-        half_keys: Size of an added memory: half_keys squared slots.
+        half_keys: Size of an added memory: half_keys squared slots; by default 64.
         seed: For an added memory's addresses and for random selection.
     """
 
@@ -142,7 +142,7 @@ class MemoryRows:
         statistics: str | Path | None = None,
         memories: Sequence[str] | Literal["attached"] | None = None,
         layer: str | None = None,
-        half_keys: int = 64,
+        half_keys: int | None = None,
         seed: int = 0,
     ) -> None:
         if rows is not None and rows < 1:
@@ -197,12 +197,18 @@ class MemoryRows:
 
         Raises:
             ValueError: The model's memory is of half precision, in which small steps would be rounded away; it has no
-                place for one, or none of the name given; or statistics that were saved belong to something else.
+                place for one, or none of the name given; it has one, and another one is described; or statistics that
+                were saved belong to something else.
         """
         if tables := self._tables(lm.module):
             narrow = {str(table.values.dtype) for table in tables.values()} - {"torch.float32", "torch.float64"}
             if narrow:
                 raise ValueError(f"a memory is written to in float32, this one has {sorted(narrow)}: lm.dtype=float32")
+            if self._layer is not None or self._half_keys is not None:
+                raise ValueError(
+                    f"layer and half_keys say what memory is added to a model that has none to write to; this one has "
+                    f"{[*tables]}: leave them out, or choose with memories which are written"
+                )
         else:
             self._add(lm)
         if self.statistics is not None and has_background(self.statistics):
@@ -212,7 +218,7 @@ class MemoryRows:
 
     def _add(self, lm: Any) -> None:
         self._layer = self._layer or middle_mlp(lm.module)
-        config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys)
+        config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys or 64)
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
         detach(lm.module, self._layer)
@@ -366,7 +372,7 @@ class MemoryRows:
     def _chosen(self, name: str, counts: Tensor, generator: torch.Generator) -> Tensor:
         """The rows that a step changes."""
         accessed = counts.nonzero().flatten()
-        counts = counts[accessed]
+        counts = counts[accessed].double()
         scores = self.selector(counts, self._background[name].among(accessed), generator)
         counts = counts * self._may_change(name, accessed)
         if self.lifetime_rows is None:
@@ -379,8 +385,7 @@ class MemoryRows:
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`; `rows_touched`: rows of all tables that some write has changed. Where a background was read,
-        how it uses the slots of all tables together, see `SlotUsage`: `slots_in_use`, `hub_share` and
-        `reads_divergence`."""
+        how it uses the slots of all tables together, see `SlotUsage`: `slots_in_use` and `hub_reads`."""
         measured = {
             "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
             "rows_touched": float(sum(len(rows) for rows, _ in self._learnt.values())),
@@ -391,8 +396,7 @@ class MemoryRows:
         usage = slot_usage(reads)
         return measured | {
             "slots_in_use": usage.in_use,
-            "hub_share": usage.hub_share,
-            "reads_divergence": usage.divergence,
+            "hub_reads": usage.hub_share,
         }
 
     def fingerprint(self) -> str:
@@ -428,7 +432,9 @@ class _RowTrainer:
         self._weights = weights
         self._tables = tables
         self._recorders = recorders
-        self._generator = torch.Generator().manual_seed(weights.seed)
+        # Another beginning for each write, and the same when it is learnt again.
+        written = sum(len(rows) for rows, _ in weights._learnt.values())
+        self._generator = torch.Generator().manual_seed(weights.seed + 7919 * written)
         self._moments = {name: _RowMoments(table.values, weights.moments) for name, table in tables.items()}
         self._before: dict[str, _RowMoments] = {}
 
@@ -562,11 +568,11 @@ class _RowMoments:
         """The direction of Adam, its bias corrected by each row's own number of steps (Kingma & Ba 2015, 1412.6980)."""
         at = self._at(rows)
         self._steps[at] += 1
-        steps = self._steps[at][:, None]
+        steps = self._steps[at][:, None].double()
         self._store[at, 0] = first * self._store[at, 0] + (1 - first) * gradient
         self._store[at, 1] = second * self._store[at, 1] + (1 - second) * gradient.square()
-        mean = self._store[at, 0] / (1 - first**steps)
-        square = self._store[at, 1] / (1 - second**steps)
+        mean = self._store[at, 0] / (1 - first**steps).to(gradient.dtype)
+        square = self._store[at, 1] / (1 - second**steps).to(gradient.dtype)
         return mean / (square.sqrt() + 1e-8)
 
     def _new(self, rows: Tensor) -> Tensor:
@@ -591,8 +597,8 @@ def read_background(
     lm: Any, tables: Mapping[str, MemoryTable], sequences: Sequence[Encoded], size: int
 ) -> tuple[dict[str, Background], int]:
     """Statistics of what texts read of each table, in batches of `size` sequences, and the number of their tokens."""
-    tokens = 0
-    reads: dict[str, list[Tensor]] = {name: [] for name in tables}
+    tokens, addresses = 0, _addresses(tables)
+    gathered = {name: Gathering(table.slots) for name, table in tables.items()}
     with torch.no_grad(), _recorded(tables, always=True) as recorders:
         for start in range(0, len(sequences), size):
             batch = collate(lm, sequences[start : start + size])
@@ -600,12 +606,9 @@ def read_background(
             real = batch.attention.flatten().bool()
             tokens += batch.token_count
             for name, recorder in recorders.items():
-                reads[name].append(torch.cat([read[real] for read in recorder.reads]))
+                gathered[name].add(torch.cat([read[real] for read in recorder.reads]))
                 recorder.clear()
-    addresses = _addresses(tables)
-    return {
-        name: gather_background(reads[name], table.slots, addresses[name]) for name, table in tables.items()
-    }, tokens
+    return {name: one.background(addresses[name]) for name, one in gathered.items()}, tokens
 
 
 def _addresses(tables: Mapping[str, MemoryTable]) -> dict[str, str]:

@@ -36,7 +36,7 @@ class NoMerging:
 @dataclass(frozen=True)
 class Interpolation:
     """The weights end between where they were and where the write took them (WiSE-FT, Wortsman et al. 2021, arXiv
-    2109.01903).
+    2109.01903). Of low-rank pairs each matrix does, and not their product.
 
     Args:
         share: Of the way that is kept, in (0, 1].

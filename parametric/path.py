@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
@@ -54,7 +55,7 @@ from .weights import LossFunction, Weights
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 DRIFT_SEQUENCES, DRIFT_BATCH = 64, 16
 TENSORS, JOURNAL, WRITES = "learnt.safetensors", "journal.safetensors", "writes.json"
 PATCH, ITEMS = "patch.safetensors", "items.jsonl"
@@ -180,6 +181,7 @@ class WeightsPath:
         self._progress = progress
         self._parallel = parallel if parallel is not None and parallel.count > 1 else None
         self._divided = ""
+        self._settings = self._hash_of_settings()
         if self._parallel:
             axes = (self._weights, self._objective, self._rehearsal, self._penalty, self._projection, self._merging)
             self._parallel.check(lm, ledger, *axes)
@@ -343,6 +345,13 @@ class WeightsPath:
         model = self._divided or self._lm.weights_hash()
         return hashlib.sha256(f"{model} {self._weights.fingerprint()}".encode()).hexdigest()
 
+    def _hash_of_settings(self) -> str:
+        """Hash of what says how a write learns: with another one the same items would lead to other weights."""
+        weights = {name: value for name, value in vars(self._weights).items() if not name.startswith("_")}
+        axes = (self._study, self._objective, self._rehearsal, self._penalty, self._projection, self._schedule)
+        said = repr((sorted(weights.items()), axes, self._merging, self._budget, self._seed, self._background))
+        return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", said).encode()).hexdigest()
+
     def import_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Take in a write of another copy, without learning.
 
@@ -432,11 +441,13 @@ class WeightsPath:
             "namespace": self._namespace,
             "sha256": sums,
             "model": self._basis(),
+            "settings": self._settings,
         }
         write_durably(folder / WRITES, json.dumps(described).encode(), part="weights")
 
     def load(self, folder: Path) -> None:
-        """See `MemoryPath`.
+        """See `MemoryPath`. Where this path would learn in another way than the one that was saved, nothing is rewound
+        to what that had learnt: whatever is forgotten later, all is learnt again in this way.
 
         Raises:
             FileNotFoundError: The folder holds no saved weights path.
@@ -459,7 +470,11 @@ class WeightsPath:
             )
         self._weights.load_state(load(content[TENSORS]))
         self._writes, self._position = described["writes"], described["position"]
-        self._journal = self._journal.restored(load(content[JOURNAL]), len(self._writes), described["undoable"])
+        writes, undoable = len(self._writes), described["undoable"]
+        if described["settings"] == self._settings:
+            self._journal = self._journal.restored(load(content[JOURNAL]), writes, undoable)
+        else:
+            self._journal = self._journal.restored({}, writes, ())
         self._namespace = described["namespace"]
 
     def close(self) -> None:
@@ -584,7 +599,7 @@ class WeightsPath:
         lm, module = self._lm, self._lm.module
         studied = self._studied(items)
         if self._parallel:
-            self._parallel.agree(self.state_hash(), self._seed, self._budget, studied)
+            self._parallel.agree(self.state_hash(), self._settings, studied)
         began, tokens, flops = time.perf_counter(), 0, 0.0
         if not self._prepared:
             with lm.altered():
@@ -647,6 +662,7 @@ class WeightsPath:
                 rate_share = self._schedule(max(number / self._budget.most_steps, gone_over))
                 try:
                     losses.append(trainer.step(loss, aim.batch, project, restraint.settle, rate_share))
+                    lm.weights_changed()  # a fused optimiser does not raise the versions of its tensors
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
                 charge(aim.batch, 1 + self._weights.backward)

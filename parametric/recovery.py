@@ -44,7 +44,7 @@ from memory_paths.streams.world import (
 )
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
-from .addressing import address_loss
+from .addressing import address_loss, balance_loss
 from .attach import DESCRIPTION, Attached, Mode, attach_all, detach, memory_tables, middle_mlp, save_memory
 from .batches import Encoded, collate, encode
 from .embedded import load as load_embedded
@@ -227,9 +227,24 @@ def _train(
             order += generator.sample(list(texts), len(texts))
         chosen, order = order[: recipe.batch], order[recipe.batch :]
         batch = collate(lm, chosen)
-        loss = token_losses(logits_of(lm.module, batch), batch).mean()
+        with _inputs_of(memories) as hidden:
+            loss = token_losses(logits_of(lm.module, batch), batch).mean()
         if facts:
             loss = loss + _address_loss(lm, memories, _drawn(facts, recipe.facts, generator), recipe)
+        else:  # no wordings to tell apart, but all keys are to be used
+            real = batch.attention.flatten().bool()
+            loss = (
+                loss
+                + recipe.balance
+                * torch.stack(
+                    [
+                        balance_loss(
+                            one.half_scores(one.queries(hidden[id(one)].flatten(0, 1)[real])), one.config.top_k
+                        )
+                        for one in memories
+                    ]
+                ).mean()
+            )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1} of the recovery; lower the rate")
         optimiser.zero_grad(set_to_none=True)
@@ -268,6 +283,19 @@ def _address_loss(
     batch = collate(lm, sequences)
     rows = torch.arange(len(sequences), device=batch.tokens.device)
     places = batch.targets.int().argmax(dim=1) - 1
+    with _inputs_of(memories) as hidden:
+        logits_of(lm.module, batch)
+    facts = torch.tensor(numbers, device=rows.device)
+    losses = [
+        address_loss(memory, hidden[id(memory)][rows, places], facts, recipe.consistency, recipe.balance)
+        for memory in memories
+    ]
+    return torch.stack(losses).mean()
+
+
+@contextmanager
+def _inputs_of(memories: Sequence[ProductKeyMemory]) -> Iterator[dict[int, Tensor]]:
+    """What each memory is given, [sequences, length, D] by its id, by the last pass within the block."""
     hidden: dict[int, Tensor] = {}
 
     def note(layer: Any, arguments: tuple[Tensor, ...]) -> None:
@@ -275,16 +303,10 @@ def _address_loss(
 
     hooks = [memory.register_forward_pre_hook(note) for memory in memories]
     try:
-        logits_of(lm.module, batch)
+        yield hidden
     finally:
         for hook in hooks:
             hook.remove()
-    facts = torch.tensor(numbers, device=rows.device)
-    losses = [
-        address_loss(memory, hidden[id(memory)][rows, places], facts, recipe.consistency, recipe.balance)
-        for memory in memories
-    ]
-    return torch.stack(losses).mean()
 
 
 @contextmanager
@@ -365,7 +387,7 @@ def world_material(seed: int = 0, *, reading: int = 3000, strangers: int = 1000,
 
 def file_material(texts: Path, items: Path | None, *, held_out: int = 50, limit: int = 100_000) -> Material:
     """Texts of a file, see `streams.files.texts`, of which the first ones are held out; phrasings of facts from JSON
-    lines of items, `Knowledge.to_json`."""
+    lines of items, `Knowledge.to_json`: those with a prompt, at whose end the fact is asked for."""
     found = texts_of(texts, skip=0, limit=limit)
     if len(found) <= held_out:
         raise ValueError(
@@ -373,7 +395,8 @@ def file_material(texts: Path, items: Path | None, *, held_out: int = 50, limit:
         )
     lines = items.read_text(encoding="utf-8").splitlines() if items is not None else []
     taught = [Knowledge.from_json(line) for line in lines if line.strip()]
-    return Material(found[held_out:], found[:held_out], [item.phrasings for item in taught if len(item.phrasings) > 1])
+    asked = [[one for one in item.phrasings if one.prompt] for item in taught]
+    return Material(found[held_out:], found[:held_out], [wordings for wordings in asked if len(wordings) > 1])
 
 
 def save_card(folder: Path, card: Card, **settings: Any) -> None:
@@ -405,6 +428,8 @@ def main() -> None:
     is_embedded = arguments.model == "embedded" or (Path(arguments.model) / "embedded.json").is_file()
     if arguments.texts is None and not is_embedded:
         parser.error(f"{arguments.model} needs --texts: what the model can continue")
+    if arguments.texts is None and arguments.items is not None:
+        parser.error("--items go with --texts; without these the embedded model's own world is read")
     recipe = Recovery(**{name: getattr(arguments, name) for name in asdict(Recovery())})
     material = (
         world_material(recipe.seed)

@@ -30,8 +30,7 @@ class Constant:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise ValueError(f"factor of schedule=constant must be above 0, got {self.factor}")
+        _check_factor(self.factor)
 
     def __call__(self, progress: float) -> float:
         """See `Schedule`."""
@@ -47,6 +46,7 @@ class Rewarming:
         rising: Share of the write in which it rises from 0, in [0, 1].
         falling: Share of the write at its end in which it falls, in [0, 1 - rising].
         floor: What it falls to, as a share, in [0, 1].
+        factor: Multiplies it, as in `Constant`.
 
     Raises:
         ValueError: A share out of range.
@@ -55,8 +55,10 @@ class Rewarming:
     rising: float = 0.1
     falling: float = 0.9
     floor: float = 0.1
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_factor(self.factor)
         if min(self.rising, self.falling) < 0 or self.rising + self.falling > 1 + 1e-9 or not 0 <= self.floor <= 1:
             raise ValueError(
                 "rising and falling of schedule=rewarming must be at least 0 and at most 1 together, and floor in "
@@ -66,6 +68,11 @@ class Rewarming:
     def __call__(self, progress: float) -> float:
         """See `Schedule`. No step has a rate of 0: half of the first hundredth of the rise is the least."""
         if progress < self.rising:
-            return max(progress / self.rising, 0.005)
+            return self.factor * max(progress / self.rising, 0.005)
         fallen = (progress - (1 - self.falling)) / self.falling if self.falling else 0.0
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * max(0.0, fallen)))
+        return self.factor * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * max(0.0, fallen))))
+
+
+def _check_factor(factor: float) -> None:
+    if not factor > 0:
+        raise ValueError(f"factor of a schedule must be above 0, got {factor}")

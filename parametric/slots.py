@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -46,10 +46,14 @@ class Background:
     reads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     mass: int | None = None
 
+    def with_mass(self) -> Background:
+        """The same, and the mass of the table."""
+        return replace(self, mass=int(self.document_frequency.sum()) + len(self.document_frequency))
+
     def among(self, slots: Tensor) -> Background:
         """The statistics of these slots alone, in their order."""
-        mass = int(self.document_frequency.sum()) + len(self.document_frequency) if self.mass is None else self.mass
-        return replace(self, document_frequency=self.document_frequency[slots], mass=mass)
+        whole = self if self.mass is not None else self.with_mass()
+        return replace(whole, document_frequency=self.document_frequency[slots])
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class SlotUsage:
 
 
 def slot_usage(reads: Tensor) -> SlotUsage:
-    """How evenly slots are used, after Lample et al. 2019 (arXiv 1907.05242), section 4.5, who sum weights in place of
-    reads for the divergence.
+    """How evenly slots are used, after Lample et al. 2019 (arXiv 1907.05242), who sum weights in place of reads for
+    the divergence.
 
     Args:
         reads: [slots]; how often each was read, all at least 0.
@@ -163,14 +167,24 @@ def address_hash(layer: ProductKeyMemory) -> str:
     return digest.hexdigest()
 
 
-def gather_background(accesses: Sequence[Tensor], slots: int, address: str) -> Background:
-    """Statistics from the accesses of each background batch (int64 tensors of slots, of any shape)."""
-    frequency, reads = torch.zeros(slots, dtype=torch.int64), torch.zeros(slots, dtype=torch.int64)
-    for read in accesses:
+class Gathering:
+    """Statistics in the making, of a table of so many slots."""
+
+    def __init__(self, slots: int) -> None:
+        self._batches = 0
+        self._frequency = torch.zeros(slots, dtype=torch.int64)
+        self._reads = torch.zeros(slots, dtype=torch.int64)
+
+    def add(self, read: Tensor) -> None:
+        """What one background batch read: slots (int64), of any shape."""
         found, counts = (tensor.cpu() for tensor in read.unique(return_counts=True))
-        frequency[found] += 1
-        reads[found] += counts
-    return Background(len(accesses), frequency, address, reads)
+        self._batches += 1
+        self._frequency[found] += 1
+        self._reads[found] += counts
+
+    def background(self, address: str) -> Background:
+        """Of all batches so far."""
+        return Background(self._batches, self._frequency, address, self._reads).with_mass()
 
 
 def save_background(folder: Path, background: Mapping[str, Background], depends: Mapping[str, str]) -> None:
@@ -240,6 +254,6 @@ def load_background(folder: Path, depends: Mapping[str, str], addresses: Mapping
     return {
         name: Background(
             tables[name]["batches"], tensors[f"{name}/document_frequency"], address, tensors[f"{name}/reads"]
-        )
+        ).with_mass()
         for name, address in addresses.items()
     }

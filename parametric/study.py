@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from memory_paths.types import Knowledge, Phrasing, Prompt, Usage
+from memory_paths.types import Knowledge, Phrasing, Prompt, TooLarge, Usage
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class SelfEdits:
 
     Where SEAL finetunes on each of several edits and keeps those after which the model answers best, the ones kept here
     are those with which as a note it answers the item's own study questions best (or finds its text likeliest, where it
-    brought none): that costs a forward pass. What repeats the item's text is no edit.
+    brought none): that costs a forward pass. What repeats the item's text is no edit, and an item for which there is no
+    room in the prompt has none.
 
     Args:
         instruction: What the model is told; the item's text is a note before it.
@@ -124,7 +125,13 @@ class SelfEdits:
 
     def __call__(self, items: Sequence[Knowledge], lm: Any) -> list[StudyTexts]:
         """See `Study`."""
-        return [self._of(item, lm) for item in items]
+        found = []
+        for item in items:
+            try:
+                found.append(self._of(item, lm))
+            except TooLarge:
+                found.append(StudyTexts(item.phrasings or (Phrasing(item.text),)))
+        return found
 
     def _of(self, item: Knowledge, lm: Any) -> StudyTexts:
         own = item.phrasings or (Phrasing(item.text),)

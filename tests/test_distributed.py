@@ -168,6 +168,9 @@ def test_a_ledger_file_and_values_that_are_not_written_to_are_refused(tmp_path: 
     assert isinstance(lora, Adapter)
     with pytest.raises(ValueError, match="pool=replicated"):
         _check(DataParallel("sharded", cpu=True), weights=lora)
+    for alone in ({"statistics": "anywhere"}, {"counted": "all"}):
+        with pytest.raises(ValueError, match="statistics=null and counted=predicting"):
+            _check(DataParallel(cpu=True), weights=MemoryRows(**alone))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="clip=null"):
         _check(DataParallel("sharded", cpu=True), weights=MemoryRows(clip=1.0))
     with pytest.raises(ValueError, match="pool must be one of replicated, sharded"):

@@ -125,6 +125,25 @@ def test_forgetting_learns_again_only_what_came_after(
     assert (nothing.ids, nothing.cost.lm.tokens, nothing.details) == ((), 0, {"relearnt": 0})
 
 
+def test_what_was_learnt_in_another_way_is_not_rewound_to(lm: CausalLM, tmp_path: Path) -> None:
+    """Forgetting ends as a model would that never saw it, and had always learnt as this one does."""
+    file = tmp_path / "ledger.sqlite"
+    with Ledger(file) as ledger:
+        path = _path(lm, ledger)
+        for item in (ONE, TWO, THREE):
+            path.write([item])
+        path.save(tmp_path / "path")
+    other = {"budget": Budget(steps=3, batch=8)}
+    with Ledger(file) as ledger, Ledger() as elsewhere:
+        path = _path(lm, ledger, **other)
+        path.load(tmp_path / "path")
+        path.forget([THREE.id])
+        never = _path(lm, elsewhere, **other)
+        for item in (ONE, TWO):
+            never.write([item])
+        assert _state(path) == _state(never)
+
+
 def test_without_room_in_the_journal_everything_is_learnt_again_to_the_same_bytes(
     lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
 ) -> None:

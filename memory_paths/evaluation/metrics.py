@@ -323,7 +323,7 @@ def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
     """What paths into weights measured of themselves: `kl_on_new`, mean over the writes of how far the answers to what
     was just studied have gone from the untouched model's, in nats per token; `weights_changed` and `rows_touched`, how
     many numbers, and how many rows of a memory, have been free to change by the last write; `slots_in_use` and
-    `hub_share`, which share of a memory's slots the background reads, and which share of its reads the most-read 1 % of
+    `hub_reads`, which share of a memory's slots the background reads, and which share of its reads the most-read 1 % of
     them take.
 
     Args:
@@ -344,7 +344,7 @@ def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
         "weights_changed": figure("weights_changed", sum),
         "rows_touched": figure("rows_touched", sum),
         "slots_in_use": figure("slots_in_use", max),
-        "hub_share": figure("hub_share", max),
+        "hub_reads": figure("hub_reads", max),
     }
 
 
