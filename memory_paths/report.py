@@ -21,13 +21,13 @@ from memory_paths.evaluation.table import render_markdown, render_table
 _failed_folders: list[str] = []
 
 
-def show(folder: str | Path) -> Summary:
+def show(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
     """Collect the runs of a folder, print table and verdict, write the three files, and remember the failures.
 
     Raises:
         FileNotFoundError: There is no run in it.
     """
-    summary = collect(folder)
+    summary = collect(folder, ignore)
     page = summary.write(folder)
     print(render_table(summary, shutil.get_terminal_size((200, 24)).columns))
     print()
@@ -79,15 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="METRIC",
         help="print a Markdown table of these metrics and costs, and write nothing",
     )
+    parser.add_argument(
+        "--ignore",
+        nargs="*",
+        default=[],
+        metavar="SETTING",
+        help="settings in which runs may differ and are told of as one, such as weights.counted; for runs of versions "
+        "that did not all know them",
+    )
     given = parser.parse_args(arguments)
     try:
         if given.markdown is not None:
-            summary = collect(given.folder)
+            summary = collect(given.folder, given.ignore)
             print(render_markdown(summary, given.markdown))
             for failure in summary.failures:
                 print(f"failed: {failure.folder}: {failure.reason}", file=sys.stderr)
         else:
-            summary = show(given.folder)
+            summary = show(given.folder, given.ignore)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -116,6 +116,16 @@ def test_runs_are_collected_in_order_and_failures_are_named_with_their_reason(sw
     assert {line.variant for line in summary.lines} == {""}
 
 
+def test_runs_that_differ_in_ignored_settings_alone_are_one_line(tmp_path: Path) -> None:
+    for seed, budget in enumerate(({"passes": 2}, {"passes": 2, "effort": 1.0}, {"passes": 3, "effort": 1.0})):
+        report = make_report("sparse_memory", 0.9, seed=seed)
+        config = {**report.config, "path": {"memory": {"budget": budget}}}
+        replace(report, config=config).write(tmp_path / str(seed))
+    assert [len(line.seeds) for line in collect(tmp_path).lines] == [1, 1, 1]
+    lines = collect(tmp_path, ["path.memory.budget.effort"]).lines
+    assert [(line.variant, len(line.seeds)) for line in lines] == [("budget.passes=2", 2), ("budget.passes=3", 1)]
+
+
 def test_seeds_become_one_line_with_an_interval_over_seeds() -> None:
     (line,) = summarise([make_report("rag", kept, seed=seed) for seed, kept in enumerate((0.8, 0.9, 1.0))])
     metric = line.metric("retention")

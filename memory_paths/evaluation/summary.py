@@ -154,10 +154,14 @@ class Summary:
         return target / "report.html"
 
 
-def collect(folder: str | Path) -> Summary:
+def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
     """Every run under a folder, however deep.
 
     A run that left records or a failed.json but no report is a failure and is named by its folder.
+
+    Args:
+        folder: Where to look.
+        ignore: Names of settings (such as "weights.counted") in which runs may differ and are one line all the same.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
@@ -177,19 +181,21 @@ def collect(folder: str | Path) -> Summary:
             failures.append(Failure(name, str(error)))
     if not reports and not failures:
         raise FileNotFoundError(f"no run in {root}: there is no {REPORT} anywhere below it")
-    labelled = [pair for group in _same_name(reports) for pair in zip(group, _variants(group), strict=True)]
-    lines = _without_reading(summarise(reports))
+    groups = _same_name(reports)
+    labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
+    lines = _without_reading(summarise(reports, ignore))
     read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
     curves = tuple(curve for curve in curves_of(labelled) if (curve.family, curve.load) in read)
     return Summary(lines, tuple(failures), curves)
 
 
-def summarise(reports: Sequence[Report]) -> tuple[Line, ...]:
-    """Reports put together by path, settings, load, model and stream; seeds become one line."""
+def summarise(reports: Sequence[Report], ignore: Sequence[str] = ()) -> tuple[Line, ...]:
+    """Reports put together by path, settings (but for those to ignore), load, model and stream; seeds become one
+    line."""
     lines = []
     for group in _same_name(reports):
         variants: dict[str, list[Report]] = {}
-        for report, variant in zip(group, _variants(group), strict=True):
+        for report, variant in zip(group, _variants(group, ignore), strict=True):
             variants.setdefault(variant, []).append(report)
         lines += [_line(variant, same) for variant, same in variants.items()]
     return tuple(sorted(lines, key=_place))
@@ -405,13 +411,15 @@ def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _variants(reports: Sequence[Report]) -> list[str]:
-    """For each report the settings in which it differs from the others, seeds and places left out."""
+def _variants(reports: Sequence[Report], ignore: Sequence[str]) -> list[str]:
+    """For each report the settings in which it differs from the others; seeds, places and those to ignore left out."""
+    left_out = set(map(_short_name, ignore))
     settings = [
         {
             name: value
             for name, value in flattened(report.config).items()
             if not any("seed" in part or part in _PLACES for part in name.split("."))
+            and _short_name(name) not in left_out
         }
         for report in reports
     ]
@@ -422,10 +430,14 @@ def _variants(reports: Sequence[Report]) -> list[str]:
 
 def _setting(name: str, value: Any) -> str:
     """A setting for people: a class by its name alone."""
-    short = name.removeprefix("path.").removeprefix("memory.")
+    short = _short_name(name)
     if short.endswith("._target_"):
         return f"{short.removesuffix('._target_')}={str(value).rsplit('.', 1)[-1]}"
     return f"{short}={value}"
+
+
+def _short_name(name: str) -> str:
+    return name.removeprefix("path.").removeprefix("memory.")
 
 
 def _run_folders(root: Path) -> set[Path]:
