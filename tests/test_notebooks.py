@@ -25,10 +25,6 @@ def _three_paths(said: str) -> None:
 
 def _without_forgetting(said: str) -> None:
     """Facts live in rows of their own; a write is taken back and carried, to the same bytes."""
-    losses = {
-        name: float(lost) for name, lost in re.findall(r"^(\w+) +learns .* loses (-?\d\.\d\d) of", said, re.MULTILINE)
-    }
-    assert losses["sparse_memory"] < min(losses["lora"], losses["full"], losses["full_rehearsal"]) / 4
     assert f"{[32] * 12}" in said
     new, known = map(float, re.findall(r"(\d\.\d\d)(?:;|$)", re.findall(r"in other wordings.*", said)[0]))
     assert new > 0.9 < known
