@@ -198,6 +198,8 @@ def test_a_mapping_reaches_into_lists_and_nested_fields(tmp_path: Path) -> None:
         ("seal_squad", {"direct"}),
         ("reversal_curse", {"direct", "reversal"}),
         ("tofu", {"direct"}),
+        ("wikidyk", {"direct"}),
+        ("concept_1k", {"trained", "direct"}),
     ],
 )
 def test_real_data_teaches_asks_and_brings_a_prior(
@@ -214,6 +216,57 @@ def test_real_data_teaches_asks_and_brings_a_prior(
     assert all(question.query.continues for question in stream.prior)
     assert all(question.query.continues == (name == "reversal_curse") for question in questions)
     assert all(question.query.text and all(question.targets) for question in (*questions, *stream.prior))
+
+
+@pytest.mark.parametrize("name", ["reversal_curse", "wikidyk", "concept_1k"])
+def test_real_questions_have_four_choices_and_wordings_that_are_not_studied(
+    name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMORY_PATHS_DATA", str(data_folder))
+    stream = instantiate(compose(f"stream={name}", "++stream.limit=30").stream, _convert_="all")
+    items = [item for step in stream.experiences for item in step.items]
+    asked = [q for step in stream.experiences for q in step.questions if q.kind == "direct"]
+    assert {id for question in asked for id in question.ids} == {item.id for item in items}
+    studied = {text for item in items for text in (item.text, *(phrasing.prompt for phrasing in item.phrasings))}
+    answers = {question.targets[0] for question in asked}
+    for question in asked:
+        assert question.query.text not in studied
+        assert len(set(question.choices)) == 4
+        assert question.targets[0] in question.choices
+        assert set(question.choices) <= answers
+    places = Counter(question.choices.index(question.targets[0]) for question in asked)
+    assert min(places[place] for place in range(4)) > len(asked) / 12
+
+
+def test_wrong_choices_are_other_items_answers_to_the_same_question(tmp_path: Path) -> None:
+    records = [
+        {"id": name, "text": name, "born": born, "home": f"home of {name}"}
+        for name, born in zip("abcd", "5667", strict=True)
+    ]
+    file = _write(tmp_path / "facts.jsonl", *records)
+    spec = [
+        {"question": "Where {id}?", "answer": "{home}", "others": 2},
+        {"question": "When {id}?", "answer": "{born}", "others": 1},
+    ]
+    questions = [q for step in jsonl(file, mapping={"questions": spec}).experiences for q in step.questions]
+    assert questions == [q for step in jsonl(file, mapping={"questions": spec}).experiences for q in step.questions]
+    homes, years = questions[::2], questions[1::2]
+    assert all(len(set(q.choices)) == 3 and set(q.choices) <= {r["home"] for r in records} for q in homes)
+    assert all(len(set(q.choices)) == 2 and q.targets[0] in q.choices and set(q.choices) <= set("567") for q in years)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"others": 3}, r"facts.jsonl: others must be between 1 and 1, .* to 'q a', got 3; give fewer others, or more"),
+        ({"others": 0}, "others must be between 1 and 1"),
+        ({"others": 1, "choices": "wrong"}, "not both"),
+    ],
+)
+def test_choices_that_cannot_be_drawn_are_refused(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+    file = _write(tmp_path / "facts.jsonl", *({"id": name, "text": name} for name in "ab"))
+    with pytest.raises(ValueError, match=message):
+        jsonl(file, mapping={"questions": [{"question": "q {id}", "answer": "{id}", **spec}]})
 
 
 def test_a_question_asked_twice_is_asked_once_and_accepts_both_answers(tmp_path: Path) -> None:

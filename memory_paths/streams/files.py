@@ -19,7 +19,7 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question,
 CONTINUED_WORDS = 40
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
 ITEM_FIELDS = ("id", "text", "kind", "key", "source")
-QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "each", "file", "group")
+QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "others", "each", "file", "group")
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Plan:
         item: Format strings for id, text, kind, key and source.
         phrasings: Other ways to say the item: format strings for prompt and completion, and whether the prompt asks.
         questions: Format strings for question and answer, with the kind, and whether the question is no question but
-            the beginning of a text (`continues`); `each` names a list field whose entries are
-            asked one by
-            one; `choices` a list field of wrong answers; `file` and `group` another file whose n-th group of lines
+            the beginning of a text (`continues`); `each` names a list field whose entries are asked one by one;
+            `choices` a list field of wrong answers; `others` instead how many wrong answers are drawn from what is
+            right for the same question about other items; `file` and `group` another file whose n-th group of lines
             asks about the n-th item.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
     """
@@ -87,9 +87,15 @@ def jsonl(
             where = source.parent / spec["file"]
             records = _groups(where, int(spec.get("group", 1)))
         optional = not mapping
-        for index, (item, group) in enumerate(zip(items, records, strict=False)):
-            taken = group if "file" in spec else group[:1]
-            asked[index] += [q for record in taken for q in _questions(spec, record, item, where, optional)]
+        taken = [group if "file" in spec else group[:1] for group in records]
+        found = [
+            [question for record in group for question in _questions(spec, record, item, where, optional)]
+            for item, group in zip(items, taken, strict=False)
+        ]
+        if "others" in spec:
+            found = _with_others(found, int(spec["others"]), where)
+        for questions, more in zip(asked, found, strict=False):
+            questions += more
     asked = [_merged(questions) for questions in asked]
     if experiences < 1:
         raise ValueError(f"experiences must be at least 1, got {experiences}")
@@ -139,6 +145,8 @@ def _plan(mapping: Mapping[str, Any]) -> Plan:
             raise ValueError(
                 f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}"
             )
+        if "choices" in spec and "others" in spec:
+            raise ValueError("a question of a mapping has choices (a field) or others (a number), not both")
         if spec.get("kind", "direct") not in get_args(QuestionKind):
             raise ValueError(f"kind of a question must be one of {get_args(QuestionKind)}, got {spec['kind']!r}")
     return Plan(item, list(mapping.get("phrasings", ())), questions, int(mapping.get("group", 1)))
@@ -239,6 +247,27 @@ def _questions(
             )
         )
     return found
+
+
+def _with_others(asked: Sequence[Sequence[Question]], count: int, file: Path) -> list[list[Question]]:
+    """Choices for the n-th question about each item: its answer, and `count` of the n-th answers of other items. All of
+    them are taught, so that what was studied is no hint of which one is right."""
+
+    def chosen(question: Question, number: int) -> Question:
+        answers = dict.fromkeys(
+            row[number].targets[0] for row in asked if number < len(row) and row[0].ids != question.ids
+        )
+        wrong = [answer for answer in answers if answer not in question.targets]
+        if not 0 < count <= len(wrong):
+            raise ValueError(
+                f"{file}: others must be between 1 and {len(wrong)}, the different answers of other items to "
+                f"{question.query.text!r}, got {count}; give fewer others, or more items (limit)"
+            )
+        generator = random.Random(f"{question.ids[0]}/{question.query.text}")
+        choices = [*question.targets[:1], *generator.sample(wrong, count)]
+        return replace(question, choices=tuple(generator.sample(choices, len(choices))))
+
+    return [[chosen(question, number) for number, question in enumerate(questions)] for questions in asked]
 
 
 def _merged(questions: Sequence[Question]) -> list[Question]:
