@@ -56,6 +56,27 @@ def test_forgetting_is_compared_where_all_have_acquired_the_same(tmp_path: Path,
     assert "What learning costs, effort by effort" in page
 
 
+def test_where_the_model_cannot_answer_forgetting_is_compared_at_equal_gain(tmp_path: Path) -> None:
+    def unread(path: str, effort: float, gain: float, prior: float, seed: int) -> Report:
+        report = _run(path, effort, 0.0, 0.0, seed)
+        gains = {"loglikelihood_gain": Metric(gain, gain, gain, 48), "prior_gain": Metric(prior, prior, prior, 50)}
+        return Report(**{**vars(report), "metrics": {**report.metrics, **gains}})
+
+    runs = [make_report(control, 0.0) for control in ("none", "oracle")]
+    for seed, shift in ((0, 0.0), (1, 0.2)):
+        runs += [unread("sparse_memory", 1.0, 0.6, 0.0, seed), unread("sparse_memory", 2.0, 1.4, -0.2 - shift, seed)]
+        runs += [unread("full", 1.0, 0.9, -1.0, seed), unread("full", 2.0, 1.9, -2.0 - shift, seed)]
+    summary = _collected(tmp_path, runs)
+    rows = {row["path"]: row for row in summary.to_json()["matched"]}
+    assert {row["loglikelihood_gain"] for row in rows.values()} == {1.0}, "where both were measured"
+    assert rows["sparse_memory"]["forgetting"]["value"] == pytest.approx(0.15)
+    assert rows["full"]["forgetting"]["value"] == pytest.approx(1.11)
+    (told,) = matched_in_words(summary.curves)
+    assert "At a gain of 1.0 nats per token" in told
+    assert told.index("sparse_memory .15 [") < told.index("full 1.11 [")
+    assert told in (summary.write(tmp_path)).read_text()
+
+
 def test_forgetting_between_two_efforts_is_interpolated_and_beyond_them_undefined() -> None:
     curve = Curve("full", 48, "toy", {"a": ((0.2, 0.0), (0.4, -0.1), (0.8, -0.3))}, (0.5, 1.0, 2.0))
     assert curve.forgetting(0.3).value == pytest.approx(0.05)

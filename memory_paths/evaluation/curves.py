@@ -18,11 +18,33 @@ import numpy as np
 
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report, flattened
-from memory_paths.evaluation.statistics import DIFFERENCE, seeds_interval
+from memory_paths.evaluation.statistics import DIFFERENCE, UNBOUNDED, Bounds, seeds_interval
 
 EFFORT = "path.memory.budget.effort"
-LEVELS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What learning and forgetting are read off.
+
+    Args:
+        learnt: Name of the metric that says how much was learnt.
+        known: Name of the metric that says how what was known before has changed, negative where something is lost.
+        levels: Of learning, at which forgetting is compared.
+        bounds: Of forgetting.
+    """
+
+    learnt: str
+    known: str
+    levels: tuple[float, ...]
+    bounds: Bounds
+
+
+ANSWERS = Measure("acquisition", "prior_change", (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95), DIFFERENCE)
+LIKELIHOODS = Measure("loglikelihood_gain", "prior_gain", (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), UNBOUNDED)
+"""For models that cannot answer in words: both in nats per token, so that prior perplexity has grown by a factor of exp
+of what is lost."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +55,9 @@ class Curve:
         label: Path and what else tells it from the others.
         load: Number of items taught.
         family: Model and stream.
-        points: For each seed (acquisition, change of prior knowledge), in the order of effort.
+        points: For each seed (what was learnt, change of what was known), in the order of effort.
         efforts: Of the points.
+        measure: What the points are of.
     """
 
     label: str
@@ -42,6 +65,7 @@ class Curve:
     family: str
     points: Mapping[str, tuple[Point, ...]]
     efforts: tuple[float, ...]
+    measure: Measure = ANSWERS
 
     @property
     def mean(self) -> list[Point]:
@@ -51,38 +75,40 @@ class Curve:
 
     @property
     def reach(self) -> tuple[float, float]:
-        """The lowest and the highest acquisition that were measured for every seed."""
+        """The least and the most learnt that were measured for every seed."""
         measured = [[x for x, _ in points] for points in self.points.values()]
         return max(map(min, measured)), min(map(max, measured))
 
-    def forgetting(self, acquisition: float) -> Metric:
-        """How much prior knowledge is lost (a share, positive where something is lost) at this acquisition.
+    def forgetting(self, level: float) -> Metric:
+        """How much of what was known is lost (positive where something is) where so much was learnt.
 
         Interpolated between efforts for each seed; the interval is over seeds. Undefined beyond what was measured.
         """
         least, most = self.reach
-        if acquisition > most:
-            return undefined(f"it acquires {most:.2f} at most")
-        if acquisition < least:
-            return undefined(f"it acquires {least:.2f} at least")
-        lost = [-_at(points, acquisition) for points in self.points.values()]
+        verb = "acquires" if self.measure == ANSWERS else "gains"
+        if level > most:
+            return undefined(f"it {verb} {most:.2f} at most")
+        if level < least:
+            return undefined(f"it {verb} {least:.2f} at least")
+        lost = [-_at(points, level) for points in self.points.values()]
         if len(lost) == 1:
             return Metric(lost[0], n=1)
-        interval = seeds_interval(lost, bounds=DIFFERENCE)
+        interval = seeds_interval(lost, bounds=self.measure.bounds)
         return Metric(fmean(lost), interval.low, interval.high, len(lost))
 
 
-def curves_of(labelled: Sequence[tuple[Report, str]]) -> tuple[Curve, ...]:
+def curves_of(labelled: Sequence[tuple[Report, str]], measure: Measure = ANSWERS) -> tuple[Curve, ...]:
     """A curve for each path that was run at two efforts or more.
 
     Args:
         labelled: Reports, each with the settings in which it differs from others of its path. Efforts that most seeds
             lack are left out, and then seeds that lack an effort.
+        measure: What to read off the reports.
     """
     groups: dict[tuple[str, int, str], dict[str, dict[float, Point]]] = {}
     for report, variant in labelled:
         effort = flattened(report.config).get(EFFORT)
-        acquired, changed = (report.metrics.get(name) for name in ("acquisition", "prior_change"))
+        acquired, changed = (report.metrics.get(name) for name in (measure.learnt, measure.known))
         if effort is None or not acquired or not changed or acquired.value is None or changed.value is None:
             continue
         others = " ".join(part for part in variant.split() if not part.startswith("budget.effort="))
@@ -97,27 +123,28 @@ def curves_of(labelled: Sequence[tuple[Report, str]]) -> tuple[Curve, ...]:
         whole = {seed: found for seed, found in by_seed.items() if set(efforts) <= set(found)}
         if len(efforts) > 1 and whole:
             points = {seed: tuple(found[effort] for effort in efforts) for seed, found in whole.items()}
-            curves.append(Curve(label, load, family, points, tuple(efforts)))
+            curves.append(Curve(label, load, family, points, tuple(efforts), measure))
     return tuple(curves)
 
 
 def matched(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Forgetting of all curves of a family and load at each of `LEVELS` at which two of them at least are defined."""
+    """Forgetting of all curves of a family and load at each level of their measure at which two of them at least are
+    defined."""
     rows: list[dict[str, Any]] = []
     for family, load in dict.fromkeys((curve.family, curve.load) for curve in curves):
         group = [curve for curve in curves if (curve.family, curve.load) == (family, load)]
-        for level in LEVELS:
+        for level in group[0].measure.levels:
             found = [(curve.label, curve.forgetting(level)) for curve in group]
             if sum(metric.value is not None for _, metric in found) > 1:
-                place = {"family": family, "load": load, "acquisition": level}
+                place = {"family": family, "load": load, group[0].measure.learnt: level}
                 rows += [{**place, "path": label, "forgetting": metric.to_json()} for label, metric in found]
     return rows
 
 
-def _at(points: Sequence[Point], acquisition: float) -> float:
-    """The change where the curve first comes to an acquisition on its way of growing effort."""
+def _at(points: Sequence[Point], level: float) -> float:
+    """The change where the curve first comes to a level on its way of growing effort."""
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
-        if x <= acquisition <= next_x:
-            share = (acquisition - x) / (next_x - x) if next_x > x else 0.0
+        if x <= level <= next_x:
+            share = (level - x) / (next_x - x) if next_x > x else 0.0
             return float(np.interp(share, (0.0, 1.0), (y, next_y)))
     return points[-1][1]

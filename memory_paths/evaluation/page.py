@@ -11,6 +11,7 @@ from typing import Any
 
 from memory_paths.evaluation import charts
 from memory_paths.evaluation.costs import unit
+from memory_paths.evaluation.curves import ANSWERS
 from memory_paths.evaluation.summary import (
     CONTROLS,
     Line,
@@ -106,13 +107,13 @@ def _family(name: str, lines: Sequence[Line], numbers: Mapping[str, int]) -> dic
 
 
 def _trade_offs(summary: Summary, family: str) -> list[tuple[str, str, list[str]]]:
-    """For each load: its title, the drawing of its curves, and forgetting at matched acquisition in words."""
+    """For each load: its title, the drawing of its curves where they are of answers, and forgetting where all have
+    learnt equally much in words."""
     panels = []
     for load in sorted({curve.load for curve in summary.curves if curve.family == family}):
         group = [curve for curve in summary.curves if (curve.family, curve.load) == (family, load)]
-        drawing = charts.trade_off(
-            {curve.label: curve.mean for curve in group}, charts.colours([curve.label for curve in group])
-        )
+        means = {curve.label: curve.mean for curve in group if curve.measure == ANSWERS}
+        drawing = charts.trade_off(means, charts.colours(list(means))) if means else ""
         panels.append((f"{load} items", drawing, matched_in_words(group)))
     return panels
 

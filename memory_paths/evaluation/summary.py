@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from memory_paths.evaluation.costs import MEASURES, break_even, unit
-from memory_paths.evaluation.curves import Curve, curves_of, matched
+from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened
@@ -185,7 +185,12 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
     labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
     lines = _without_reading(summarise(reports, ignore))
     read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
-    curves = tuple(curve for curve in curves_of(labelled) if (curve.family, curve.load) in read)
+    curves = tuple(
+        curve
+        for measure in (ANSWERS, LIKELIHOODS)
+        for curve in curves_of(labelled, measure)
+        if ((curve.family, curve.load) in read) == (measure == ANSWERS)
+    )
     return Summary(lines, tuple(failures), curves)
 
 
@@ -235,8 +240,8 @@ def matched_in_words(curves: Sequence[Curve]) -> list[str]:
     """A sentence for each family and load: who forgets how much where all have acquired the same."""
     found = matched(curves)
     told = []
-    for (family, load, acquisition), rows in groupby(
-        found, key=lambda row: (row["family"], row["load"], row["acquisition"])
+    for (family, load, acquisition, gain), rows in groupby(
+        found, key=lambda row: (row["family"], row["load"], row.get("acquisition"), row.get("loglikelihood_gain"))
     ):
         by_path = [(row["path"], Metric.from_json(row["forgetting"])) for row in rows]
         ranked = sorted(by_path, key=lambda pair: pair[1].value if pair[1].value is not None else math.inf)
@@ -247,6 +252,9 @@ def matched_in_words(curves: Sequence[Curve]) -> list[str]:
         where = f"{load} items of {family}" if len({row["family"] for row in found}) > 1 else f"{load} items"
         told.append(
             f"At an acquisition of {_short(acquisition)} with {where}, the loss of prior knowledge is: {words}."
+            if gain is None
+            else f"At a gain of {_short(gain)} nats per token with {where}, the loss on prior texts in nats per token "
+            f"is: {words}."
         )
     return told
 
