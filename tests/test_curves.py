@@ -58,7 +58,7 @@ def test_forgetting_is_compared_where_all_have_acquired_the_same(tmp_path: Path,
 
 def test_where_the_model_cannot_answer_forgetting_is_compared_at_equal_gain(tmp_path: Path) -> None:
     def unread(path: str, effort: float, gain: float, prior: float, seed: int) -> Report:
-        report = _run(path, effort, 0.0, 0.0, seed)
+        report = _run(path, effort, 0.0, 0.0, seed, weights={"statistics": f"statistics/{seed}"})  # a place
         gains = {"loglikelihood_gain": Metric(gain, gain, gain, 48), "prior_gain": Metric(prior, prior, prior, 50)}
         return Report(**{**vars(report), "metrics": {**report.metrics, **gains}})
 

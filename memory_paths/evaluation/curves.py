@@ -42,7 +42,7 @@ class Measure:
 
 
 ANSWERS = Measure("acquisition", "prior_change", (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95), DIFFERENCE)
-LIKELIHOODS = Measure("loglikelihood_gain", "prior_gain", (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), UNBOUNDED)
+LIKELIHOODS = Measure("loglikelihood_gain", "prior_gain", (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0), UNBOUNDED)
 """For models that cannot answer in words: both in nats per token, so that prior perplexity has grown by a factor of exp
 of what is lost."""
 

@@ -38,7 +38,7 @@ SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
 _MEASURED = ("kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
 _UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", "recall_at_1", "recall_at_5")
-_PLACES = ("file", "folder", "dir", "ledger", "progress", "threads")
+_PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads")
 
 
 @dataclass(frozen=True)
