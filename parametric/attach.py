@@ -6,23 +6,19 @@ This file knows nothing of training.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from memory_paths.files import read_json, write_durably
-
 from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
+from .storage import store, stored
 
 MEMORY_VERSION = 1
-TENSORS, DESCRIPTION = "memory.safetensors", "memory.json"
+STORED = "memory"
 
 Mode = Literal["add", "replace"]
 
@@ -245,39 +241,22 @@ def save_memory(module: nn.Module, folder: Path) -> None:
         owner = tables.setdefault(id(wrapped.memory.values), layer)
         shape = asdict(wrapped.memory.config)
         memories.append({"layer": layer, "mode": wrapped.mode, "values_of": owner, "shape": shape})
-        tensors |= {name: tensor.contiguous() for name, tensor in _own_tensors(layer, wrapped, owner).items()}
-    content = save(tensors)
-    described = {"version": MEMORY_VERSION, "memories": memories, "sha256": _checksum(memories, content)}
-    write_durably(folder / TENSORS, content, part="memory")
-    write_durably(folder / DESCRIPTION, f"{json.dumps(described, indent=1)}\n".encode(), part="memory")
+        tensors |= _own_tensors(layer, wrapped, owner)
+    store(folder, STORED, tensors, {"memories": memories}, version=MEMORY_VERSION)
 
 
 def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
     """Attach what `save_memory` wrote to a copy of the model; in float32, whatever the model is in.
 
     Raises:
-        FileNotFoundError: The folder holds no memory.
+        FileNotFoundError: The folder holds no memory; `python -m memory_paths.parametric.recovery` makes one.
         ValueError: It is damaged, of another version, or does not fit this model, which is then as it was.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no memory: {DESCRIPTION} or {TENSORS} is missing; make one with "
-            "python -m memory_paths.parametric.recovery"
-        )
-    described = read_json(folder / DESCRIPTION)
-    if described.get("version") != MEMORY_VERSION:
-        raise ValueError(
-            f"{folder} holds version {described.get('version')} of a memory; this release reads {MEMORY_VERSION}"
-        )
-    content = (folder / TENSORS).read_bytes()
-    memories = described.get("memories")
-    if _checksum(memories, content) != described.get("sha256"):
-        raise ValueError(f"the memory in {folder} is damaged: its checksum is not the one in {DESCRIPTION}; restore it")
-    tensors = load(content)
+    described, tensors = stored(folder, STORED, "memory", version=MEMORY_VERSION)
     made: dict[str, Attached] = {}
     try:
-        for one in memories or ():
+        for one in described["memories"]:
             layer, owner = one["layer"], one["values_of"]
             values = made[owner].memory.values if owner != layer else None
             made[layer] = attach(module, layer, MemoryLayerConfig(**one["shape"]), mode=one["mode"], values=values)
@@ -297,10 +276,6 @@ def _own_tensors(layer: str, wrapped: Attached, owner: str) -> dict[str, Tensor]
         for name, tensor in wrapped.state_dict().items()
         if not name.startswith("mlp.") and (owner == layer or name != "memory.values")
     }
-
-
-def _checksum(memories: Any, content: bytes) -> str:
-    return hashlib.sha256(json.dumps(memories, sort_keys=True).encode() + content).hexdigest()
 
 
 def _detach_all(module: nn.Module, made: Mapping[str, Attached]) -> None:

@@ -45,13 +45,14 @@ from memory_paths.streams.world import (
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
 from .addressing import address_loss, balance_loss
-from .attach import DESCRIPTION, Attached, Mode, attach_all, detach, memory_tables, middle_mlp, save_memory
+from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, middle_mlp, save_memory
 from .batches import Encoded, collate, encode
 from .embedded import load as load_embedded
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, QueryNorm
 from .memory_rows import read_background
 from .objective import logits_of, token_losses
 from .slots import SlotUsage, slot_usage
+from .storage import is_stored
 
 logger = logging.getLogger(__name__)
 
@@ -423,7 +424,7 @@ def main() -> None:
     for name, default in asdict(Recovery()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     arguments = parser.parse_args()
-    if (arguments.folder / DESCRIPTION).exists():
+    if is_stored(arguments.folder, STORED):
         parser.error(f"{arguments.folder} holds a memory already; name another folder")
     is_embedded = arguments.model == "embedded" or (Path(arguments.model) / "embedded.json").is_file()
     if arguments.texts is None and not is_embedded:

@@ -9,7 +9,6 @@ memory layers.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,15 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from memory_paths.files import read_json, write_durably
-
 from .memory_layer import ProductKeyMemory
+from .storage import is_stored, store, stored
 
 STATISTICS_VERSION = 1
-TENSORS, DESCRIPTION = "background.safetensors", "background.json"
+STORED = "background"
 
 
 @dataclass(frozen=True)
@@ -195,26 +192,18 @@ def save_background(folder: Path, background: Mapping[str, Background], depends:
         background: By the name of the table.
         depends: What must be the same where they are used, by what to call it, such as hashes of texts and tokenizer.
     """
-    content = save(
-        {
-            f"{name}/{part}": tensor
-            for name, one in background.items()
-            for part, tensor in (("document_frequency", one.document_frequency), ("reads", one.reads))
-        }
-    )
-    described = {
-        "version": STATISTICS_VERSION,
-        "depends": dict(depends),
-        "tables": {name: {"batches": one.batches, "address": one.address} for name, one in background.items()},
-        "sha256": hashlib.sha256(content).hexdigest(),
+    tensors = {
+        f"{name}/{part}": tensor
+        for name, one in background.items()
+        for part, tensor in (("document_frequency", one.document_frequency), ("reads", one.reads))
     }
-    write_durably(folder / TENSORS, content, part="statistics")
-    write_durably(folder / DESCRIPTION, f"{json.dumps(described, indent=1)}\n".encode(), part="statistics")
+    tables = {name: {"batches": one.batches, "address": one.address} for name, one in background.items()}
+    store(folder, STORED, tensors, {"depends": dict(depends), "tables": tables}, version=STATISTICS_VERSION)
 
 
 def has_background(folder: Path) -> bool:
     """Whether statistics have been saved in the folder."""
-    return (folder / DESCRIPTION).is_file()
+    return is_stored(folder, STORED)
 
 
 def load_background(folder: Path, depends: Mapping[str, str], addresses: Mapping[str, str]) -> dict[str, Background]:
@@ -229,12 +218,7 @@ def load_background(folder: Path, depends: Mapping[str, str], addresses: Mapping
         ValueError: They are damaged, of another version, or were gathered from something else; all that differs is
             named.
     """
-    described = read_json(folder / DESCRIPTION)
-    if described.get("version") != STATISTICS_VERSION:
-        raise ValueError(
-            f"{folder} holds version {described.get('version')} of background statistics; this release reads "
-            f"{STATISTICS_VERSION}"
-        )
+    described, tensors = stored(folder, STORED, "set of background statistics", version=STATISTICS_VERSION)
     differing = [name for name, value in depends.items() if described["depends"].get(name) != value]
     tables = described["tables"]
     differing += [
@@ -247,10 +231,6 @@ def load_background(folder: Path, depends: Mapping[str, str], addresses: Mapping
             f"the background statistics in {folder} were gathered with other {', other '.join(differing)}; name "
             "another folder, or delete this one to gather them again"
         )
-    content = (folder / TENSORS).read_bytes() if (folder / TENSORS).is_file() else b""
-    if hashlib.sha256(content).hexdigest() != described["sha256"]:
-        raise ValueError(f"the background statistics in {folder} are damaged; delete the folder to gather them again")
-    tensors = load(content)
     return {
         name: Background(
             tables[name]["batches"], tensors[f"{name}/document_frequency"], address, tensors[f"{name}/reads"]

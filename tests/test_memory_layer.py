@@ -19,8 +19,7 @@ from torch.nn import functional
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.attach import (
-    DESCRIPTION,
-    TENSORS,
+    STORED,
     Mode,
     attach,
     attach_all,
@@ -305,15 +304,15 @@ def test_a_saved_memory_gives_a_copy_of_the_model_the_same_logits(
 
 
 def _flip(folder: Path) -> None:
-    content = bytearray((folder / TENSORS).read_bytes())
+    content = bytearray((folder / f"{STORED}.safetensors").read_bytes())
     content[-1] ^= 1
-    (folder / TENSORS).write_bytes(content)
+    (folder / f"{STORED}.safetensors").write_bytes(content)
 
 
 def _described(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        described = json.loads((folder / DESCRIPTION).read_text())
-        (folder / DESCRIPTION).write_text(json.dumps(described | changes))
+        described = json.loads((folder / f"{STORED}.json").read_text())
+        (folder / f"{STORED}.json").write_text(json.dumps(described | changes))
 
     return change
 
@@ -321,9 +320,9 @@ def _described(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [
-        (_flip, "llama", "is damaged: its checksum"),
-        (_described(memories=[]), "llama", "is damaged: its checksum"),
-        (_described(version=9), "llama", "holds version 9 of a memory"),
+        (_flip, "llama", "holds a damaged memory: the checksum"),
+        (_described(memories=[]), "llama", "holds a damaged memory: the checksum"),
+        (_described(version=9), "llama", "holds version 9 of its memory"),
         (lambda folder: None, "gpt2", "does not fit this model: the model has no module 'model.layers.0.mlp'"),
         (lambda folder: None, "wide", r"does not fit this model: .*does not map \[..., 32\]"),
     ],
@@ -346,7 +345,7 @@ def test_no_memory_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
     model = build_module("llama", build_tokenizer())
     with pytest.raises(ValueError, match="no attached memory to save"):
         save_memory(model, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"memory\.json or memory\.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"holds no memory, for memory\.json is missing"):
         load_memory(model, tmp_path)
     assert not attached_memories(model)
 

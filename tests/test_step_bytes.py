@@ -1,4 +1,4 @@
-"""What a step of sparse memory allocates: room for the rows that it changes, and counters of the slots."""
+"""What steps of sparse memory allocate: room for the rows that they change, and counters of the slots."""
 
 from __future__ import annotations
 
@@ -23,25 +23,34 @@ ROWS, WIDTH = 48, 32
     [({}, 0), ({"momentum": 0.9}, 1), ({"optimiser": "adam", "rate": 1e-3}, 2)],
     ids=["sgd", "momentum", "adam"],
 )
-def test_gradient_and_moments_are_of_the_chosen_rows_and_counters_are_eight_bytes_a_slot(
+def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of_the_slots(
     make_tiny_lm: Callable[..., CausalLM], options: dict[str, Any], moments: int
 ) -> None:
+    """Of the slots: four bytes for counts and four for places in the gradient, one for what was moved; with moments
+    four more for places in these. Room for moments grows by doubling."""
     lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=64, **options)
     weights.fit(lm)
     weights.prepare(lm, TEXTS)
-    batch = make_setting(lm, weights).batch(TEXTS)
+    batches = [make_setting(lm, weights).batch(texts) for texts in (TEXTS[:4], TEXTS[4:])]
     gradients: list[int] = []
 
     def seen(found: Sequence[Gradient]) -> None:
         gradients.append(sum(one.values.nbytes for one in found))
 
+    slots, row = 64**2, WIDTH * 4
     with weights.applied(lm.module), weights.training(lm.module) as trainer:
-        trainer.step(lambda: mean_loss(lm.module, batch), batch, seen)
+        (originals,) = weights._originals.values()
         (kept,), (recorder,) = trainer._moments.values(), trainer._recorders.values()  # type: ignore[attr-defined]
-    assert gradients == [ROWS * WIDTH * 4]
-    assert kept._store.nbytes == moments * ROWS * WIDTH * 4
-    assert kept._place.nbytes + recorder._position.nbytes <= 8 * 64**2
-    assert kept._steps.nbytes == (8 * ROWS if moments else 0)
+        for number, batch in enumerate(batches, start=1):
+            trainer.step(lambda: mean_loss(lm.module, batch), batch, seen)  # noqa: B023
+            moved = int(originals.seen.sum())
+            assert ROWS * (number > 1) < moved <= number * ROWS
+            assert moments * moved * row <= kept._store.nbytes <= moments * 2 * moved * row
+            assert kept._steps.nbytes == (8 * len(kept._steps) if moments else 0)
+            assert kept._place.nbytes == (4 * slots if moments else 0)
+    assert gradients == [ROWS * row] * 2
+    assert recorder._position.nbytes == recorder.counts().nbytes == 4 * slots
+    assert originals.seen.nbytes == slots
 
 
 def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(

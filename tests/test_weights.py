@@ -738,5 +738,5 @@ def test_background_statistics_of_anything_else_are_refused(lm: CausalLM, tmp_pa
     content = bytearray((tmp_path / "background.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "background.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="are damaged"):
+    with pytest.raises(ValueError, match="holds a damaged set of background statistics"):
         _statistics(lm, tmp_path)
