@@ -51,6 +51,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -63,7 +64,7 @@ from .adapter import Adapter
 from .attach import memory_layers
 from .batches import TrainingBatch
 from .full import Full
-from .memory_layer import OneProcess, Read
+from .memory_layer import Read, WholeTable
 from .memory_rows import MemoryRows
 from .merging import Interpolation, Merging, NoMerging
 from .objective import Aim, NegativeLogLikelihood, Objective
@@ -153,7 +154,7 @@ class DataParallel:
                 "several processes gather background statistics anew, and count the reads of positions that predict "
                 "something new: statistics=null and counted=predicting"
             )
-        if self.pool == "sharded" and getattr(weights, "clip", None) is not None:
+        if self.pool == "sharded" and isinstance(weights, MemoryRows) and weights.clip is not None:
             raise ValueError(
                 "with pool=sharded no process knows the norm of a whole gradient: clip=null, or replicated"
             )
@@ -172,7 +173,7 @@ class DataParallel:
             with weights.applied(lm.module):
                 layers = memory_layers(lm.module).values()
                 for layer in layers:
-                    if not isinstance(layer.processes, OneProcess):
+                    if layer.processes != WholeTable():
                         raise ValueError(
                             "another path shares this model's memory among processes already; build an agent for each"
                         )
@@ -182,7 +183,7 @@ class DataParallel:
                             "pool=replicated, or another number of processes"
                         )
                 for layer in layers:
-                    layer.processes = _Replicated(self._device)
+                    layer.processes = WholeTable(partial(_total, device=self._device))
                     if self.pool == "sharded":
                         layer.processes = _Sharded(self.rank, self.count, self._device)
                         if layer.values.shape[1] == layer.config.width:  # else an earlier layer has the same table
@@ -287,29 +288,6 @@ class _Exchange(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         found: Tensor = _Exchange.apply(gradients[0])
         return found
-
-
-@dataclass(frozen=True)
-class _Replicated:
-    """`Processes` with the whole table each; the gradients of its rows are added up after the backward pass."""
-
-    device: torch.device
-
-    def total(self, counts: Tensor) -> Tensor:
-        """See `Processes`."""
-        return _total(counts, self.device)
-
-    def columns(self, values: Tensor) -> Tensor:
-        """See `Processes`."""
-        return values
-
-    def whole(self, columns: Tensor) -> Tensor:
-        """See `Processes`."""
-        return columns
-
-    def read(self, read: Read, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:
-        """See `Processes`."""
-        return read(slots_BR, weights_BR)
 
 
 @dataclass(frozen=True)

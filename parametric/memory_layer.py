@@ -87,12 +87,19 @@ class Processes(Protocol):
         ...
 
 
-class OneProcess:
-    """`Processes`: this one alone."""
+@dataclass(frozen=True)
+class WholeTable:
+    """`Processes` that have the whole table each; by default this one alone.
+
+    Args:
+        summed: Gives the sum of every process's counts; None: there is no other process.
+    """
+
+    summed: Callable[[Tensor], Tensor] | None = None
 
     def total(self, counts: Tensor) -> Tensor:
         """See `Processes`."""
-        return counts
+        return counts if self.summed is None else self.summed(counts)
 
     def columns(self, values: Tensor) -> Tensor:
         """See `Processes`."""
@@ -142,7 +149,7 @@ class ProductKeyMemory(nn.Module):
         self.gate = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.recorder: SlotRecorder | None = None
-        self.processes: Processes = OneProcess()
+        self.processes: Processes = WholeTable()
 
     def queries(self, hidden_BD: Tensor) -> Tensor:
         """Two normalised half-queries for each head, [B, H, 2, Q]."""
