@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint typecheck bench notebooks pretrain proofs clean
+.PHONY: demo test lint typecheck bench notebooks methods pretrain proofs clean
 
 demo: .venv/ready
 	$(BIN)/python -m memory_paths experiment=compare
@@ -24,6 +24,36 @@ bench: .venv/tools
 
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+# Every choice of every axis of the weights paths, 240 facts: some ten hours on one core. Started again it goes on where
+# it was stopped. How rates were chosen, on a world that is reported nowhere else:
+#   make methods METHODS=multirun/methods_tuning SEEDS='100 path.memory.schedule.factor=0.3,1,3,10'
+METHODS ?= multirun/methods
+SEEDS ?= 0,1,2
+METHOD = $(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.sweep.dir=$(METHODS)/$@ seed=$(SEEDS)
+AXES = objective penalty projection rehearsal schedule study merging
+objective = selective,distil_new,distil_old,distil_pseudo_old,self_distillation,policy_gradient
+penalty = l2,ewc,feature,kl
+projection = a_gem,ogd
+rehearsal = experience,generative,on_policy
+schedule = rewarming
+study = as_given,templates
+merging = interpolation,pruning
+
+methods: methods_presets methods_weights methods_self_edits $(AXES:%=methods_%)
+	$(BIN)/python -m memory_paths.report $(METHODS)
+
+methods_presets: .venv/ready
+	$(METHOD) path=sparse_memory,sparse_memory_thorough,sparse_memory_frequency,sparse_memory_random,lora,o_lora,full
+
+methods_weights: .venv/ready
+	$(METHOD) path=lora weights@path.memory.weights=lora_stack,shira,osf,ia3,adapter,prompt,prefix,cartridge,prompt_pool,new_blocks,experts
+
+methods_self_edits: .venv/ready
+	$(METHOD) path=full,sparse_memory study@path.memory.study=self_edits "path.memory.study.instruction=' '" path.memory.study.continues=true
+
+$(AXES:%=methods_%): methods_%: .venv/ready
+	$(METHOD) path=full,sparse_memory $*@path.memory.$*=$($*)
 
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/reads --half-keys 128 --addresses 0 --steps 7000

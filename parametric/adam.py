@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .batches import TrainingBatch
-from .weights import Changed, Gradient, LossFunction, Project, Settle, finite
+from .weights import Aim, Changed, Gradient, LossFunction, Project, Settle, finite
 
 CLIP_NORM = 1.0
 
@@ -35,17 +34,18 @@ class AdamTrainer:
 
     def step(
         self,
-        loss: LossFunction,
-        batch: TrainingBatch,
+        aims: Sequence[Aim],
         project: Project | None = None,
         settle: Settle | None = None,
         rate_share: float = 1.0,
     ) -> float:
         """See `Trainer`."""
         self._optimiser.zero_grad(set_to_none=True)
-        found = loss()
-        value = finite(found)
-        found.backward()
+        value = 0.0
+        for aim in aims:
+            found = aim.loss()
+            value += finite(found)
+            found.backward()
         if project:
             own = {name: parameter.grad for name, parameter in self._parameters.items()}
             project([Gradient(name, gradient) for name, gradient in own.items() if gradient is not None])

@@ -102,3 +102,26 @@ def collate(lm: Any, sequences: Sequence[Encoded], *, rehearsed: Sequence[Encode
         targets[row, :end] = torch.tensor(sequence.learnt)
     device = lm.module.get_input_embeddings().weight.device
     return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device), fresh, tuple(sequences))
+
+
+def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
+    """Every `count`-th sequence of a batch, from the one numbered `rank` on, without padding that none of them needs.
+    Where there is none it is the first one, as if it were rehearsed: all processes must make the same passes, and that
+    work is charged like any other."""
+    rows = list(range(rank, len(batch.tokens), count))
+    fresh = sum(row < batch.fresh for row in rows)
+    rows = rows or [0]
+    length = int(batch.attention[rows].sum(dim=1).max())
+    return TrainingBatch(
+        batch.tokens[rows, :length],
+        batch.attention[rows, :length],
+        batch.targets[rows, :length],
+        fresh,
+        tuple(batch.sequences[row] for row in rows),
+    )
+
+
+def share_of(batch: TrainingBatch, rank: int, count: int) -> float:
+    """The share of a batch's target tokens that is in this part of it; 0 where the part is another's too."""
+    targets = batch.targets[:, 1:]
+    return int(targets[rank::count].sum()) / int(targets.sum())

@@ -62,17 +62,17 @@ from memory_paths.ledger import Ledger
 
 from .adapter import Adapter
 from .attach import memory_layers
-from .batches import TrainingBatch
+from .batches import TrainingBatch, part_of, share_of
 from .full import Full
 from .memory_layer import Read, WholeTable
 from .memory_rows import MemoryRows
 from .merging import Interpolation, Merging, NoMerging
-from .objective import Aim, NegativeLogLikelihood, Objective
+from .objective import NegativeLogLikelihood, Objective
 from .penalty import NoPenalty, Penalty, TowardsBefore
 from .projection import NoProjection, Projection
 from .rehearsal import Experience, NoRehearsal, Rehearsal
 from .setting import Setting
-from .weights import Gradient, Project, Trainer, Weights
+from .weights import Aim, Gradient, Project, Trainer, Weights
 
 Pool = Literal["replicated", "sharded"]
 
@@ -205,29 +205,6 @@ class DataParallel:
                 "the processes are about to learn different things: build the same agent in each and make the same "
                 "calls in the same order"
             )
-
-
-def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
-    """Every `count`-th sequence of a batch, from the one numbered `rank` on, without padding that none of them needs.
-    A process for which there is none takes the first one, as if it were rehearsed: all must make the same passes, and
-    that work is charged like any other."""
-    rows = list(range(rank, len(batch.tokens), count))
-    fresh = sum(row < batch.fresh for row in rows)
-    rows = rows or [0]
-    length = int(batch.attention[rows].sum(dim=1).max())
-    return TrainingBatch(
-        batch.tokens[rows, :length],
-        batch.attention[rows, :length],
-        batch.targets[rows, :length],
-        fresh,
-        tuple(batch.sequences[row] for row in rows),
-    )
-
-
-def share_of(batch: TrainingBatch, rank: int, count: int) -> float:
-    """The share of a batch's target tokens that is in this part of it; 0 where the part is another's too."""
-    targets = batch.targets[:, 1:]
-    return int(targets[rank::count].sum()) / int(targets.sum())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """New modules in a frozen model: bottleneck adapters, and keys and values that stand before every text.
 
-What is put in does nothing until it learns, except for virtual tokens, which are read from the start. What grows with
-every write, or by whole blocks, is in `growth`. This file knows nothing of what is studied or how a step is made.
+What is put in does nothing until it learns: virtual tokens, which could not but be read, are not there before. What
+grows with every write, or by whole blocks, is in `growth`. This file knows nothing of what is studied or how a step is
+made.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Insertion(Protocol):
 
 @dataclass
 class _Switch:
-    on: bool = True
+    on: bool
 
 
 class Inserted:
@@ -100,7 +101,7 @@ class Inserted:
             first = next(module.parameters())
             new = self._insertion.build(module, self._ids, self._learnt).to(device=first.device, dtype=first.dtype)
         self._put(new, self._learnt)
-        outer, switch = getattr(module, PLACE, None), _Switch()
+        outer, switch = getattr(module, PLACE, None), _Switch(bool(self._learnt))
         with ExitStack() as placed:
             module.add_module(PLACE, new.train(module.training))
             placed.callback(self._remove, module, outer)
@@ -121,7 +122,7 @@ class Inserted:
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> Iterator[None]:
         """See `Weights`."""
         switch, present = self._switches[-1], self._learnt
-        switch.on = False
+        was, switch.on = switch.on, False
         try:
             if not state:
                 yield
@@ -130,7 +131,7 @@ class Inserted:
             with self.applied(module):
                 yield
         finally:
-            switch.on, self._learnt = True, present
+            switch.on, self._learnt = was, present
 
     @contextmanager
     def training(self, module: Any) -> Iterator[Trainer]:
@@ -138,9 +139,14 @@ class Inserted:
         new = getattr(module, PLACE)
         named = ((f"{PLACE}.{name}", parameter) for name, parameter in new.named_parameters())
         parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
-        yield AdamTrainer(parameters, self.rate, self.weight_decay)
-        check_learnt(parameters.values())
-        self._learnt = self._insertion.learnt(new)
+        switch = self._switches[-1]
+        switch.on = True
+        try:
+            yield AdamTrainer(parameters, self.rate, self.weight_decay)
+            check_learnt(parameters.values())
+            self._learnt = self._insertion.learnt(new)
+        finally:
+            switch.on = bool(self._learnt)
 
     def measures(self) -> Mapping[str, float]:
         """See `Weights`."""

@@ -206,7 +206,8 @@ class SlotRecorder:
     """Notes which slots a forward pass read, and takes the gradient of a few chosen rows during the backward pass.
 
     Use: set it as the `recorder` of every layer that reads the table, run the forward pass, call `select`, run the
-    backward pass, read `gradient`.
+    backward pass, read `gradient`. Where a step is several passes, the reads of those that are differentiated before
+    the choice wait for it, with their gradients.
 
     Args:
         slots: N * N.
@@ -223,6 +224,8 @@ class SlotRecorder:
         self.reads: list[Tensor] = []
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.gradient: Tensor | None = None
+        self._chosen = False
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._position = torch.full((slots,), -1, dtype=torch.int32, device=device)
 
     def counts(self, position_weights: Tensor | None = None) -> Tensor:
@@ -246,15 +249,21 @@ class SlotRecorder:
         self._position[self.rows] = -1
         self.rows = rows.to(self._position.device)
         self._position[self.rows] = torch.arange(len(rows), dtype=torch.int32, device=self._position.device)
-        self.gradient = None
+        self.gradient, self._chosen = None, True
+        while self._waiting:
+            self.accumulate(*self._waiting.pop(0))
 
     def clear(self) -> None:
-        """Forget the reads of the last forward pass and its gradient."""
+        """Forget the reads and the gradient of a step; the next one chooses anew."""
         self.reads.clear()
-        self.gradient = None
+        self._waiting.clear()
+        self.gradient, self._chosen = None, False
 
     def accumulate(self, values: Tensor, slots_BR: Tensor, weights_BR: Tensor, grad_BD: Tensor) -> None:
         """Add sum over reads of weight * gradient into the chosen rows, [t, D]; nothing of size N * N is made."""
+        if not self._chosen:
+            self._waiting.append((values, slots_BR, weights_BR, grad_BD))
+            return
         position_BR = self._position[slots_BR]
         chosen = position_BR >= 0
         batch_index, _ = chosen.nonzero(as_tuple=True)

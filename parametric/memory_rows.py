@@ -30,7 +30,7 @@ from .attach import (
     memory_tables,
     middle_mlp,
 )
-from .batches import Encoded, TrainingBatch, collate, encode
+from .batches import Encoded, collate, encode
 from .memory_layer import MemoryLayerConfig, SlotRecorder
 from .slots import (
     Background,
@@ -44,7 +44,7 @@ from .slots import (
     slot_usage,
     top_rows,
 )
-from .weights import Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, finite
+from .weights import Aim, Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, finite
 
 logger = logging.getLogger(__name__)
 
@@ -444,20 +444,25 @@ class _RowTrainer:
 
     def step(
         self,
-        loss: LossFunction,
-        batch: TrainingBatch,
+        aims: Sequence[Aim],
         project: Project | None = None,
         settle: Settle | None = None,
         rate_share: float = 1.0,
     ) -> float:
         """See `Trainer`."""
-        found = loss()
-        value = finite(found)
-        counted = (batch.predicting if self._weights.counted == "predicting" else batch.attention).flatten()
-        for name, recorder in self._recorders.items():
-            counts = self._tables[name].processes.total(recorder.counts(counted))
-            recorder.select(self._weights._chosen(name, counts, self._generator))
-        found.backward()
+        value, counts = 0.0, dict[str, Tensor]()
+        for number, aim in enumerate(aims, start=1):
+            found = aim.loss()
+            value += finite(found)
+            by = aim.batch.predicting if self._weights.counted == "predicting" else aim.batch.attention
+            for name, recorder in self._recorders.items():
+                own_counts = recorder.counts(by.flatten())
+                counts[name] = counts[name] + own_counts if name in counts else own_counts
+                if number == len(aims):
+                    total = self._tables[name].processes.total(counts[name])
+                    recorder.select(self._weights._chosen(name, total, self._generator))
+                recorder.reads.clear()
+            found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}
         gradients = [
             Gradient(f"{name}.values", gradient, self._recorders[name].rows)

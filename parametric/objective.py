@@ -14,20 +14,7 @@ from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
 from .setting import Earlier, Setting, check_earlier
-from .weights import LossFunction
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a step minimises.
-
-    Args:
-        batch: What its loss reads first with gradients: of these reads, slots of a memory are chosen.
-        loss: Gives the loss, a scalar in nats per target token.
-    """
-
-    batch: TrainingBatch
-    loss: LossFunction
+from .weights import Aim
 
 
 class Objective(Protocol):

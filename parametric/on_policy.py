@@ -13,8 +13,9 @@ from memory_paths.evaluation.metrics import exact_match, token_f1
 from memory_paths.types import Phrasing, Prompt
 
 from .batches import Encoded, TrainingBatch, collate
-from .objective import Aim, NegativeLogLikelihood, divergence, logits_of, token_losses
+from .objective import NegativeLogLikelihood, divergence, logits_of, token_losses
 from .setting import Setting
+from .weights import Aim
 
 Teacher = Literal["live", "untouched", "before"]
 

@@ -40,7 +40,7 @@ from memory_paths.types import (
     Usage,
 )
 
-from .batches import Encoded, TrainingBatch, collate, encode
+from .batches import Encoded, TrainingBatch, collate, encode, part_of, share_of
 from .distributed import DataParallel
 from .journal import Journal, read_patch, size, write_patch
 from .merging import Merging, NoMerging
@@ -51,7 +51,7 @@ from .rehearsal import NoRehearsal, Rehearsal
 from .schedule import Constant, Schedule
 from .setting import Setting
 from .study import Phrasings, Study
-from .weights import LossFunction, Weights
+from .weights import Aim, LossFunction, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,15 @@ class Budget:
             choice more specific.
         passes: A write ends earlier where it has been over all its items so often; None: it never does.
         effort: Multiplies steps and passes, above 0: the one number that means more or less study for every path.
+        accumulation: Forward and backward passes of a step, each with a part of its texts: the same in less memory.
+            What an objective, a penalty or a projection draws for itself is not divided.
     """
 
     steps: int = 40
     batch: int = 96
     passes: int | None = None
     effort: float = 1.0
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, 1 if self.passes is None else self.passes) < 1:
@@ -88,6 +91,8 @@ class Budget:
             )
         if not self.effort > 0:
             raise ValueError(f"effort must be above 0, got {self.effort}")
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation must be at least 1, got {self.accumulation}")
 
     @property
     def most_steps(self) -> int:
@@ -657,15 +662,15 @@ class WeightsPath:
                 batch = collate(lm, chosen, rehearsed=encode(lm, next(rehearsal)))
                 # Both listen to earlier selves first: their passes must not come between a pass and its gradients.
                 term = restraint.term(batch) if restraint.term else None
-                aim = self._objective(aiming, batch)
-                loss = partial(_sum, aim.loss, term) if term else aim.loss
+                aims = self._aims(aiming, batch, term)
                 rate_share = self._schedule(max(number / self._budget.most_steps, gone_over))
                 try:
-                    losses.append(trainer.step(loss, aim.batch, project, restraint.settle, rate_share))
+                    losses.append(trainer.step(aims, project, restraint.settle, rate_share))
                     lm.weights_changed()  # a fused optimiser does not raise the versions of its tensors
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {number + 1} of a write to {self.name!r}: {error}") from error
-                charge(aim.batch, 1 + self._weights.backward)
+                for aim in aims:
+                    charge(aim.batch, 1 + self._weights.backward)
             if merge:
                 trainer.settle(merge)
             seconds = time.perf_counter() - began
@@ -674,6 +679,16 @@ class WeightsPath:
         measures = {"kl_on_new": drift, **self._weights.measures()}
         self._owed += Cost(lm=Usage(tokens=tokens, flops=flops, seconds=seconds))
         return {**details, "measures": measures}
+
+    def _aims(self, setting: Setting, batch: TrainingBatch, term: LossFunction | None) -> list[Aim]:
+        """The objective on each part of a step, whose losses add up to that of the step."""
+        count = min(self._budget.accumulation, len(batch.tokens))
+        aims = []
+        for number in range(count):
+            aim = self._objective(setting, part_of(batch, number, count))
+            share = share_of(batch, number, count)
+            aims.append(replace(aim, loss=partial(_sum, share, aim.loss, None if number else term)))
+        return aims
 
     def _apart(self, setting: Setting, axis: str) -> Setting:
         return replace(setting, generator=random.Random(f"{axis}/{self._seed}/{len(self._writes)}"))
@@ -726,10 +741,10 @@ class WeightsPath:
         return groups
 
 
-def _sum(first: LossFunction, second: LossFunction) -> torch.Tensor:
-    """The first one is called first: slots are chosen by the reads of the first pass that takes gradients."""
-    loss = first()
-    return loss + second()
+def _sum(share: float, loss: LossFunction, term: LossFunction | None) -> torch.Tensor:
+    """The loss is called first: slots are chosen by the reads of the first pass that takes gradients."""
+    found = share * loss()
+    return found if term is None else found + term()
 
 
 def _bytes(tensor: Any) -> bytes:

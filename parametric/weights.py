@@ -19,6 +19,19 @@ LossFunction = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What one forward and backward pass of a step minimises.
+
+    Args:
+        batch: What its loss reads first with gradients: of these reads, slots of a memory are chosen.
+        loss: Gives the loss, a scalar in nats per target token.
+    """
+
+    batch: TrainingBatch
+    loss: LossFunction
+
+
+@dataclass(frozen=True)
 class Gradient:
     """The gradient of one tensor that trains.
 
@@ -74,23 +87,21 @@ class Trainer(Protocol):
 
     def step(
         self,
-        loss: LossFunction,
-        batch: TrainingBatch,
+        aims: Sequence[Aim],
         project: Project | None = None,
         settle: Settle | None = None,
         rate_share: float = 1.0,
     ) -> float:
-        """Run the loss function and change the weights.
+        """Run the passes and change the weights once, by the sum of their gradients.
 
         Args:
-            loss: On `batch`.
-            batch: What is studied in this step.
+            aims: What the step minimises, in parts whose losses add up to that of the step.
             project: Called between the backward pass and the update.
             settle: Called after the update with what it has changed.
             rate_share: Multiplies the learning rate.
 
         Returns:
-            The loss before the step, in nats per token.
+            The loss before the step, in nats per target token.
         """
         ...
 

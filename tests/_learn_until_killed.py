@@ -22,9 +22,10 @@ from memory_paths.lm import CausalLM
 from memory_paths.parametric.batches import TrainingBatch
 from memory_paths.parametric.embedded import load
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import Aim, NegativeLogLikelihood
+from memory_paths.parametric.objective import NegativeLogLikelihood
 from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.parametric.setting import Setting
+from memory_paths.parametric.weights import Aim
 from memory_paths.streams.world import biographies, rehearsal
 from memory_paths.types import Stream
 

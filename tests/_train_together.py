@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 tests/_train_together.py FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.parametric.penalty import TowardsBefore
 from memory_paths.parametric.rehearsal import Experience
 from memory_paths.parametric.slots import RandomSlots
-from memory_paths.parametric.weights import LossFunction, Project, Settle, Trainer, Weights
+from memory_paths.parametric.weights import Aim, Project, Settle, Trainer, Weights
 from memory_paths.types import Knowledge, Phrasing
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
@@ -89,8 +89,7 @@ class Noting:
 
     def step(
         self,
-        loss: LossFunction,
-        batch: Any,
+        aims: Sequence[Aim],
         project: Project | None = None,
         settle: Settle | None = None,
         rate_share: float = 1.0,
@@ -100,7 +99,7 @@ class Noting:
             if settle:
                 settle(changed)
 
-        self._losses.append(self._trainer.step(loss, batch, project, note, rate_share))
+        self._losses.append(self._trainer.step(aims, project, note, rate_share))
         return self._losses[-1]
 
 

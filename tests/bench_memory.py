@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tokenizer, mean_loss, peak_bytes
+from conftest import build_tokenizer, mean_loss, peak_bytes, plain_aim
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from memory_paths.parametric.attach import attach, memory_layers
 from memory_paths.parametric.batches import TrainingBatch
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.weights import Aim
 from memory_paths.types import Phrasing
 
 Benchmark = Any
@@ -191,7 +192,7 @@ def _step(
     memory.look_up = timed  # type: ignore[method-assign]
     opened.enter_context(weights.applied(lm.module))
     trainer = opened.enter_context(weights.training(lm.module))
-    return lambda: trainer.step(lambda: mean_loss(lm.module, batch), batch)
+    return lambda: trainer.step([plain_aim(lm.module, batch)])
 
 
 class FullStep:
@@ -207,7 +208,7 @@ class FullStep:
         self._trainer = AdamTrainer(dense, rate=1e-5, weight_decay=0.0)
 
     def __call__(self) -> None:
-        self._trainer.step(self._loss, self._batch)
+        self._trainer.step([Aim(self._batch, self._loss)])
         for name, recorder in self._recorders.items():
             assert recorder.gradient is not None
             with torch.no_grad():

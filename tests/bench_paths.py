@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import mean_loss, peak_bytes
+from conftest import peak_bytes, plain_aim
 from peft import LoraConfig
 
 from memory_paths.ledger import Ledger
@@ -112,7 +112,7 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
     with weights.applied(lm.module), weights.training(lm.module) as trainer:
 
         def one_step() -> float:
-            return trainer.step(lambda: mean_loss(lm.module, batch), batch)
+            return trainer.step([plain_aim(lm.module, batch)])
 
         benchmark.pedantic(one_step, rounds=10, warmup_rounds=2)
         with torch.profiler.profile(profile_memory=True) as profile:

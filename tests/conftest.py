@@ -163,6 +163,13 @@ def mean_loss(module: Any, batch: Any) -> Any:
     return token_losses(logits_of(module, batch), batch).mean()
 
 
+def plain_aim(module: Any, batch: Any) -> Any:
+    """The plain objective of a step that is one pass."""
+    from memory_paths.parametric.weights import Aim
+
+    return Aim(batch, lambda: mean_loss(module, batch))
+
+
 def make_setting(lm: CausalLM, weights: Any, *, background: Any = (), taught: Any = (), seed: int = 0) -> Any:
     """A write as its axes see it, with nothing learnt before; what they charge is at `setting.charge.spent`."""
     import random

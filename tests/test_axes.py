@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_setting, mean_loss
+from conftest import make_setting, mean_loss, plain_aim
 from peft import LoraConfig
 
 from memory_paths.ledger import Ledger
@@ -57,7 +57,7 @@ from memory_paths.parametric.rehearsal import Experience, NoRehearsal
 from memory_paths.parametric.schedule import Constant, Rewarming
 from memory_paths.parametric.slots import Background, Divergence, TfIdf
 from memory_paths.parametric.study import SelfEdits, Templates
-from memory_paths.parametric.weights import Changed, Gradient, LossFunction, Weights
+from memory_paths.parametric.weights import Aim, Changed, Gradient, LossFunction, Weights
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
@@ -435,7 +435,7 @@ def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, m
             with monkeypatch.context() as patched:
                 _said(lm, patched, "chess", "rowing")
                 aim = PolicyGradient(samples=2, questions=1)(setting, batch)
-            trainer.step(aim.loss, aim.batch)
+            trainer.step([aim])
         after = lm.loglikelihood(pairs)
         assert after[0] - before[0] > 0.01
         assert after[1] - before[1] < after[0] - before[0]
@@ -456,7 +456,7 @@ def test_importance_is_the_mean_square_of_each_samples_own_gradient(lm: CausalLM
     samples = [setting.batch([one]) for one in (*KNOWN, *NEW)]
     with weights.applied(lm.module), weights.training(lm.module) as trainer:
         if kind == "lora":  # one of its two matrices begins as zero, and so does the other's gradient
-            trainer.step(lambda: mean_loss(lm.module, samples[0]), samples[0])
+            trainer.step([plain_aim(lm.module, samples[0])])
         found = fisher_information(setting, trainer, samples)
         module = lm.module
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -606,7 +606,7 @@ def test_a_projection_sees_the_gradients_of_the_loss_for_what_trains(lm: CausalL
             again = {one.name: one for one in trainer.gradients(lambda: mean_loss(lm.module, batch))}
             seen.extend((one.values.clone(), again[one.name].at(one)) for one in own)
 
-        trainer.step(lambda: mean_loss(lm.module, batch), batch, project)
+        trainer.step([plain_aim(lm.module, batch)], project)
     assert seen
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in seen)
     assert any(one.abs().max() > 0 for one, _ in seen)
@@ -636,7 +636,7 @@ def test_a_projected_step_of_rows_leaves_what_was_known_where_it_was(lm: CausalL
             project = chosen(setting, trainer)
             before = look()
             # Upwards, so that the step harms what was known.
-            trainer.step(lambda: -mean_loss(lm.module, new), new, project)
+            trainer.step([Aim(new, lambda: -mean_loss(lm.module, new))], project)
             after = look()
         return after[0] - before[0], float((after[1] - before[1]).abs().max())
 
@@ -775,7 +775,7 @@ def test_the_rate_of_a_step_is_the_schedules_share(lm: CausalLM) -> None:
             weights.prepare(lm, [])
             with weights.applied(lm.module), weights.training(lm.module) as trainer:
                 trainer.remember()
-                trainer.step(lambda: mean_loss(lm.module, batch), batch, rate_share=share)
+                trainer.step([plain_aim(lm.module, batch)], rate_share=share)
                 ways.append({})
                 trainer.settle(
                     lambda changed, found=ways[-1]: found.update(
@@ -795,7 +795,7 @@ def test_a_clipped_step_of_rows_goes_as_far_as_its_norm_allows_and_in_the_same_d
         weights.prepare(lm, [])
         with weights.applied(lm.module), weights.training(lm.module) as trainer:
             trainer.remember()
-            trainer.step(lambda: mean_loss(lm.module, batch), batch)
+            trainer.step([plain_aim(lm.module, batch)])
             found: list[torch.Tensor] = []
             trainer.settle(lambda changed, found=found: found.extend(one.present - one.before for one in changed))
             ways[clip] = torch.cat(found)

@@ -15,8 +15,8 @@ from conftest import run
 
 from memory_paths.ledger import Ledger
 from memory_paths.parametric.adapter import Adapter
-from memory_paths.parametric.batches import collate, encode
-from memory_paths.parametric.distributed import DataParallel, part_of, share_of
+from memory_paths.parametric.batches import collate, encode, part_of, share_of
+from memory_paths.parametric.distributed import DataParallel
 from memory_paths.parametric.inserted import Bottleneck, Inserted
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.merging import NoMerging, Pruning

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_tokenizer, mean_loss
+from conftest import ARCHITECTURES, build_tokenizer, plain_aim
 
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
@@ -32,7 +32,7 @@ def _write(lm: CausalLM, weights: Inserted, phrasings: list[Phrasing], steps: in
     batch = collate(lm, encode(lm, phrasings))
     with weights.applied(lm.module), weights.training(lm.module) as trainer:
         for _ in range(steps):
-            trainer.step(lambda: mean_loss(lm.module, batch), batch)
+            trainer.step([plain_aim(lm.module, batch)])
 
 
 def _logits(lm: CausalLM) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_before_the_first_write_not_a_bit_is_felt_and_only_what_is_new_trains(
         batch = collate(lm, encode(lm, TEXTS))
         with weights.training(lm.module) as trainer:
             for _ in range(3):
-                trainer.step(lambda: mean_loss(lm.module, batch), batch)
+                trainer.step([plain_aim(lm.module, batch)])
         named = dict(lm.module.named_parameters())
         new = {name for name, parameter in named.items() if parameter.requires_grad}
         assert new == {name for name in named if name.startswith("inserted.") and ".old_" not in name}
@@ -173,7 +173,7 @@ def test_a_new_expert_dilutes_nothing_that_earlier_writes_taught(make_tiny_lm: M
     with weights.applied(lm.module):
         with weights.training(lm.module) as trainer:
             for _ in range(3):
-                trainer.step(lambda: mean_loss(lm.module, batch), batch)
+                trainer.step([plain_aim(lm.module, batch)])
         taught = _logits(lm)
     first = dict(weights.state())
     with weights.applied(lm.module):

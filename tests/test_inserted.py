@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, mean_loss
+from conftest import ARCHITECTURES, plain_aim
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.batches import collate, encode
@@ -33,7 +33,7 @@ def _trained(lm: CausalLM, insertion: Insertion) -> Inserted:
     batch = collate(lm, encode(lm, [Phrasing("Alma Ashway lives in Alavia."), Phrasing("She rows.")]))
     with weights.applied(lm.module), weights.training(lm.module) as trainer:
         for _ in range(3):
-            trainer.step(lambda: mean_loss(lm.module, batch), batch)
+            trainer.step([plain_aim(lm.module, batch)])
     return weights
 
 

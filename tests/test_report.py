@@ -126,6 +126,30 @@ def test_runs_that_differ_in_ignored_settings_alone_are_one_line(tmp_path: Path)
     assert [(line.variant, len(line.seeds)) for line in lines] == [("budget.passes=2", 2), ("budget.passes=3", 1)]
 
 
+def test_a_choice_between_classes_is_told_without_what_comes_with_it_and_the_usual_one_not_at_all() -> None:
+    plain, strong = {"_target_": "a.NoPenalty"}, {"_target_": "a.L2", "strength": 0.1}
+    rows = {"_target_": "a.Rows", "rows": 8, "rate": 7.0}
+    low_rank = {"_target_": "a.Adapter", "rate": 0.1, "config": {"_target_": "b.LowRank", "rank": 4}}
+    scaled = {"_target_": "a.Adapter", "rate": 0.1, "config": {"_target_": "b.Scaled"}}
+    memories = [
+        {"weights": rows, "penalty": plain},
+        {"weights": {**rows, "rows": 9, "rate": 8.0}, "penalty": plain},
+        {"weights": low_rank, "penalty": plain},
+        {"weights": scaled, "penalty": plain},
+        {"weights": scaled, "penalty": strong},
+        {"weights": scaled, "penalty": {**strong, "strength": 0.2}},
+    ]
+    reports = [replace(make_report("lora", 0.9), config={"path": {"memory": memory}}) for memory in memories]
+    assert [line.variant for line in summarise(reports)] == [
+        "penalty=L2 penalty.strength=0.1 weights.config=Scaled",
+        "penalty=L2 penalty.strength=0.2 weights.config=Scaled",
+        "weights.config=LowRank",
+        "weights.config=Scaled",
+        "weights.rate=7.0 weights.rows=8",
+        "weights.rate=8.0 weights.rows=9",
+    ]
+
+
 def test_seeds_become_one_line_with_an_interval_over_seeds() -> None:
     (line,) = summarise([make_report("rag", kept, seed=seed) for seed, kept in enumerate((0.8, 0.9, 1.0))])
     metric = line.metric("retention")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_setting, mean_loss, peak_bytes
+from conftest import make_setting, peak_bytes, plain_aim
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.memory_rows import MemoryRows
@@ -42,7 +42,7 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
         (originals,) = weights._originals.values()
         (kept,), (recorder,) = trainer._moments.values(), trainer._recorders.values()  # type: ignore[attr-defined]
         for number, batch in enumerate(batches, start=1):
-            trainer.step(lambda: mean_loss(lm.module, batch), batch, seen)  # noqa: B023
+            trainer.step([plain_aim(lm.module, batch)], seen)
             moved = int(originals.seen.sum())
             assert ROWS * (number > 1) < moved <= number * ROWS
             assert moments * moved * row <= kept._store.nbytes <= moments * 2 * moved * row
@@ -65,8 +65,8 @@ def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(
         weights.prepare(lm, TEXTS)
         batch = make_setting(lm, weights).batch(TEXTS[:1])
         with weights.applied(lm.module), weights.training(lm.module) as trainer:
-            trainer.step(lambda: mean_loss(lm.module, batch), batch)  # noqa: B023
+            trainer.step([plain_aim(lm.module, batch)])
             with torch.profiler.profile(profile_memory=True) as profile:
-                trainer.step(lambda: mean_loss(lm.module, batch), batch)  # noqa: B023
+                trainer.step([plain_aim(lm.module, batch)])
         peaks[half_keys] = peak_bytes(profile)
     assert peaks[512] - 8 * 512**2 <= 1.05 * peaks[64], peaks

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import full_disk, make_setting, mean_loss
+from _train_together import build_lm
+from conftest import full_disk, make_setting, mean_loss, plain_aim
 from hydra.errors import InstantiationException
 from peft import IA3Config, LoraConfig, OSFConfig, ShiraConfig
 
@@ -22,7 +23,7 @@ from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.attach import attach_all, memory_layers, save_memory
-from memory_paths.parametric.batches import collate, encode
+from memory_paths.parametric.batches import collate, encode, part_of
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer
 from memory_paths.parametric.embedded import load as load_embedded
 from memory_paths.parametric.full import Full
@@ -30,13 +31,13 @@ from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
 from memory_paths.parametric.inserted import Bottleneck, Inserted, PromptPool, VirtualTokens
 from memory_paths.parametric.memory_layer import MemoryLayerConfig
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import Aim, NegativeLogLikelihood, logits_of
+from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
 from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
 from memory_paths.parametric.study import AsGiven, Phrasings
-from memory_paths.parametric.weights import Weights
+from memory_paths.parametric.weights import Aim, Weights
 from memory_paths.streams.words import FIRST_NAMES
 from memory_paths.streams.world import rehearsal
 from memory_paths.testing import check_path
@@ -132,17 +133,19 @@ def test_learning_lowers_the_loss_and_gives_the_model_back_to_the_byte(lm: Causa
     assert lm.weights_hash() == before
 
 
+@pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("kind", SPARSE)
-def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, kind: str) -> None:
+def test_a_sparse_step_changes_the_chosen_rows_and_no_other_byte(lm: CausalLM, kind: str, passes: int) -> None:
     weights = _weights(kind)
     weights.prepare(lm, rehearsal()[:40])
     module = lm.module
     (name, layer), *_ = memory_layers(module).items()
     batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
+    aims = [plain_aim(module, part_of(batch, number, passes)) for number in range(passes)]
     with weights.applied(module), weights.training(module) as trainer:
         for _ in range(5):
             before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-            trainer.step(lambda: mean_loss(module, batch), batch)
+            trainer.step(aims)
             after = module.state_dict()
             changed = (after[f"{name}.values"] != before[f"{name}.values"]).any(dim=1).nonzero().flatten().tolist()
             assert 0 < len(changed) <= 16
@@ -165,6 +168,8 @@ def test_a_teacher_can_be_held_in_the_model_and_leaves_no_byte_behind(lm: Causal
             return logits_of(lm.module, batch)
 
     untouched = logits()
+    with path.model(lm):  # nothing is learnt, so nothing is there; OSF puts every matrix together again
+        torch.testing.assert_close(logits(), untouched, rtol=0, atol=1e-6 if kind == "osf" else 0)
     path.write(ITEMS[:1])
     earlier = dict(weights.state())
     with path.model(lm):
@@ -199,6 +204,26 @@ def test_a_write_tells_how_far_it_has_gone(lm: CausalLM, ledger: Ledger, kind: s
     assert measures["kl_on_new"] == pytest.approx(float(expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "new_blocks"])
+def test_a_step_of_several_passes_is_that_of_one(kind: str) -> None:
+    """In float64; a step has eleven texts, new ones and rehearsed, which three passes cannot share equally. Every block
+    of this model has a memory, so that it takes no new blocks."""
+    exact, states, read = build_lm(), [], []
+    for passes in (1, 3, 100):
+        with Ledger() as ledger:
+            budget = Budget(steps=4, batch=8, accumulation=passes)
+            path = _path(exact, ledger, kind, budget=budget, rehearsal=Experience(per_step=8))
+            read.append(path.write(ITEMS).cost.lm.tokens)
+            states.append(path._weights.state())
+    assert read == read[:1] * 3
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        for name, tensor in state.items():
+            torch.testing.assert_close(
+                tensor, states[0][name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
 def test_effort_multiplies_steps_and_passes() -> None:
     budget = Budget(steps=10, passes=3, effort=0.5)
     assert (budget.most_steps, budget.most_passes) == (5, 2)
@@ -206,6 +231,8 @@ def test_effort_multiplies_steps_and_passes() -> None:
     for effort in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="effort must be above 0"):
             Budget(effort=effort)
+    with pytest.raises(ValueError, match="accumulation must be at least 1, got 0"):
+        Budget(accumulation=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -425,7 +452,7 @@ def test_a_penalty_keeps_the_weights_nearer_to_what_they_were(lm: CausalLM, kind
                 restraint = penalty(make_setting(lm, weights), trainer)
                 trainer.remember()
                 for _ in range(4):
-                    trainer.step(lambda: mean_loss(module, batch), batch, settle=restraint.settle)
+                    trainer.step([plain_aim(module, batch)], settle=restraint.settle)
             return sum(float((p.detach() - before[name]).square().sum()) for name, p in module.named_parameters())
 
     assert 0 < moved(TowardsBefore(0.5)) < moved(NoPenalty()) == moved(TowardsBefore(0.0))
@@ -604,7 +631,7 @@ def test_rows_of_a_shared_table_are_chosen_by_what_all_its_layers_read_and_learn
     before = table.values.detach().clone()
     with weights.applied(module):
         with weights.training(module) as trainer:
-            trainer.step(lambda: mean_loss(module, batch), batch)
+            trainer.step([plain_aim(module, batch)])
         rows = weights.state()[f"{name}/rows"]
         assert len(read) == 2
         assert torch.equal(rows, torch.cat(read).unique())

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -38,6 +39,7 @@ SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
 _MEASURED = ("kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
 _UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", "recall_at_1", "recall_at_5")
+_CLASS = "._target_"
 _PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads")
 
 
@@ -432,15 +434,50 @@ def _variants(reports: Sequence[Report], ignore: Sequence[str]) -> list[str]:
         for report in reports
     ]
     names = sorted({name for each in settings for name in each})
-    differing = [name for name in names if len({json.dumps(each.get(name), default=str) for each in settings}) > 1]
-    return [" ".join(_setting(name, each[name]) for name in differing if name in each) for each in settings]
+    differing = [name for name in names if len({_shown(each, name) for each in settings}) > 1]
+    classes = _telling_classes([name for name in differing if name.endswith(_CLASS)], settings)
+    usual = {name: _usual(name, settings) for name in classes}
+    nodes = tuple(name.removesuffix(_CLASS) + "." for name in differing if name.endswith(_CLASS))
+    chosen = [tuple(_shown(each, name) for name in classes) for each in settings]
+
+    def told(name: str, run: int) -> bool:
+        if name.endswith(_CLASS):
+            return name in usual and _shown(settings[run], name) != usual[name]
+        # What comes with a class is told where runs of that class differ in it.
+        alike = (one for one, kind in zip(settings, chosen, strict=True) if kind == chosen[run])
+        return not name.startswith(nodes) or len({_shown(one, name) for one in alike}) > 1
+
+    return [
+        " ".join(_setting(name, each[name]) for name in differing if name in each and told(name, run))
+        for run, each in enumerate(settings)
+    ]
+
+
+def _telling_classes(differing: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the choices between classes those from which the others follow: the inner ones first."""
+    telling: list[str] = []
+    for name in sorted(differing, key=lambda name: -name.count(".")):
+        pairs = {(*(_shown(each, one) for one in telling), _shown(each, name)) for each in settings}
+        if len(pairs) > len({pair[:-1] for pair in pairs}):
+            telling.append(name)
+    return telling
+
+
+def _usual(name: str, settings: Sequence[Mapping[str, Any]]) -> str | None:
+    """The class that more than half of the runs have chosen, which goes without saying if all have chosen one."""
+    ((value, count),) = Counter(_shown(each, name) for each in settings).most_common(1)
+    return value if 2 * count > len(settings) and all(name in each for each in settings) else None
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings.get(name), default=str)
 
 
 def _setting(name: str, value: Any) -> str:
     """A setting for people: a class by its name alone."""
     short = _short_name(name)
-    if short.endswith("._target_"):
-        return f"{short.removesuffix('._target_')}={str(value).rsplit('.', 1)[-1]}"
+    if short.endswith(_CLASS):
+        return f"{short.removesuffix(_CLASS)}={str(value).rsplit('.', 1)[-1]}"
     return f"{short}={value}"
 
 
