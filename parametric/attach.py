@@ -6,6 +6,7 @@ This file knows nothing of training.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
 from .storage import store, stored
 
-MEMORY_VERSION = 1
+MEMORY_VERSION = 2
 STORED = "memory"
 
 Mode = Literal["add", "replace"]
@@ -227,7 +228,7 @@ def detach(module: nn.Module, layer: str) -> None:
 
 def save_memory(module: nn.Module, folder: Path) -> None:
     """Write what was attached to the model into a folder: `memory.safetensors`, then `memory.json` with places, modes,
-    shapes and the checksum of both. The model itself is not written.
+    shapes, what tells the model, and the checksum of both. The model itself is not written.
 
     Raises:
         ValueError: Nothing is attached.
@@ -242,7 +243,8 @@ def save_memory(module: nn.Module, folder: Path) -> None:
         shape = asdict(wrapped.memory.config)
         memories.append({"layer": layer, "mode": wrapped.mode, "values_of": owner, "shape": shape})
         tensors |= _own_tensors(layer, wrapped, owner)
-    store(folder, STORED, tensors, {"memories": memories}, version=MEMORY_VERSION)
+    described = {"memories": memories, "model": _model_hash(module)}
+    store(folder, STORED, tensors, described, version=MEMORY_VERSION)
 
 
 def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
@@ -250,10 +252,16 @@ def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
 
     Raises:
         FileNotFoundError: The folder holds no memory; `python -m memory_paths.parametric.recovery` makes one.
-        ValueError: It is damaged, of another version, or does not fit this model, which is then as it was.
+        ValueError: It is damaged, of another version, of another model, or does not fit this one, which is then as it
+            was.
     """
     folder = Path(folder)
     described, tensors = stored(folder, STORED, "memory", version=MEMORY_VERSION)
+    if described["model"] != _model_hash(module):
+        raise ValueError(
+            f"the memory in {folder} stood beside another model and would tell this one nothing: lm.name must be that "
+            "model, or `python -m memory_paths.parametric.recovery` makes a memory for this one"
+        )
     made: dict[str, Attached] = {}
     try:
         for one in described["memories"]:
@@ -267,6 +275,12 @@ def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
         _detach_all(module, made)
         raise ValueError(f"the memory in {folder} does not fit this model: {error}") from error
     return made
+
+
+def _model_hash(module: Any) -> str:
+    """SHA-256 over the embeddings of the model's tokens, rounded so that it is the same in every precision."""
+    rounded = module.get_input_embeddings().weight.detach().to(torch.bfloat16)
+    return hashlib.sha256(rounded.cpu().contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
 
 
 def _own_tensors(layer: str, wrapped: Attached, owner: str) -> dict[str, Tensor]:
