@@ -25,7 +25,8 @@ bench: .venv/tools
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-# Every choice of every axis of the weights paths, 240 facts: some ten hours on one core. Started again it goes on where
+# Every choice of every axis of the weights paths, 240 facts, beside full finetuning where it takes something that loses:
+# three hours on one core, -j2 for two at once. Started again it goes on where
 # it was stopped. How rates were chosen, on a world that is reported nowhere else:
 #   make methods METHODS=multirun/methods_tuning SEEDS='100 path.memory.schedule.factor=0.3,1,3,10'
 METHODS ?= multirun/methods
@@ -40,7 +41,7 @@ schedule = rewarming
 study = as_given,templates
 merging = interpolation,pruning
 
-methods: methods_presets methods_weights methods_self_edits $(AXES:%=methods_%)
+methods: methods_presets methods_weights methods_selector methods_self_edits $(AXES:%=methods_%)
 	$(BIN)/python -m memory_paths.report $(METHODS)
 
 methods_presets: .venv/ready
@@ -49,11 +50,14 @@ methods_presets: .venv/ready
 methods_weights: .venv/ready
 	$(METHOD) path=lora weights@path.memory.weights=lora_stack,shira,osf,ia3,adapter,prompt,prefix,cartridge,prompt_pool,new_blocks,experts
 
+methods_selector: .venv/ready
+	$(METHOD) path=sparse_memory selector@path.memory.weights.selector=divergence
+
 methods_self_edits: .venv/ready
-	$(METHOD) path=full,sparse_memory study@path.memory.study=self_edits "path.memory.study.instruction=' '" path.memory.study.continues=true
+	$(METHOD) path=full study@path.memory.study=self_edits "path.memory.study.instruction=' '" path.memory.study.continues=true
 
 $(AXES:%=methods_%): methods_%: .venv/ready
-	$(METHOD) path=full,sparse_memory $*@path.memory.$*=$($*)
+	$(METHOD) path=full $*@path.memory.$*=$($*)
 
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/reads --half-keys 128 --addresses 0 --steps 7000
