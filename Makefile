@@ -25,13 +25,14 @@ bench: .venv/tools
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-# Every choice of every axis of the weights paths, 240 facts, beside full finetuning where it takes something that loses:
-# three hours on one core, -j2 for two at once. Started again it goes on where
-# it was stopped. How rates were chosen, on a world that is reported nowhere else:
-#   make methods METHODS=multirun/methods_tuning SEEDS='100 path.memory.schedule.factor=0.3,1,3,10'
+# Every choice of the weights paths' axes on 240 facts: what trains by itself, all else beside full finetuning, which has
+# much to lose. Some three hours on one core; -j2 makes two sweeps at once. Started again it goes on where it was
+# stopped; after a change of conf/ it wants another folder, METHODS=multirun/again. Rates were chosen in the same way:
+#   make methods METHODS=multirun/methods_rates SEEDS='100 path.memory.schedule.factor=0.3,0.55,1,1.8,3'
 METHODS ?= multirun/methods
 SEEDS ?= 0,1,2
-METHOD = $(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.sweep.dir=$(METHODS)/$@ seed=$(SEEDS)
+# A sweep with a job that failed ends in an error and must not stop the others; the report names what failed.
+METHOD = -$(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.sweep.dir=$(METHODS)/$@ seed=$(SEEDS)
 AXES = objective penalty projection rehearsal schedule study merging
 objective = selective,distil_new,distil_old,distil_pseudo_old,self_distillation,policy_gradient
 penalty = l2,ewc,feature,kl
@@ -40,8 +41,10 @@ rehearsal = experience,generative,on_policy
 schedule = rewarming
 study = as_given,templates
 merging = interpolation,pruning
+SWEEPS = methods_presets methods_weights methods_selector methods_self_edits $(AXES:%=methods_%)
+.PHONY: $(SWEEPS)
 
-methods: methods_presets methods_weights methods_selector methods_self_edits $(AXES:%=methods_%)
+methods: $(SWEEPS)
 	$(BIN)/python -m memory_paths.report $(METHODS)
 
 methods_presets: .venv/ready

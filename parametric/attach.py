@@ -6,7 +6,6 @@ This file knows nothing of training.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
 from .storage import store, stored
 
 MEMORY_VERSION = 2
+MARKS = 64
 STORED = "memory"
 
 Mode = Literal["add", "replace"]
@@ -243,7 +243,7 @@ def save_memory(module: nn.Module, folder: Path) -> None:
         shape = asdict(wrapped.memory.config)
         memories.append({"layer": layer, "mode": wrapped.mode, "values_of": owner, "shape": shape})
         tensors |= _own_tensors(layer, wrapped, owner)
-    described = {"memories": memories, "model": _model_hash(module)}
+    described = {"memories": memories, "model": _marks(module).tolist()}
     store(folder, STORED, tensors, described, version=MEMORY_VERSION)
 
 
@@ -252,12 +252,13 @@ def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
 
     Raises:
         FileNotFoundError: The folder holds no memory; `python -m memory_paths.parametric.recovery` makes one.
-        ValueError: It is damaged, of another version, of another model, or does not fit this one, which is then as it
-            was.
+        ValueError: It is damaged, of another version, of a model with other embeddings of its tokens, or does not fit
+            this one, which is then as it was.
     """
     folder = Path(folder)
     described, tensors = stored(folder, STORED, "memory", version=MEMORY_VERSION)
-    if described["model"] != _model_hash(module):
+    marks, own = torch.tensor(described["model"], dtype=torch.float64), _marks(module)
+    if marks.shape != own.shape or not torch.allclose(marks, own, rtol=0, atol=0.01):
         raise ValueError(
             f"the memory in {folder} stood beside another model and would tell this one nothing: lm.name must be that "
             "model, or `python -m memory_paths.parametric.recovery` makes a memory for this one"
@@ -277,10 +278,14 @@ def load_memory(module: nn.Module, folder: str | Path) -> dict[str, Attached]:
     return made
 
 
-def _model_hash(module: Any) -> str:
-    """SHA-256 over the embeddings of the model's tokens, rounded so that it is the same in every precision."""
-    rounded = module.get_input_embeddings().weight.detach().to(torch.bfloat16)
-    return hashlib.sha256(rounded.cpu().contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
+def _marks(module: Any) -> Tensor:
+    """Numbers that tell a model by its embeddings of the first tokens, about the same in every precision: of each, the
+    sum in alternating signs by the norm."""
+    embeddings = module.get_input_embeddings().weight.detach()[:MARKS].double().cpu()
+    signs = torch.ones(embeddings.shape[1], dtype=torch.float64)
+    signs[::2] = -1
+    marks: Tensor = embeddings @ signs / embeddings.norm(dim=1).clamp(min=1e-12)
+    return marks
 
 
 def _own_tensors(layer: str, wrapped: Attached, owner: str) -> dict[str, Tensor]:

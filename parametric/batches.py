@@ -104,11 +104,11 @@ def collate(lm: Any, sequences: Sequence[Encoded], *, rehearsed: Sequence[Encode
     return TrainingBatch(tokens.to(device), attention.to(device), targets.to(device), fresh, tuple(sequences))
 
 
-def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
-    """Every `count`-th sequence of a batch, from the one numbered `rank` on, without padding that none of them needs.
-    Where there is none it is the first one, as if it were rehearsed: all processes must make the same passes, and that
-    work is charged like any other."""
-    rows = list(range(rank, len(batch.tokens), count))
+def part_of(batch: TrainingBatch, number: int, count: int) -> TrainingBatch:
+    """Every `count`-th sequence of a batch, from the one of this number on, without padding that none of them needs.
+    Where there is none it is the first one, as if it were rehearsed: of several processes each must make the same
+    passes, and that work is charged like any other."""
+    rows = list(range(number, len(batch.tokens), count))
     fresh = sum(row < batch.fresh for row in rows)
     rows = rows or [0]
     length = int(batch.attention[rows].sum(dim=1).max())
@@ -121,7 +121,7 @@ def part_of(batch: TrainingBatch, rank: int, count: int) -> TrainingBatch:
     )
 
 
-def share_of(batch: TrainingBatch, rank: int, count: int) -> float:
+def share_of(batch: TrainingBatch, number: int, count: int) -> float:
     """The share of a batch's target tokens that is in this part of it; 0 where the part is another's too."""
     targets = batch.targets[:, 1:]
-    return int(targets[rank::count].sum()) / int(targets.sum())
+    return int(targets[number::count].sum()) / int(targets.sum())

@@ -250,8 +250,9 @@ class SlotRecorder:
         self.rows = rows.to(self._position.device)
         self._position[self.rows] = torch.arange(len(rows), dtype=torch.int32, device=self._position.device)
         self.gradient, self._chosen = None, True
-        while self._waiting:
-            self.accumulate(*self._waiting.pop(0))
+        for waiting in self._waiting:
+            self.accumulate(*waiting)
+        self._waiting.clear()
 
     def clear(self) -> None:
         """Forget the reads and the gradient of a step; the next one chooses anew."""
@@ -262,7 +263,7 @@ class SlotRecorder:
     def accumulate(self, values: Tensor, slots_BR: Tensor, weights_BR: Tensor, grad_BD: Tensor) -> None:
         """Add sum over reads of weight * gradient into the chosen rows, [t, D]; nothing of size N * N is made."""
         if not self._chosen:
-            self._waiting.append((values, slots_BR, weights_BR, grad_BD))
+            self._waiting.append((values, slots_BR, weights_BR.detach(), grad_BD))
             return
         position_BR = self._position[slots_BR]
         chosen = position_BR >= 0

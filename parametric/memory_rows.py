@@ -456,8 +456,7 @@ class _RowTrainer:
             value += finite(found)
             by = aim.batch.predicting if self._weights.counted == "predicting" else aim.batch.attention
             for name, recorder in self._recorders.items():
-                own_counts = recorder.counts(by.flatten())
-                counts[name] = counts[name] + own_counts if name in counts else own_counts
+                counts[name] = counts.get(name, 0) + recorder.counts(by.flatten())
                 if number == len(aims):
                     total = self._tables[name].processes.total(counts[name])
                     recorder.select(self._weights._chosen(name, total, self._generator))

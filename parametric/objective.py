@@ -21,7 +21,7 @@ class Objective(Protocol):
     """From a batch of study texts to a loss."""
 
     def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
-        """Called before each step, while an earlier self may still be listened to."""
+        """Called before each step, for each of its parts, while an earlier self may still be listened to."""
         ...
 
 

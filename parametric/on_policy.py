@@ -191,7 +191,8 @@ class OnPolicy:
             ValueError: There is no background to draw from.
         """
         asked = [one for one in setting.known(self.questions, "rehearsal=on_policy") if one.asks]
-        found = setting.lm.generate([Prompt(one.prompt) for one in asked])
+        with setting.earlier("before"):
+            found = setting.lm.generate([Prompt(one.prompt) for one in asked])
         kept = [
             replace(one, completion=answer.text)
             for one, answer in zip(asked, found, strict=True)

@@ -75,7 +75,8 @@ class Budget:
         passes: A write ends earlier where it has been over all its items so often; None: it never does.
         effort: Multiplies steps and passes, above 0: the one number that means more or less study for every path.
         accumulation: Forward and backward passes of a step, each with a part of its texts: the same in less memory.
-            What an objective, a penalty or a projection draws for itself is not divided.
+            What a penalty or a projection draws is not divided. For the plain objective alone: others draw texts of
+            their own, or choose among those of a whole step.
     """
 
     steps: int = 40
@@ -85,14 +86,13 @@ class Budget:
     accumulation: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, 1 if self.passes is None else self.passes) < 1:
+        if min(self.steps, self.batch, 1 if self.passes is None else self.passes, self.accumulation) < 1:
             raise ValueError(
-                f"steps, batch and passes must be at least 1, got {self.steps}, {self.batch} and {self.passes}"
+                f"steps, batch, passes and accumulation must be at least 1, got {self.steps}, {self.batch}, "
+                f"{self.passes} and {self.accumulation}"
             )
         if not self.effort > 0:
             raise ValueError(f"effort must be above 0, got {self.effort}")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation must be at least 1, got {self.accumulation}")
 
     @property
     def most_steps(self) -> int:
@@ -174,6 +174,11 @@ class WeightsPath:
         self._schedule: Schedule = schedule if schedule is not None else Constant()
         self._merging: Merging = merging if merging is not None else NoMerging()
         self._budget = budget if budget is not None else Budget()
+        if self._budget.accumulation > 1 and not isinstance(self._objective, NegativeLogLikelihood):
+            raise ValueError(
+                f"accumulation={self._budget.accumulation} divides steps of objective=nll; "
+                f"{type(self._objective).__name__} looks at a whole step: accumulation=1"
+            )
         if forgetting not in get_args(Forgetting):
             raise ValueError(f"forgetting must be one of {', '.join(get_args(Forgetting))}, got {forgetting!r}")
         if journal_bytes < 0:
@@ -683,11 +688,14 @@ class WeightsPath:
     def _aims(self, setting: Setting, batch: TrainingBatch, term: LossFunction | None) -> list[Aim]:
         """The objective on each part of a step, whose losses add up to that of the step."""
         count = min(self._budget.accumulation, len(batch.tokens))
+        if count == 1:
+            aim = self._objective(setting, batch)
+            return [aim if term is None else replace(aim, loss=partial(_sum, aim.loss, term))]
         aims = []
         for number in range(count):
             aim = self._objective(setting, part_of(batch, number, count))
             share = share_of(batch, number, count)
-            aims.append(replace(aim, loss=partial(_sum, share, aim.loss, None if number else term)))
+            aims.append(replace(aim, loss=partial(_sum, aim.loss, None if number else term, share)))
         return aims
 
     def _apart(self, setting: Setting, axis: str) -> Setting:
@@ -741,7 +749,7 @@ class WeightsPath:
         return groups
 
 
-def _sum(share: float, loss: LossFunction, term: LossFunction | None) -> torch.Tensor:
+def _sum(loss: LossFunction, term: LossFunction | None, share: float = 1.0) -> torch.Tensor:
     """The loss is called first: slots are chosen by the reads of the first pass that takes gradients."""
     found = share * loss()
     return found if term is None else found + term()

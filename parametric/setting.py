@@ -80,13 +80,14 @@ class Setting:
         return self.generator.sample(list(self.background), min(count, len(self.background)))
 
     def written(self, count: int, *, max_new_tokens: int, temperature: float) -> list[Phrasing]:
-        """Texts that the model, as it is now, writes by itself; without the empty ones."""
-        found = self.lm.generate(
-            [Prompt(" ", continues=True)] * count,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=self.generator.randrange(2**31),
-        )
+        """Texts that the model, as it was before this write, writes by itself; without the empty ones."""
+        with self.earlier("before"):
+            found = self.lm.generate(
+                [Prompt(" ", continues=True)] * count,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=self.generator.randrange(2**31),
+            )
         texts = [Phrasing(one.text) for one in found if one.text]
         if texts:
             self.charge(self.batch(texts), 1.0)

@@ -141,7 +141,8 @@ class Weights(Protocol):
 
     def holding(self, module: Any, state: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Within `applied`: the module with another state in it, such as that of a teacher; an empty one is the
-        untouched model. Not between a forward pass that is differentiated and its backward pass."""
+        untouched model. Not between a forward pass that is differentiated and its backward pass, nor between the
+        passes of a step."""
         ...
 
     def training(self, module: Any) -> AbstractContextManager[Trainer]:

@@ -138,7 +138,10 @@ def build_path(case: str, lm: CausalLM, weights: Weights, parallel: DataParallel
         weights=weights,
         rehearsal=Experience(2) if case == "lora" else None,
         penalty=TowardsBefore(0.05) if case in ("full", "memory") else None,
-        budget=Budget(steps=STEPS, batch=5),
+        # Also several passes of several processes are a step of one.
+        budget=Budget(
+            steps=STEPS, batch=5, accumulation=2 if parallel and case in ("memory_random_adam", "lora") else 1
+        ),
         background=KNOWN,
         parallel=parallel,
         progress=False,

@@ -164,7 +164,7 @@ def mean_loss(module: Any, batch: Any) -> Any:
 
 
 def plain_aim(module: Any, batch: Any) -> Any:
-    """The plain objective of a step that is one pass."""
+    """The plain objective on a batch."""
     from memory_paths.parametric.weights import Aim
 
     return Aim(batch, lambda: mean_loss(module, batch))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, plain_aim
+from conftest import ARCHITECTURES, make_setting, plain_aim
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.batches import collate, encode
@@ -63,6 +64,18 @@ def test_every_architecture_takes_it_in_learns_and_gives_it_back(
     assert [name for name, _ in lm.module.named_modules()] == names
     assert lm.weights_hash() == before
     assert lm.generate(prompts, max_new_tokens=6)[0].token_ids == untouched[0].token_ids
+
+
+@pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
+def test_what_a_model_writes_before_it_learns_is_its_own(
+    make_tiny_lm: Callable[..., CausalLM], insertion: Insertion
+) -> None:
+    lm, weights = make_tiny_lm("llama"), Inserted(insertion)
+    blank, seed = [Prompt(" ", continues=True)] * 3, random.Random(0).randrange(2**31)
+    own = [one.text for one in lm.generate(blank, max_new_tokens=6, temperature=1.0, seed=seed)]
+    with lm.altered(), weights.applied(lm.module), weights.training(lm.module):
+        found = make_setting(lm, weights).written(3, max_new_tokens=6, temperature=1.0)
+    assert [one.completion for one in found] == own
 
 
 @pytest.mark.parametrize("kind", [*FORMS, "new_blocks", "experts"])

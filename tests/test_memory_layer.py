@@ -299,8 +299,9 @@ def test_a_saved_memory_gives_a_copy_of_the_model_the_same_logits(
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():
         assert torch.equal(copy(input_ids=tokens).logits, model(input_ids=tokens).logits)
-    half = build_module(architecture, build_tokenizer()).bfloat16()
-    assert {one.memory.values.dtype for one in load_memory(half, tmp_path).values()} == {torch.float32}
+    for dtype in (torch.bfloat16, torch.float16):
+        half = build_module(architecture, build_tokenizer()).to(dtype)
+        assert {one.memory.values.dtype for one in load_memory(half, tmp_path).values()} == {torch.float32}
 
 
 def _flip(folder: Path) -> None:
@@ -324,6 +325,7 @@ def _described(**changes: Any) -> Callable[[Path], None]:
         (_described(memories=[]), "llama", "holds a damaged memory: the checksum"),
         (_described(version=9), "llama", "holds version 9 of its memory"),
         (lambda folder: None, "gpt2", "stood beside another model"),
+        (lambda folder: None, "other weights", "stood beside another model"),
         (lambda folder: None, "short", "does not fit this model: the model has no module 'model.layers.1.mlp'"),
     ],
 )
@@ -332,7 +334,8 @@ def test_a_saved_memory_that_is_not_what_it_was_or_does_not_fit_is_refused(
 ) -> None:
     save_memory(_with_memory("add", True), tmp_path)
     damage(tmp_path)
-    model = build_module("llama" if kind == "short" else kind, build_tokenizer())
+    seed = int(kind == "other weights")
+    model = build_module(kind if kind == "gpt2" else "llama", build_tokenizer(), seed=seed)
     if kind == "short":
         del model.model.layers[1:]
     names = [name for name, _ in model.named_modules()]

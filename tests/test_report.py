@@ -126,28 +126,69 @@ def test_runs_that_differ_in_ignored_settings_alone_are_one_line(tmp_path: Path)
     assert [(line.variant, len(line.seeds)) for line in lines] == [("budget.passes=2", 2), ("budget.passes=3", 1)]
 
 
-def test_a_choice_between_classes_is_told_without_what_comes_with_it_and_the_usual_one_not_at_all() -> None:
-    plain, strong = {"_target_": "a.NoPenalty"}, {"_target_": "a.L2", "strength": 0.1}
-    rows = {"_target_": "a.Rows", "rows": 8, "rate": 7.0}
-    low_rank = {"_target_": "a.Adapter", "rate": 0.1, "config": {"_target_": "b.LowRank", "rank": 4}}
-    scaled = {"_target_": "a.Adapter", "rate": 0.1, "config": {"_target_": "b.Scaled"}}
-    memories = [
-        {"weights": rows, "penalty": plain},
-        {"weights": {**rows, "rows": 9, "rate": 8.0}, "penalty": plain},
-        {"weights": low_rank, "penalty": plain},
-        {"weights": scaled, "penalty": plain},
-        {"weights": scaled, "penalty": strong},
-        {"weights": scaled, "penalty": {**strong, "strength": 0.2}},
-    ]
+PLAIN, STRONG = {"_target_": "a.NoPenalty"}, {"_target_": "a.L2", "strength": 0.1}
+NOTHING, REHEARSED = {"_target_": "a.NoRehearsal"}, {"_target_": "a.Experience", "per_step": 4}
+ROWS = {"_target_": "a.Rows", "rows": 8, "rate": 7.0}
+LOW_RANK = {"_target_": "a.Adapter", "rate": 0.1, "config": {"_target_": "b.LowRank", "rank": 4}}
+SCALED = {"_target_": "a.Adapter", "rate": 0.3, "config": {"_target_": "b.Scaled"}}
+BESIDE = {"_target_": "a.Inserted", "rate": 0.3, "insertion": {"_target_": "b.Bottleneck"}}
+
+
+@pytest.mark.parametrize(
+    ("memories", "variants"),
+    [
+        ([{"penalty": PLAIN}, {"penalty": STRONG}], ["penalty=L2", "penalty=NoPenalty"]),
+        (
+            [
+                {"penalty": PLAIN},
+                {"penalty": STRONG},
+                {"penalty": {"_target_": "a.KL"}},
+                {"penalty": PLAIN, "steps": 3},
+            ],
+            ["penalty=KL", "penalty=L2", "penalty=NoPenalty", "penalty=NoPenalty steps=3"],
+        ),
+        (
+            [{"penalty": PLAIN, "steps": steps} for steps in (1, 2, 3)] + [{"penalty": STRONG, "steps": 1}],
+            ["penalty=L2 steps=1", "steps=1", "steps=2", "steps=3"],
+        ),
+        (
+            [{"penalty": STRONG}, {"penalty": {**STRONG, "strength": 0.2}}, {"penalty": PLAIN}],
+            ["penalty.strength=0.1", "penalty.strength=0.2", "penalty=NoPenalty"],
+        ),
+        (
+            [{"penalty": PLAIN, "rehearsal": NOTHING}, {"penalty": STRONG, "rehearsal": REHEARSED}],
+            ["penalty=L2 rehearsal=Experience", "penalty=NoPenalty rehearsal=NoRehearsal"],
+        ),
+        (
+            [{"weights": one} for one in (ROWS, LOW_RANK, SCALED, BESIDE)],
+            ["weights.config=LowRank", "weights.config=Scaled", "weights.insertion=Bottleneck", "weights=Rows"],
+        ),
+        (
+            [{"weights": ROWS}, {"weights": {**ROWS, "rows": 9, "rate": 8.0}}, {"weights": LOW_RANK}],
+            ["weights.config=LowRank", "weights.rate=7.0 weights.rows=8", "weights.rate=8.0 weights.rows=9"],
+        ),
+        (
+            [
+                {"weights": LOW_RANK, "penalty": PLAIN},
+                {"weights": {**LOW_RANK, "rate": 1.0}, "penalty": STRONG},
+                {"weights": BESIDE, "penalty": PLAIN},
+            ],
+            [
+                "penalty=L2 weights.config=LowRank weights.rate=1.0",
+                "weights.config=LowRank weights.rate=0.1",
+                "weights.insertion=Bottleneck",
+            ],
+        ),
+        (
+            [{"penalty": STRONG}, {"penalty": {"_target_": "mine.L2", "strength": 0.2}}],
+            ["penalty.strength=0.1", "penalty.strength=0.2"],
+        ),
+    ],
+    ids="two no-usual usual options two-axes within zipped overridden namesakes".split(),
+)
+def test_variants_are_told_by_their_choices(memories: list[dict[str, Any]], variants: list[str]) -> None:
     reports = [replace(make_report("lora", 0.9), config={"path": {"memory": memory}}) for memory in memories]
-    assert [line.variant for line in summarise(reports)] == [
-        "penalty=L2 penalty.strength=0.1 weights.config=Scaled",
-        "penalty=L2 penalty.strength=0.2 weights.config=Scaled",
-        "weights.config=LowRank",
-        "weights.config=Scaled",
-        "weights.rate=7.0 weights.rows=8",
-        "weights.rate=8.0 weights.rows=9",
-    ]
+    assert [line.variant for line in summarise(reports)] == variants
 
 
 def test_seeds_become_one_line_with_an_interval_over_seeds() -> None:

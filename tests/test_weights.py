@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +31,10 @@ from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
 from memory_paths.parametric.inserted import Bottleneck, Inserted, PromptPool, VirtualTokens
 from memory_paths.parametric.memory_layer import MemoryLayerConfig
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.objective import NegativeLogLikelihood, logits_of
+from memory_paths.parametric.objective import NegativeLogLikelihood, SelectiveNegativeLogLikelihood, logits_of
 from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
-from memory_paths.parametric.penalty import NoPenalty, Penalty, TowardsBefore
+from memory_paths.parametric.penalty import NoPenalty, OutputDivergence, Penalty, TowardsBefore
+from memory_paths.parametric.projection import AveragedGradient
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
 from memory_paths.parametric.study import AsGiven, Phrasings
@@ -204,24 +205,51 @@ def test_a_write_tells_how_far_it_has_gone(lm: CausalLM, ledger: Ledger, kind: s
     assert measures["kl_on_new"] == pytest.approx(float(expected), rel=1e-3)
 
 
+def _learn_in_passes(kind: str, passes: int, **axes: Any) -> tuple[Mapping[str, torch.Tensor], int, list[int]]:
+    """In float64, four steps of eleven texts, new ones and rehearsed: what was learnt, tokens, and how many texts each
+    pass that takes gradients has read."""
+    exact, rows = build_lm(), list[int]()
+
+    def note(module: Any, arguments: Any, given: Any) -> None:
+        if torch.is_grad_enabled() and given.get("input_ids") is not None:
+            rows.append(len(given["input_ids"]))
+
+    exact.module.register_forward_pre_hook(note, with_kwargs=True)
+    budget = Budget(steps=4, batch=8, accumulation=passes)
+    with Ledger() as ledger:
+        path = _path(exact, ledger, kind, budget=budget, rehearsal=Experience(per_step=8), **axes)
+        tokens = path.write(ITEMS).cost.lm.tokens
+        return path._weights.state(), tokens, rows
+
+
+def _assert_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "new_blocks"])
-def test_a_step_of_several_passes_is_that_of_one(kind: str) -> None:
-    """In float64; a step has eleven texts, new ones and rehearsed, which three passes cannot share equally. Every block
-    of this model has a memory, so that it takes no new blocks."""
-    exact, states, read = build_lm(), [], []
-    for passes in (1, 3, 100):
-        with Ledger() as ledger:
-            budget = Budget(steps=4, batch=8, accumulation=passes)
-            path = _path(exact, ledger, kind, budget=budget, rehearsal=Experience(per_step=8))
-            read.append(path.write(ITEMS).cost.lm.tokens)
-            states.append(path._weights.state())
-    assert read == read[:1] * 3
-    for state in states[1:]:
-        assert state.keys() == states[0].keys()
-        for name, tensor in state.items():
-            torch.testing.assert_close(
-                tensor, states[0][name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
-            )
+def test_a_step_of_several_passes_is_that_of_one_and_reads_fewer_texts_at_once(kind: str) -> None:
+    """Every block of this model has a memory, so that it takes no new blocks."""
+    whole, tokens, rows = _learn_in_passes(kind, 1)
+    assert rows == 4 * [11]
+    for passes, parts in ((3, [4, 4, 3]), (100, 11 * [1])):
+        found, read, rows = _learn_in_passes(kind, passes)
+        assert (read, rows) == (tokens, 4 * parts)
+        _assert_close(found, whole)
+
+
+@pytest.mark.parametrize("kind", ["memory", "full"])
+def test_what_holds_a_step_back_does_so_once_however_many_passes_it_has(kind: str) -> None:
+    for axes in ({"penalty": OutputDivergence(per_step=4)}, {"projection": AveragedGradient(per_step=4)}):
+        _assert_close(_learn_in_passes(kind, 3, **axes)[0], _learn_in_passes(kind, 1, **axes)[0])
+
+
+def test_passes_of_a_step_are_refused_to_objectives_that_look_at_all_of_it(lm: CausalLM, ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match=r"accumulation=2 divides steps of objective=nll; Selective.* accumulation=1"):
+        _path(lm, ledger, budget=Budget(accumulation=2), objective=SelectiveNegativeLogLikelihood())
 
 
 def test_effort_multiplies_steps_and_passes() -> None:
@@ -231,7 +259,7 @@ def test_effort_multiplies_steps_and_passes() -> None:
     for effort in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="effort must be above 0"):
             Budget(effort=effort)
-    with pytest.raises(ValueError, match="accumulation must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulation must be at least 1, got 40, 96, None and 0"):
         Budget(accumulation=0)
 
 
@@ -556,7 +584,7 @@ def test_a_small_write_ends_after_its_passes(lm: CausalLM, ledger: Ledger) -> No
     path = _path(lm, ledger, budget=Budget(steps=50, batch=1, passes=4))
     assert path.write(ITEMS[:1]).details["steps"] == 4
     assert path.write(ITEMS[1:]).details["steps"] == 8
-    with pytest.raises(ValueError, match="steps, batch and passes must be at least 1, got 8, 8 and 0"):
+    with pytest.raises(ValueError, match="must be at least 1, got 8, 8, 0 and 1"):
         Budget(8, 8, 0)
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -434,51 +434,65 @@ def _variants(reports: Sequence[Report], ignore: Sequence[str]) -> list[str]:
         for report in reports
     ]
     names = sorted({name for each in settings for name in each})
-    differing = [name for name in names if len({_shown(each, name) for each in settings}) > 1]
-    classes = _telling_classes([name for name in differing if name.endswith(_CLASS)], settings)
-    usual = {name: _usual(name, settings) for name in classes}
-    nodes = tuple(name.removesuffix(_CLASS) + "." for name in differing if name.endswith(_CLASS))
-    chosen = [tuple(_shown(each, name) for name in classes) for each in settings]
-
-    def told(name: str, run: int) -> bool:
-        if name.endswith(_CLASS):
-            return name in usual and _shown(settings[run], name) != usual[name]
-        # What comes with a class is told where runs of that class differ in it.
-        alike = (one for one, kind in zip(settings, chosen, strict=True) if kind == chosen[run])
-        return not name.startswith(nodes) or len({_shown(one, name) for one in alike}) > 1
-
-    return [
-        " ".join(_setting(name, each[name]) for name in differing if name in each and told(name, run))
-        for run, each in enumerate(settings)
-    ]
+    differing = [name for name in names if len({_printed(each, name) for each in settings}) > 1]
+    told = _telling(differing, settings)
+    whole = [_label(differing, each) for each in settings]
+    short = [_label([name for name in differing if told(name, each)], each) for each in settings]
+    meant: dict[str, set[str]] = {}
+    for label, full in zip(short, whole, strict=True):
+        meant.setdefault(label, set()).add(full)
+    return [label if len(meant[label]) == 1 else full for label, full in zip(short, whole, strict=True)]
 
 
-def _telling_classes(differing: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the choices between classes those from which the others follow: the inner ones first."""
-    telling: list[str] = []
-    for name in sorted(differing, key=lambda name: -name.count(".")):
-        pairs = {(*(_shown(each, one) for one in telling), _shown(each, name)) for each in settings}
-        if len(pairs) > len({pair[:-1] for pair in pairs}):
-            telling.append(name)
-    return telling
+def _telling(
+    differing: Sequence[str], settings: Sequence[Mapping[str, Any]]
+) -> Callable[[str, Mapping[str, Any]], bool]:
+    """Whether a variant's name is to tell one of the settings that differ, or whether it goes without saying: a choice
+    between classes stands for all that comes with it, and the choice of most variants for itself."""
+    classes = [name for name in differing if name.endswith(_CLASS)]
+    nodes = {name: name.removesuffix(_CLASS) + "." for name in classes}
+
+    def of(each: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(_printed(each, name) for name in names)
+
+    # By each setting: the classes that may stand for it, and what it is with each choice of these.
+    standing: dict[str, list[str]] = {}
+    values: dict[str, dict[tuple[str, ...], set[str]]] = {}
+    for name in differing:
+        if name in nodes:
+            around = nodes[name]
+        else:
+            around = min((node for node in nodes.values() if name.startswith(node)), key=len, default=name)
+        standing[name] = [one for one in classes if one != name and one.startswith(around)]
+        values[name] = {}
+        for each in settings:
+            values[name].setdefault(of(each, standing[name]), set()).add(_printed(each, name))
+    variants = {of(each, differing): each for each in settings}.values()
+    usual = {
+        name: Counter(_printed(each, name) for each in variants).most_common(1)[0]
+        for name in classes
+        if all(name in each for each in settings)
+    }
+
+    def told(name: str, each: Mapping[str, Any]) -> bool:
+        if name in usual and usual[name][0] == _printed(each, name) and 2 * usual[name][1] > len(variants):
+            return False
+        present = any(one in each for one in standing[name])
+        return not present or len(values[name][of(each, standing[name])]) > 1
+
+    return told
 
 
-def _usual(name: str, settings: Sequence[Mapping[str, Any]]) -> str | None:
-    """The class that more than half of the runs have chosen, which goes without saying if all have chosen one."""
-    ((value, count),) = Counter(_shown(each, name) for each in settings).most_common(1)
-    return value if 2 * count > len(settings) and all(name in each for each in settings) else None
+def _label(names: Sequence[str], settings: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{_short_name(name).removesuffix(_CLASS)}={_printed(settings, name)}" for name in names if name in settings
+    )
 
 
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings.get(name), default=str)
-
-
-def _setting(name: str, value: Any) -> str:
+def _printed(settings: Mapping[str, Any], name: str) -> str:
     """A setting for people: a class by its name alone."""
-    short = _short_name(name)
-    if short.endswith(_CLASS):
-        return f"{short.removesuffix(_CLASS)}={str(value).rsplit('.', 1)[-1]}"
-    return f"{short}={value}"
+    value = str(settings.get(name))
+    return value.rsplit(".", 1)[-1] if name.endswith(_CLASS) else value
 
 
 def _short_name(name: str) -> str:
