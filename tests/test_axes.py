@@ -855,15 +855,18 @@ def test_on_policy_rehearsal_keeps_what_is_answered_rightly(lm: CausalLM, monkey
     setting = make_setting(lm, Full(), background=ASKED)
     order = list(make_setting(lm, Full(), background=ASKED).known(2, "test"))
     _said(lm, monkeypatch, *("rowing." if one == ASKED[1] else "Oslo" for one in order))
-    step = next(OnPolicy(4)(setting))
+    with setting.weights.applied(lm.module):
+        step = next(OnPolicy(4)(setting))
     assert step == [Phrasing("rowing.", ASKED[1].prompt, asks=True)]
 
 
 def test_generative_rehearsal_studies_what_the_model_wrote(lm: CausalLM) -> None:
-    drawn = list(islice(Generative(2, texts=8)(make_setting(lm, Full())), 3))
+    setting, again = make_setting(lm, Full()), make_setting(lm, Full())
+    with setting.weights.applied(lm.module):
+        drawn = list(islice(Generative(2, texts=8)(setting), 3))
     assert all(len(step) == 2 and all(one.completion for one in step) for step in drawn)
-    again = list(islice(Generative(2, texts=8)(make_setting(lm, Full())), 3))
-    assert drawn == again
+    with again.weights.applied(lm.module):
+        assert drawn == list(islice(Generative(2, texts=8)(again), 3))
 
 
 # Which rows of a memory may change
