@@ -370,7 +370,7 @@ class Agent:
         given = [queries] if isinstance(queries, str) else queries
         asked = [Query(query, self.namespace) if isinstance(query, str) else query for query in given]
         for query in asked:
-            if query.namespace not in (DEFAULT_NAMESPACE, self.namespace):
+            if query.namespace not in ("", self.namespace):
                 raise ValueError(
                     f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}"
                 )

@@ -22,7 +22,6 @@ from weakref import WeakKeyDictionary
 from memory_paths.files import read_json
 from memory_paths.ledger import Ledger, Version
 from memory_paths.types import (
-    DEFAULT_NAMESPACE,
     Capabilities,
     Cost,
     Generates,
@@ -216,7 +215,7 @@ class InContext:
         self._closed = False
         self.flush()
 
-    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Store items and, if they outgrow the budget, evict in one chunk; `details` names the superseded and evicted.
 
         Raises:
@@ -241,7 +240,7 @@ class InContext:
         kept = dict.fromkeys(item.id for item in items if item.id not in evicted)
         return Receipt(tuple(kept), cost, details=details)
 
-    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """See `MemoryPath`.
 
         Raises:
@@ -253,7 +252,8 @@ class InContext:
             raise TooLarge(f"path {self.name!r} has no room for {sorted(lost)}; move fewer, or raise its budget")
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
-        """All that is held, the newest first; the score is the place in the order of writing, higher for newer.
+        """All that is held and that the query admits, the newest first; the score is the place in the order of writing,
+        higher for newer.
 
         Raises:
             TooLarge: The notes and a question do not fit, and the eviction refuses.
@@ -267,17 +267,18 @@ class InContext:
             if group not in held:
                 items = self._ledger.active(place=self.name, namespace=query.namespace, as_of=query.as_of)
                 held[group] = tuple(Recall(item, float(score)) for score, item in enumerate(items))[::-1]
-            self._refuse_overflow(query, [recall.item for recall in reversed(held[group])])
+            found = tuple(one for one in held[group] if query.admits(one.item.kind, one.item.metadata))
+            self._refuse_overflow(query, [recall.item for recall in reversed(found)])
             cost = Cost(index=Usage(seconds=time.perf_counter() - started))
-            readings.append(Reading(held[group], cost, self.order, self.budget))
+            readings.append(Reading(found, cost, self.order, self.budget))
         return readings
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Stop holding these ids. Ids that are not held are ignored."""
         self._check_open()
         return Receipt(self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten"))
 
-    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+    def items(self, namespace: str) -> list[Knowledge]:
         """What this path holds now, in the order of writing."""
         self._check_open()
         return self._ledger.active(place=self.name, namespace=namespace)
@@ -398,11 +399,11 @@ class NoMemory:
     def __init__(self, lm: Any, ledger: Ledger, *, name: str = "none") -> None:
         self.name = name
 
-    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """An empty receipt."""
         return Receipt(())
 
-    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """See `MemoryPath`.
 
         Raises:
@@ -415,11 +416,11 @@ class NoMemory:
         """Empty readings."""
         return [Reading() for _ in queries]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Nothing is held."""
         return Receipt(())
 
-    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+    def items(self, namespace: str) -> list[Knowledge]:
         """Nothing is held."""
         return []
 

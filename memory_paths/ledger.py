@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 from memory_paths.failpoints import failpoint
 from memory_paths.files import sync
-from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
+from memory_paths.types import Knowledge
 
 Action = Literal["add", "remove"]
 Removal = Literal["forgotten", "evicted"]
@@ -174,7 +174,7 @@ class Ledger:
                 self._connection.close()
                 raise
 
-    def record(self, items: Sequence[Knowledge], *, place: str, namespace: str = DEFAULT_NAMESPACE) -> Recorded:
+    def record(self, items: Sequence[Knowledge], *, place: str, namespace: str) -> Recorded:
         """Store items at a place, all or none, in one transaction that is on disk when this returns.
 
         An id that is active here with the same content is left alone. One that was superseded, forgotten or evicted,
@@ -222,9 +222,7 @@ class Ledger:
                 self._replan(item.key, namespace, now)
         return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
 
-    def remove(
-        self, ids: Sequence[str], *, place: str, namespace: str = DEFAULT_NAMESPACE, reason: Removal
-    ) -> tuple[str, ...]:
+    def remove(self, ids: Sequence[str], *, place: str, namespace: str, reason: Removal) -> tuple[str, ...]:
         """Stop holding ids at a place, in one transaction. Ids that are not held are ignored.
 
         Forgetting also covers the versions of these ids at this place that were replaced earlier, so that questions
@@ -257,9 +255,7 @@ class Ledger:
                     held.append(id)
         return tuple(held)
 
-    def move(
-        self, ids: Sequence[str], *, source: str, target: str, namespace: str = DEFAULT_NAMESPACE
-    ) -> tuple[str, ...]:
+    def move(self, ids: Sequence[str], *, source: str, target: str, namespace: str) -> tuple[str, ...]:
         """Take held items from one place to another, all or none, in one transaction; ids and dates stay.
 
         An id that is at the target and no longer at the source has been moved already and is left alone.
@@ -372,7 +368,7 @@ class Ledger:
             )
         return changes
 
-    def history(self, id: str, *, namespace: str = DEFAULT_NAMESPACE) -> list[Version]:
+    def history(self, id: str, *, namespace: str) -> list[Version]:
         """Every version of an item at every place, in the order of writing."""
         rows = self._rows("namespace = ? AND id = ? ORDER BY version", namespace, id)
         return [self._version(row) for row in rows]
@@ -737,6 +733,7 @@ def _begin(valid_from: float | None) -> float:
 
 def _where(**wanted: str | None) -> tuple[str, list[Any]]:
     given = {name: value for name, value in wanted.items() if value is not None}
+    _check_names(**given)
     return " AND ".join(["1", *(f"{name} = ?" for name in given)]), list(given.values())
 
 

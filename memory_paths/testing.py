@@ -16,7 +16,17 @@ from typing import Any
 from memory_paths.agent import Agent
 from memory_paths.ledger import Ledger
 from memory_paths.lm import layout, one_line
-from memory_paths.types import Generation, Knowledge, MemoryPath, Prompt, Query, Reading, TooLarge, Usage
+from memory_paths.types import (
+    DEFAULT_NAMESPACE,
+    Generation,
+    Knowledge,
+    MemoryPath,
+    Prompt,
+    Query,
+    Reading,
+    TooLarge,
+    Usage,
+)
 
 UNKNOWN = "unknown"
 
@@ -88,7 +98,10 @@ ADA = Knowledge("ada", "Ada works as a pilot.", key="ada/work")
 BEN = Knowledge("ben", "Ben plays the cello.")
 OSLO = Knowledge("cora-oslo", "Cora lives in Oslo.", key="cora/home")
 BERGEN = Knowledge("cora-bergen", "Cora lives in Bergen.", key="cora/home")
-QUERIES = tuple(Query(text) for text in ("What does Ada work as?", "What does Ben play?", "Where does Cora live?"))
+QUERIES = tuple(
+    Query(text, DEFAULT_NAMESPACE)
+    for text in ("What does Ada work as?", "What does Ben play?", "Where does Cora live?")
+)
 
 
 class _Poisoned(Query):
@@ -153,7 +166,7 @@ class _Trial:
         path = self.make(self.lm, self.ledger if ledger is None else ledger)
         try:
             for item in items:
-                path.write([item])
+                path.write([item], DEFAULT_NAMESPACE)
             path.flush()
             yield path
         finally:
@@ -171,24 +184,26 @@ def _has_the_shape_of_a_path(trial: _Trial) -> None:
 def _writing_nothing_changes_nothing(trial: _Trial) -> None:
     with trial.path(ADA) as path:
         before = path.state_hash()
-        assert path.write([]).ids == (), "an empty write acknowledges no id"
+        assert path.write([], DEFAULT_NAMESPACE).ids == (), "an empty write acknowledges no id"
         path.flush()
         assert path.state_hash() == before, "an empty write changes nothing"
         assert path.read([]) == [], "no query, no reading"
-        path.admit([])
-        _raises(ValueError, lambda: path.admit([BEN]))
+        path.admit([], DEFAULT_NAMESPACE)
+        _raises(ValueError, lambda: path.admit([BEN], DEFAULT_NAMESPACE))
         assert path.state_hash() == before, "to be asked whether there is room changes nothing"
 
 
 def _what_was_written_is_held_in_order(trial: _Trial) -> None:
     with trial.path() as path:
         empty = path.state_hash()
-        assert path.items() == [], "a new path on a new ledger holds nothing"
-        assert path.write([BEN, ADA]).ids == (BEN.id, ADA.id), "a receipt names the ids in the order given"
+        assert path.items(DEFAULT_NAMESPACE) == [], "a new path on a new ledger holds nothing"
+        assert path.write([BEN, ADA], DEFAULT_NAMESPACE).ids == (BEN.id, ADA.id), (
+            "a receipt names the ids in the order given"
+        )
         path.flush()
-        path.write([OSLO])
+        path.write([OSLO], DEFAULT_NAMESPACE)
         path.flush()
-        assert path.items() == [BEN, ADA, OSLO], (
+        assert path.items(DEFAULT_NAMESPACE) == [BEN, ADA, OSLO], (
             "items() is what was written, in the order of writing, every field kept"
         )
         assert path.state_hash() != empty, "a write changes state_hash"
@@ -198,9 +213,11 @@ def _what_was_written_is_held_in_order(trial: _Trial) -> None:
 def _writing_again_changes_nothing(trial: _Trial) -> None:
     with trial.path(ADA, BEN) as path:
         before, readings = path.state_hash(), _recalled(path.read(QUERIES))
-        assert path.write([ADA]).ids == (ADA.id,), "writing what is there already is acknowledged all the same"
+        assert path.write([ADA], DEFAULT_NAMESPACE).ids == (ADA.id,), (
+            "writing what is there already is acknowledged all the same"
+        )
         path.flush()
-        assert path.items() == [ADA, BEN], "writing an active id with the same content changes nothing"
+        assert path.items(DEFAULT_NAMESPACE) == [ADA, BEN], "writing an active id with the same content changes nothing"
         assert path.state_hash() == before, "writing an active id with the same content leaves state_hash as it was"
         assert _recalled(path.read(QUERIES)) == readings, "writing twice does not change what is recalled"
 
@@ -208,20 +225,24 @@ def _writing_again_changes_nothing(trial: _Trial) -> None:
 def _another_text_under_an_active_id_is_refused(trial: _Trial) -> None:
     with trial.path(ADA) as path:
         before = path.state_hash()
-        refused = _raises(ValueError, lambda: path.write([BEN, Knowledge(ADA.id, "Ada works as a baker.")]))
+        refused = _raises(
+            ValueError, lambda: path.write([BEN, Knowledge(ADA.id, "Ada works as a baker.")], DEFAULT_NAMESPACE)
+        )
         assert refused, "another text under an active id is refused with ValueError"
         path.flush()
-        assert path.items() == [ADA], "a refused write stores nothing, not even its good items, and harms nothing"
+        assert path.items(DEFAULT_NAMESPACE) == [ADA], (
+            "a refused write stores nothing, not even its good items, and harms nothing"
+        )
         assert path.state_hash() == before, "a refused write leaves state_hash as it was"
 
 
 def _a_later_item_with_the_same_key_supersedes(trial: _Trial) -> None:
     with trial.path(OSLO, BERGEN) as path:
-        assert path.items() == [BERGEN], "a later item with the same key supersedes the earlier one"
+        assert path.items(DEFAULT_NAMESPACE) == [BERGEN], "a later item with the same key supersedes the earlier one"
         assert OSLO.id not in _ids(path.read(QUERIES)), "what was superseded is not recalled"
-        path.write([OSLO])
+        path.write([OSLO], DEFAULT_NAMESPACE)
         path.flush()
-        assert path.items() == [OSLO], "Oslo, then Bergen, then Oslo again ends in Oslo"
+        assert path.items(DEFAULT_NAMESPACE) == [OSLO], "Oslo, then Bergen, then Oslo again ends in Oslo"
         assert BERGEN.id not in _ids(path.read(QUERIES)), "what was superseded is not recalled"
 
 
@@ -230,16 +251,18 @@ def _what_was_forgotten_is_gone(trial: _Trial) -> None:
         if not path.capabilities.forgets:
             return
         before = path.state_hash()
-        receipt = path.forget([ADA.id, "never-written"])
+        receipt = path.forget([ADA.id, "never-written"], DEFAULT_NAMESPACE)
         path.flush()
-        assert path.items() == [BEN], "forget() drops the ids it is given and no others, and ignores unknown ones"
+        assert path.items(DEFAULT_NAMESPACE) == [BEN], (
+            "forget() drops the ids it is given and no others, and ignores unknown ones"
+        )
         assert receipt is not None, "forget() gives a receipt"
         assert receipt.ids == (ADA.id,), f"forget() gives a receipt of the ids that were held, got {receipt.ids}"
         assert path.state_hash() != before, "forgetting changes state_hash"
         assert ADA.id not in _ids(path.read(QUERIES)), "what was forgotten is not recalled"
-        path.write([ADA])
+        path.write([ADA], DEFAULT_NAMESPACE)
         path.flush()
-        assert path.items() == [BEN, ADA], "what was forgotten can be learnt again, as a new version"
+        assert path.items(DEFAULT_NAMESPACE) == [BEN, ADA], "what was forgotten can be learnt again, as a new version"
 
 
 def _reading_depends_on_the_query_alone(trial: _Trial) -> None:
@@ -250,7 +273,7 @@ def _reading_depends_on_the_query_alone(trial: _Trial) -> None:
         for reading in plain:
             scores = [recall.score for recall in reading.recalls]
             assert scores == sorted(scores, reverse=True), "recalls come best first, a higher score being better"
-        assert _ids(plain) <= {item.id for item in path.items()}, "only what is held is recalled"
+        assert _ids(plain) <= {item.id for item in path.items(DEFAULT_NAMESPACE)}, "only what is held is recalled"
         assert _recalled(path.read(_poisoned())) == _recalled(plain), (
             "the same queries give the same recalls, whatever the ids and targets of their questions"
         )
@@ -279,18 +302,20 @@ def _namespaces_are_kept_apart_or_refused(trial: _Trial) -> None:
         if not path.capabilities.namespaces:
             refused = _raises(ValueError, lambda: path.write([theirs], other))
             assert refused, "a path that holds one namespace refuses another with ValueError"
-            assert path.items() == [ADA], "refusing a namespace leaves what is stored as it was"
+            assert path.items(DEFAULT_NAMESPACE) == [ADA], "refusing a namespace leaves what is stored as it was"
             return
         path.write([theirs], other)
         path.flush()
-        assert (path.items(), path.items(other)) == ([ADA], [theirs]), (
+        assert (path.items(DEFAULT_NAMESPACE), path.items(other)) == ([ADA], [theirs]), (
             "namespaces are kept apart, ids and keys included"
         )
         mine, foreign = path.read([QUERIES[0], Query(QUERIES[0].text, namespace=other)])
         assert {recall.item.text for recall in mine.recalls} <= {ADA.text}, "a query sees its own namespace only"
         assert {recall.item.text for recall in foreign.recalls} <= {theirs.text}, "a query sees its own namespace only"
+        refused = _raises(ValueError, lambda: path.read([Query(QUERIES[0].text)]))
+        assert refused, "a query that names no namespace is refused with ValueError"
         if path.capabilities.forgets:
-            path.forget([ADA.id])
+            path.forget([ADA.id], DEFAULT_NAMESPACE)
             assert path.items(other) == [theirs], "forgetting in one namespace leaves the others alone"
 
 
@@ -318,18 +343,20 @@ def _a_new_path_catches_up_with_the_ledger(trial: _Trial) -> None:
     with trial.path(ADA, OSLO, BERGEN):
         pass
     with trial.path() as path:
-        assert path.items() == [ADA, BERGEN], "a path that is made anew holds what the ledger has at its place"
+        assert path.items(DEFAULT_NAMESPACE) == [ADA, BERGEN], (
+            "a path that is made anew holds what the ledger has at its place"
+        )
 
 
 def _loading_brings_back_what_was_saved(trial: _Trial) -> None:
     with trial.path(ADA, BEN) as path:
         trial.ledger.save(trial.folder / "saved" / "ledger.sqlite")
         path.save(trial.folder / "saved" / "path")
-        saved, items, recalled = path.state_hash(), path.items(), _recalled(path.read(QUERIES))
+        saved, items, recalled = path.state_hash(), path.items(DEFAULT_NAMESPACE), _recalled(path.read(QUERIES))
     with Ledger(trial.folder / "restored.sqlite") as ledger, trial.path(ledger=ledger) as path:
         ledger.restore(trial.folder / "saved" / "ledger.sqlite")
         path.load(trial.folder / "saved" / "path")
-        assert path.items() == items, "load() brings back the items that were saved"
+        assert path.items(DEFAULT_NAMESPACE) == items, "load() brings back the items that were saved"
         assert path.state_hash() == saved, "load() brings back the state_hash that was saved"
         assert _recalled(path.read(QUERIES)) == recalled, "what was loaded recalls as what was saved did"
 
@@ -337,7 +364,7 @@ def _loading_brings_back_what_was_saved(trial: _Trial) -> None:
 def _a_closed_path_refuses(trial: _Trial) -> None:
     path = trial.make(trial.lm, trial.ledger)
     path.close()
-    assert _raises(Exception, lambda: path.write([ADA])), "a closed path refuses to write"
+    assert _raises(Exception, lambda: path.write([ADA], DEFAULT_NAMESPACE)), "a closed path refuses to write"
     assert _raises(Exception, lambda: path.read(QUERIES)), "a closed path refuses to read"
 
 
@@ -346,7 +373,7 @@ def _members() -> set[str]:
 
 
 def _poisoned() -> list[Query]:
-    return [_Poisoned(query.text) for query in QUERIES]
+    return [_Poisoned(query.text, query.namespace) for query in QUERIES]
 
 
 def _recalled(readings: Sequence[Reading]) -> list[list[tuple[Knowledge, float]]]:

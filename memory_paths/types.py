@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -69,9 +70,12 @@ class Knowledge:
         trust: In [0, 1].
         valid_from: Seconds since the epoch, or None for "always".
         valid_until: Seconds since the epoch, or None for "for good".
+        cue: What it is found by, where that is another text than its own, such as the task that a lesson came from.
+        span: Where in the source it stands: its first character and the one after its last, counted from 0.
+        metadata: Values by name, as JSON has them, for `Query.where` and for programs. No model sees them.
 
     Raises:
-        TypeError: An id, text, key or source that is no str.
+        TypeError: An id, text, key, source or cue that is no str, or metadata that JSON cannot hold.
         ValueError: An empty id or text, an unknown kind, a trust outside [0, 1], or an empty interval of validity.
     """
 
@@ -84,9 +88,12 @@ class Knowledge:
     trust: float = 1.0
     valid_from: float | None = None
     valid_until: float | None = None
+    cue: str = ""
+    span: tuple[int, int] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("id", "text", "key", "source"):
+        for name in ("id", "text", "key", "source", "cue"):
             if not isinstance(given := getattr(self, name), str):
                 raise TypeError(f"{name} of an item must be a str, got {given!r}; write str(...)")
         # The same content in the same bytes: 1 and 1.0 would be stored as two contents of one id.
@@ -101,21 +108,49 @@ class Knowledge:
             raise ValueError(f"trust of item {self.id!r} must be in [0, 1], got {self.trust}")
         if self.valid_from is not None and self.valid_until is not None and self.valid_until <= self.valid_from:
             raise ValueError(f"item {self.id!r} is valid until {self.valid_until}, before its start {self.valid_from}")
+        if self.span is not None:
+            object.__setattr__(self, "span", _span(self.id, self.span))
+        if self.metadata:
+            object.__setattr__(self, "metadata", _as_json(self.id, self.metadata))
 
     def to_json(self) -> str:
         """The item as one line of canonical JSON (sorted keys), the form that is stored and hashed."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        fields = {name: value for name, value in vars(self).items() if value or name not in _ADDED_LATER}
+        fields["phrasings"] = [vars(phrasing) for phrasing in self.phrasings]
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Knowledge:
         """The inverse of `to_json`."""
         fields = json.loads(line)
-        phrasings = tuple(Phrasing(**phrasing) for phrasing in fields.pop("phrasings", ()))
-        return Knowledge(**fields, phrasings=phrasings)
+        fields["phrasings"] = tuple(Phrasing(**phrasing) for phrasing in fields.get("phrasings", ()))
+        return Knowledge(**fields)
 
     def content_hash(self) -> str:
         """SHA-256 of `to_json`, in hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+# Fields that stand in the JSON only where they say something, so that ledgers from before they existed read the same.
+_ADDED_LATER = ("cue", "span", "metadata")
+
+
+def _span(id: str, span: Sequence[int]) -> tuple[int, int]:
+    first, end = span
+    if not 0 <= first < end:
+        raise ValueError(f"span of item {id!r} must be [first, end) with 0 <= first < end, got {tuple(span)}")
+    return int(first), int(end)
+
+
+def _as_json(id: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        if not all(isinstance(name, str) for name in metadata):
+            raise TypeError("its names must be str")
+        return dict(json.loads(json.dumps(dict(metadata), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"metadata of item {id!r} must be what JSON can hold, got {metadata!r:.200}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -124,21 +159,75 @@ class Query:
 
     Args:
         text: The question in words.
-        namespace: Whose knowledge may be used.
+        namespace: Whose knowledge may be used. Empty: that of the agent which is asked; a path by itself refuses it.
         as_of: Seconds since the epoch: answer as if it were then. None: now.
         token_budget: Most tokens that the prompt may have, or None for the model's own window.
         continues: Whether the text is no question but the beginning of a text, to be continued as it stands.
+        kinds: Only items of these kinds; empty: all.
+        where: Only items whose metadata fit, by name: a value (equal), a list (one of these), or a mapping from
+            comparisons (`$eq`, `$ne`, `$gt`, `$gte`, `$lt`, `$lte`, `$in`, `$nin`) to values. What lacks the name, or
+            cannot be compared, fits `$ne` and `$nin` alone.
+
+    Raises:
+        ValueError: An unknown kind or comparison.
     """
 
     text: str
-    namespace: str = DEFAULT_NAMESPACE
+    namespace: str = ""
     as_of: float | None = None
     token_budget: int | None = None
     continues: bool = False
+    kinds: tuple[KnowledgeKind, ...] = ()
+    where: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if strange := set(self.kinds) - set(get_args(KnowledgeKind)):
+            raise ValueError(f"kinds must be among {get_args(KnowledgeKind)}, got {sorted(strange)}")
+        for name, wanted in self.where.items():
+            if unknown := set(_comparisons(wanted)) - set(_COMPARISONS):
+                raise ValueError(f"where[{name!r}] may compare by {sorted(_COMPARISONS)}, got {sorted(unknown)}")
+
+    def admits(self, kind: KnowledgeKind, metadata: Mapping[str, Any]) -> bool:
+        """Whether an item of this kind with this metadata may be recalled, as far as `kinds` and `where` go."""
+        if self.kinds and kind not in self.kinds:
+            return False
+        return all(
+            _COMPARISONS[comparison](metadata.get(name), value)
+            for name, wanted in self.where.items()
+            for comparison, value in _comparisons(wanted).items()
+        )
 
     def prompt(self, notes: Sequence[str] = ()) -> Prompt:
         """What a model is asked, with these notes before it."""
         return Prompt(self.text, tuple(notes), self.continues)
+
+
+def _comparisons(wanted: Any) -> Mapping[str, Any]:
+    if isinstance(wanted, Mapping):
+        return wanted
+    return {"$in": wanted} if isinstance(wanted, list | tuple) else {"$eq": wanted}
+
+
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def holds(has: Any, wanted: Any) -> bool:
+        try:
+            return has is not None and bool(compare(has, wanted))
+        except TypeError:  # a number beside a word
+            return False
+
+    return holds
+
+
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "$eq": lambda has, wanted: bool(has == wanted),
+    "$ne": lambda has, wanted: bool(has != wanted),
+    "$in": lambda has, wanted: has in wanted,
+    "$nin": lambda has, wanted: has not in wanted,
+    "$gt": _ordered(operator.gt),
+    "$gte": _ordered(operator.ge),
+    "$lt": _ordered(operator.lt),
+    "$lte": _ordered(operator.le),
+}
 
 
 @dataclass(frozen=True)
@@ -412,7 +501,7 @@ class MemoryPath(Protocol):
     name: str
     capabilities: Capabilities
 
-    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Store items. Writing an id that is active with the same content changes nothing.
 
         Raises:
@@ -420,7 +509,7 @@ class MemoryPath(Protocol):
         """
         ...
 
-    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """Asked before items are moved here; changes nothing.
 
         Raises:
@@ -432,11 +521,11 @@ class MemoryPath(Protocol):
         """What to show the model for each query; empty readings where knowledge sits in weights."""
         ...
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Stop holding these ids. Ids that are not held are ignored; the receipt names those that were."""
         ...
 
-    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+    def items(self, namespace: str) -> list[Knowledge]:
         """What this path holds now, in the order of writing."""
         ...
 

@@ -211,7 +211,7 @@ class WeightsPath:
         self._position = 0
         self._namespace: str | None = None
 
-    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Learn the items that are new, then record them.
 
         Raises:
@@ -261,7 +261,7 @@ class WeightsPath:
         self._journal = self._journal.appended(before, self._weights.state())
         self._writes = [*self._writes, versions]
 
-    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """See `MemoryPath`.
 
         Raises:
@@ -276,7 +276,7 @@ class WeightsPath:
         """Empty readings: the knowledge is in the model.
 
         Raises:
-            ValueError: A query of another namespace, or about another time: weights have no past.
+            ValueError: A query of another namespace, about another time (weights have no past), or of some items only.
         """
         for query in queries:
             self._check(query.namespace)
@@ -284,9 +284,14 @@ class WeightsPath:
                 raise ValueError(
                     f"path {self.name!r} cannot answer as of {query.as_of}: weights keep no past; use path=rag"
                 )
+            if query.kinds or query.where:
+                raise ValueError(
+                    f"path {self.name!r} cannot answer from some of its items (kinds {query.kinds}, where"
+                    f" {dict(query.where)}): weights answer from all that they learnt; use path=rag"
+                )
         return [Reading() for _ in queries]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Stop holding these ids; see the argument `forgetting` for how far the weights do.
 
         Returns:
@@ -382,7 +387,7 @@ class WeightsPath:
         self._record(items, items, namespace, before)
         return Receipt(tuple(item.id for item in items), self._paid())
 
-    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+    def items(self, namespace: str) -> list[Knowledge]:
         """What the ledger holds active at this place."""
         self._check_open()
         return self._ledger.active(place=self.name, namespace=namespace)

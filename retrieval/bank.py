@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from memory_paths.ledger import Ledger
 from memory_paths.types import (
-    DEFAULT_NAMESPACE,
     Capabilities,
     Cost,
     Knowledge,
@@ -111,7 +110,7 @@ class Bank:
             self._release()
             raise
 
-    def write(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Store items; they are on disk, if the ledger is in a file, when this returns.
 
         Writing an id that is active with the same content changes nothing; an item with the key of another one
@@ -131,7 +130,7 @@ class Bank:
         }
         return Receipt(ids=tuple(item.id for item in items), cost=cost, details=details)
 
-    def admit(self, items: Sequence[Knowledge], namespace: str = DEFAULT_NAMESPACE) -> None:
+    def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """A bank has room for everything."""
         self._check_open()
 
@@ -171,7 +170,7 @@ class Bank:
                     readings[row] = Reading(recalls, Cost(encoder=encoding[row], index=searching))
         return [readings[row] for row in range(len(queries))]
 
-    def forget(self, ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
         with self._guard:
             self._check_open()
@@ -179,7 +178,7 @@ class Bank:
             self._catch_up()
             return Receipt(gone)
 
-    def items(self, namespace: str = DEFAULT_NAMESPACE) -> list[Knowledge]:
+    def items(self, namespace: str) -> list[Knowledge]:
         """What holds now, in the order of writing."""
         self._check_open()
         return self._ledger.active(place=self.name, namespace=namespace)

@@ -42,13 +42,15 @@ def main(folder: Path, round_name: str, seed: int, operations: int) -> None:
         key = f"key-{chance.randrange(KEYS)}" if operation == "update" else target
         say("try", operation, id, key)
         if operation == "forget":
-            bank.forget([id])
+            bank.forget([id], namespace="default")
         elif operation == "move":
-            ledger.move([id], source=source, target=target)
+            ledger.move([id], source=source, target=target, namespace="default")
         elif operation == "flush":
             bank.flush()
         else:
-            bank.write([Knowledge(id, f"Item {id} says something about {key or 'itself'}.", key=key)])
+            bank.write(
+                [Knowledge(id, f"Item {id} says something about {key or 'itself'}.", key=key)], namespace="default"
+            )
         say("done", operation, id, key)
     bank.close()
     ledger.close()

@@ -154,7 +154,7 @@ def learn(case: str, parallel: DataParallel | None = None, folder: Path | None =
     untouched = {name: layer.values.detach().clone() for name, layer in memory_layers(lm.module).items()}
     losses, rows = watch(weights)
     path = build_path(case, lm, weights, parallel)
-    receipts = [path.write(items(FIRST)), path.write(items(SECOND, start=3))]
+    receipts = [path.write(items(FIRST), namespace="default"), path.write(items(SECOND, start=3), namespace="default")]
     if folder is not None:
         path.save(folder)
     found: dict[str, Any] = {
@@ -187,7 +187,7 @@ def main(folder: Path) -> None:
             found[f"{case} {pool}"] = learn(case, DataParallel(pool, cpu=True), saved)
     path = build_path("lora", build_lm(), build_weights("lora"), DataParallel(cpu=True))
     try:
-        path.write(items(FIRST)[: 1 + process.process_index])
+        path.write(items(FIRST)[: 1 + process.process_index], namespace="default")
     except ValueError as error:
         found["refusal"] = f"{error}"
     torch.save(found, folder / f"{process.process_index}.pt")

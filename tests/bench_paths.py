@@ -76,10 +76,10 @@ def test_search(benchmark: Benchmark, kind: str) -> None:
     import faiss
 
     encoder = HashEncoder()
-    queries = [Query(item.text) for item in ITEMS[:200]]
+    queries = [Query(item.text, "default") for item in ITEMS[:200]]
     if kind == "bank":
         bank = Bank(EchoLM(), Ledger(), encoder, top_k=8)
-        bank.write(ITEMS)
+        bank.write(ITEMS, namespace="default")
         benchmark.pedantic(bank.read, args=(queries,), rounds=10, warmup_rounds=1)
         return
     index = faiss.IndexFlatIP(encoder.manifest.dimension)

@@ -96,8 +96,8 @@ def test_given_notes_stand_in_place_of_what_the_path_recalls() -> None:
 def test_items_go_to_the_path_that_the_router_names_for_their_kind() -> None:
     with _agent(router=Fixed({"preference": "rag"})) as agent:
         agent.learn(FACTS)
-        assert [item.id for item in agent.paths["rag"].items()] == ["cora"]
-        assert [item.id for item in agent.paths["icl"].items()] == ["ada", "ben"]
+        assert [item.id for item in agent.paths["rag"].items(namespace="default")] == ["cora"]
+        assert [item.id for item in agent.paths["icl"].items(namespace="default")] == ["ada", "ben"]
 
 
 @pytest.mark.parametrize(
@@ -124,28 +124,30 @@ def test_an_item_moves_from_path_to_path_with_its_id() -> None:
     with _agent() as agent:
         agent.learn(FACTS)
         agent.move(["ada"], source="icl", target="rag")
-        assert "ada" not in [item.id for item in agent.paths["icl"].items()]
-        assert [item.id for item in agent.paths["rag"].items()] == ["ada"]
-        assert len(agent.ledger.history("ada")) == 2
+        assert "ada" not in [item.id for item in agent.paths["icl"].items(namespace="default")]
+        assert [item.id for item in agent.paths["rag"].items(namespace="default")] == ["ada"]
+        assert len(agent.ledger.history("ada", namespace="default")) == 2
 
 
 def test_an_item_that_the_target_cannot_hold_stays_where_it_was() -> None:
     with _agent() as agent:
-        agent.paths["rag"].write([Knowledge("long", "word " * 600)])
+        agent.paths["rag"].write([Knowledge("long", "word " * 600)], namespace="default")
         position = agent.ledger.position()
         with pytest.raises(TooLarge, match="no room"):
             agent.move(["long"], source="rag", target="icl")
         assert agent.ledger.position() == position
-        assert [item.id for item in agent.paths["rag"].items()] == ["long"]
+        assert [item.id for item in agent.paths["rag"].items(namespace="default")] == ["long"]
         with pytest.raises(ValueError, match="got 'nowhere'"):
             agent.move(["long"], source="rag", target="nowhere")
 
 
 def test_an_item_that_is_not_valid_yet_moves_too() -> None:
     with _agent() as agent:
-        agent.paths["rag"].write([Knowledge("later", "Ada will live in Rome.", valid_from=9e12)])
+        agent.paths["rag"].write([Knowledge("later", "Ada will live in Rome.", valid_from=9e12)], namespace="default")
         agent.move(["later"], source="rag", target="icl")
-        assert [entry.place for entry in agent.ledger.history("later") if entry.reason is None] == ["icl"]
+        assert [
+            entry.place for entry in agent.ledger.history("later", namespace="default") if entry.reason is None
+        ] == ["icl"]
 
 
 def test_forgetting_covers_what_was_superseded() -> None:
@@ -364,9 +366,9 @@ def test_a_full_disk_leaves_no_half_of_a_save(tmp_path: Path) -> None:
 
 
 def test_a_saved_agent_whose_index_is_damaged_makes_it_anew(tmp_path: Path) -> None:
-    query = Query("What does Ben play?")
+    query = Query("What does Ben play?", "default")
     with _agent() as agent, _agent() as again:
-        agent.paths["rag"].write(FACTS)
+        agent.paths["rag"].write(FACTS, namespace="default")
         agent.save(tmp_path / "saved")
         (vectors,) = (tmp_path / "saved").rglob("vectors-*")
         vectors.write_bytes(vectors.read_bytes()[:-9])

@@ -167,7 +167,10 @@ def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_ba
                 **axes,
             )
             texts = ASKED if choice.startswith(ON_POLICY) else NEW
-            receipts = [path.write(_items(texts[:1])), path.write(_items(texts[1:]))]
+            receipts = [
+                path.write(_items(texts[:1]), namespace="default"),
+                path.write(_items(texts[1:]), namespace="default"),
+            ]
             assert lm.weights_hash() == untouched
             return path, receipts
 
@@ -204,8 +207,8 @@ def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(
     with Ledger() as ledger:
         path = WeightsPath(lm, ledger, weights=Full(), progress=False, **axes)
         with pytest.raises(ValueError, match=r"needs phrasings of what the model knew, .* give lm\.background"):
-            path.write(_items(NEW[:1]))
-        assert path.items() == []
+            path.write(_items(NEW[:1]), namespace="default")
+        assert path.items(namespace="default") == []
 
 
 @pytest.mark.parametrize(
@@ -515,7 +518,7 @@ def _harm(lm: CausalLM, penalty: Penalty) -> float:
             progress=False,
         )
         batch = make_setting(lm, Full()).batch(KNOWN)
-        path.write(_items(NEW))
+        path.write(_items(NEW), namespace="default")
         with torch.no_grad():
             untouched = logits_of(lm.module, batch)[batch.predicting]
             with path.model(lm) as lent:
@@ -529,8 +532,8 @@ def test_orthogonal_subspaces_keep_a_writes_directions_apart_from_the_earlier_on
             path = WeightsPath(
                 lm, ledger, weights=weights, penalty=penalty, budget=Budget(steps=30), background=KNOWN, progress=False
             )
-            path.write(_items(NEW[:1]))
-            receipt = path.write(_items(NEW[1:]))
+            path.write(_items(NEW[:1]), namespace="default")
+            receipt = path.write(_items(NEW[1:]), namespace="default")
             state = weights.state()
         directions = [tensor for name, tensor in state.items() if name.endswith("old_a")]
         assert {len(one) for one in directions} == {4}, "two writes of rank 2"
@@ -545,7 +548,7 @@ def test_orthogonal_subspaces_keep_a_writes_directions_apart_from_the_earlier_on
     with Ledger() as ledger:
         path = WeightsPath(lm, ledger, weights=Full(), penalty=OrthogonalSubspaces(), progress=False)
         with pytest.raises(ValueError, match="penalty=orthogonal needs weights=lora_stack"):
-            path.write(_items(NEW[:1]))
+            path.write(_items(NEW[:1]), namespace="default")
 
 
 # Projections
@@ -703,10 +706,10 @@ def test_self_edits_are_the_most_useful_of_what_the_untouched_model_wrote(
     assert found.usage.tokens > sum(one.usage.tokens for one in said)
     with Ledger() as ledger:
         path = WeightsPath(lm, ledger, weights=Full(), study=study, budget=Budget(steps=3, batch=8), progress=False)
-        path.write([item])
-        path.write(_items(ASKED[1:]))
+        path.write([item], namespace="default")
+        path.write(_items(ASKED[1:]), namespace="default")
         calls = len(written)
-        path.forget(["a"])  # what came after it is learnt again
+        path.forget(["a"], namespace="default")  # what came after it is learnt again
         assert len(written) == calls
         assert study([item], lm)[0].phrasings == found.phrasings, "the same item, the same edits"
 
@@ -737,7 +740,7 @@ def test_what_a_model_is_asked_while_it_learns_it_answers_as_it_is_now(lm: Causa
     with Ledger() as ledger:
         budget = Budget(steps=6, batch=8)
         path = WeightsPath(lm, ledger, weights=_weights(kind), objective=Listening(), budget=budget, progress=False)
-        path.write(_items(NEW))
+        path.write(_items(NEW), namespace="default")
     assert heard[False][0] != heard[False][-1]
     for kept, anew in zip(heard[True], heard[False], strict=True):
         assert kept == pytest.approx(anew, abs=1e-3)
@@ -758,9 +761,9 @@ def test_rewarming_rises_stays_and_falls_in_every_write(lm: CausalLM, monkeypatc
     budget = Budget(steps=100, batch=1, passes=2)
     with Ledger() as ledger:
         path = WeightsPath(lm, ledger, weights=Full(), schedule=noted, budget=budget, progress=False)
-        path.write(_items(NEW))
+        path.write(_items(NEW), namespace="default")
         assert asked == [0.0, 0.25, 0.5, 0.75], "two passes over two items"
-        path.write(_items(KNOWN[:1]))
+        path.write(_items(KNOWN[:1]), namespace="default")
     assert asked[4:] == [0.0, 0.5]
 
 
@@ -812,7 +815,7 @@ def test_merging_keeps_a_part_of_the_way(lm: CausalLM, kind: str) -> None:
             path = WeightsPath(
                 lm, ledger, weights=_weights(kind), merging=merging, budget=Budget(steps=4, batch=8), progress=False
             )
-            path.write(_items(NEW))
+            path.write(_items(NEW), namespace="default")
             return [dict(path._weights.state())]
 
     (whole,), (half,), (pruned,) = states(NoMerging()), states(Interpolation(0.5)), states(Pruning(0.25))
@@ -888,7 +891,7 @@ def _touched(lm: CausalLM, **options: Any) -> tuple[set[int], set[int], Backgrou
         path = WeightsPath(lm, ledger, weights=weights, budget=Budget(steps=4), background=KNOWN, progress=False)
         found = []
         for one in NEW:
-            path.write(_items([one]))
+            path.write(_items([one]), namespace="default")
             (rows,) = (tensor for name, tensor in weights.state().items() if name.endswith("/rows"))
             found.append(set(rows.tolist()))
     (background,) = weights._background.values()
@@ -906,10 +909,10 @@ def test_rows_can_be_limited_for_life_kept_from_hubs_and_protected(lm: CausalLM)
     weights = MemoryRows(rows=8, rate=50.0, protect_written=True)
     with Ledger() as ledger:
         path = WeightsPath(lm, ledger, weights=weights, budget=Budget(steps=4), background=KNOWN, progress=False)
-        path.write(_items(NEW[:1]))
+        path.write(_items(NEW[:1]), namespace="default")
         name = next(iter(weights._learnt))
         rows, values = (tensor.clone() for tensor in weights._learnt[name])
-        path.write(_items(NEW[1:]))
+        path.write(_items(NEW[1:]), namespace="default")
         after = dict(zip(weights._learnt[name][0].tolist(), weights._learnt[name][1], strict=True))
     assert len(after) > len(rows)
     assert all(torch.equal(after[row], value) for row, value in zip(rows.tolist(), values, strict=True))

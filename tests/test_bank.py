@@ -48,7 +48,7 @@ def bank(ledger: Ledger, tmp_path: Path) -> Iterator[Bank]:
 
 
 def ids(bank: Bank, text: str, **more: object) -> list[str]:
-    (reading,) = bank.read([Query(text, **more)])  # type: ignore[arg-type]
+    (reading,) = bank.read([Query(text, **{"namespace": "default", **more})])  # type: ignore[arg-type]
     return [recall.item.id for recall in reading.recalls]
 
 
@@ -57,7 +57,7 @@ def ids(bank: Bank, text: str, **more: object) -> list[str]:
 
 def test_minilm_finds_by_meaning_where_no_word_is_shared(minilm: SentenceEncoder) -> None:
     bank = Bank(None, Ledger(), minilm, top_k=1)
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     assert ids(bank, "Which Norwegian capital is someone's home?") == ["ada-1"]
     assert ids(bank, "What is a feline doing on the couch?") == ["cat"]
     assert ids(bank, "How do lorries' motors burn their gasoil?") == ["engine"]
@@ -165,11 +165,11 @@ def test_the_bank_has_the_shape_of_a_path(bank: Bank) -> None:
 
 
 def test_after_a_supersession_the_old_text_is_never_returned(bank: Bank) -> None:
-    bank.write(FACTS)
-    assert bank.write([BERGEN]).details["superseded"] == ("ada-1",)
+    bank.write(FACTS, namespace="default")
+    assert bank.write([BERGEN], namespace="default").details["superseded"] == ("ada-1",)
     assert ids(bank, OSLO.text)[0] == "ada-2"
-    assert "ada-1" not in ids(bank, OSLO.text) + [item.id for item in bank.items()]
-    bank.write([OSLO])
+    assert "ada-1" not in ids(bank, OSLO.text) + [item.id for item in bank.items(namespace="default")]
+    bank.write([OSLO], namespace="default")
     assert ids(bank, OSLO.text)[0] == "ada-1"
     assert "ada-2" not in ids(bank, OSLO.text)
 
@@ -178,9 +178,9 @@ def test_as_of_reads_what_held_then(tmp_path: Path) -> None:
     clock = Clock()
     with Ledger(clock=clock) as ledger:
         bank = Bank(None, ledger, HashEncoder())
-        bank.write([OSLO])
+        bank.write([OSLO], namespace="default")
         clock.now = 200.0
-        bank.write([BERGEN])
+        bank.write([BERGEN], namespace="default")
         assert ids(bank, "Ada", as_of=150.0) == ["ada-1"]
         assert ids(bank, "Ada", as_of=50.0) == []
         assert ids(bank, "Ada") == ids(bank, "Ada", as_of=250.0) == ["ada-2"]
@@ -190,7 +190,7 @@ def test_validity_begins_and_ends_without_any_write() -> None:
     clock = Clock()
     with Ledger(clock=clock) as ledger:
         bank = Bank(None, ledger, HashEncoder())
-        bank.write([Knowledge("v", "Valid for a while.", valid_from=150.0, valid_until=250.0)])
+        bank.write([Knowledge("v", "Valid for a while.", valid_from=150.0, valid_until=250.0)], namespace="default")
         seen = []
         for clock.now in (149.0, 150.0, 249.0, 250.0, 200.0):
             seen.append(ids(bank, "valid"))
@@ -199,14 +199,14 @@ def test_validity_begins_and_ends_without_any_write() -> None:
 
 def test_forgetting_is_for_good_also_for_the_past_and_after_reopening(ledger: Ledger, tmp_path: Path) -> None:
     bank = Bank(None, ledger, HashEncoder(), folder=tmp_path / "bank")
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.flush()
-    bank.forget(["cat", "never-seen"])
+    bank.forget(["cat", "never-seen"], namespace="default")
     assert "cat" not in ids(bank, "cat sofa") + ids(bank, "cat sofa", as_of=1e9)
     bank.close()
     bank = Bank(None, ledger, HashEncoder(), folder=tmp_path / "bank")
     assert "cat" not in ids(bank, "cat sofa") + ids(bank, "cat sofa", as_of=1e9)
-    bank.write([FACTS[1]])
+    bank.write([FACTS[1]], namespace="default")
     assert ids(bank, "cat sofa")[0] == "cat"
     assert bank.verify() == []
     bank.close()
@@ -221,9 +221,9 @@ def test_namespaces_do_not_see_each_other_and_hits_are_min_of_k_and_matches(bank
 
 
 def test_writing_again_changes_nothing_and_costs_no_encoding(bank: Bank) -> None:
-    first = bank.write(FACTS)
+    first = bank.write(FACTS, namespace="default")
     state, size = bank.state_hash(), bank.stored_bytes()
-    again = bank.write(FACTS)
+    again = bank.write(FACTS, namespace="default")
     assert first.cost.encoder.tokens > 0
     assert again.cost.encoder.tokens == 0
     assert again.ids == first.ids
@@ -232,8 +232,8 @@ def test_writing_again_changes_nothing_and_costs_no_encoding(bank: Bank) -> None
 
 
 def test_a_reading_carries_its_own_cost(bank: Bank) -> None:
-    bank.write(FACTS)
-    short, long = bank.read([Query("Oslo?"), Query("Who sleeps on the sofa all day?")])
+    bank.write(FACTS, namespace="default")
+    short, long = bank.read([Query("Oslo?", "default"), Query("Who sleeps on the sofa all day?", "default")])
     assert (short.cost.encoder.tokens, long.cost.encoder.tokens) == (1, 7)
     assert short.cost.index.flops == 2.0 * len(FACTS) * 256
     assert short.cost.index.seconds > 0
@@ -243,7 +243,7 @@ def test_a_reading_carries_its_own_cost(bank: Bank) -> None:
 def test_the_state_hash_tells_states_apart_and_repeats(ledger: Ledger) -> None:
     def state(*items: Knowledge, top_k: int = 5) -> str:
         bank = Bank(None, Ledger(), HashEncoder(), top_k=top_k)
-        bank.write(items)
+        bank.write(items, namespace="default")
         return bank.state_hash()
 
     assert state(OSLO, FACTS[1]) == state(OSLO, FACTS[1])
@@ -251,12 +251,12 @@ def test_the_state_hash_tells_states_apart_and_repeats(ledger: Ledger) -> None:
 
 
 def test_the_bank_sees_what_others_do_to_its_place_in_the_ledger(bank: Bank, ledger: Ledger) -> None:
-    bank.write(FACTS)
-    ledger.move(["cat"], source="rag", target="weights")
-    ledger.record([BERGEN], place="weights")
-    ledger.record([Knowledge("new", "The cat has moved to the balcony.")], place="rag")
+    bank.write(FACTS, namespace="default")
+    ledger.move(["cat"], source="rag", target="weights", namespace="default")
+    ledger.record([BERGEN], place="weights", namespace="default")
+    ledger.record([Knowledge("new", "The cat has moved to the balcony.")], place="rag", namespace="default")
     assert ids(bank, "cat")[0] == "new"
-    assert {item.id for item in bank.items()} == {"engine", "bread", "new"}
+    assert {item.id for item in bank.items(namespace="default")} == {"engine", "bread", "new"}
     assert bank.verify() == []
 
 
@@ -266,7 +266,9 @@ def test_threads_write_and_read_one_bank(bank: Bank) -> None:
     def work(worker: int) -> None:
         try:
             for number in range(15):
-                bank.write([Knowledge(f"{worker}-{number}", f"Worker {worker} wrote line {number}.")])
+                bank.write(
+                    [Knowledge(f"{worker}-{number}", f"Worker {worker} wrote line {number}.")], namespace="default"
+                )
                 assert ids(bank, f"Worker {worker} wrote line {number}.")[0] == f"{worker}-{number}"
         except BaseException as error:
             errors.append(error)
@@ -277,7 +279,7 @@ def test_threads_write_and_read_one_bank(bank: Bank) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert len(bank.items()) == 60
+    assert len(bank.items(namespace="default")) == 60
 
 
 # Its files
@@ -299,9 +301,11 @@ class Counting:
 
 def test_reopening_encodes_only_what_came_after_the_snapshot(ledger: Ledger, tmp_path: Path) -> None:
     bank = Bank(None, ledger, HashEncoder(), folder=tmp_path / "bank")
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.close()
-    ledger.record([BERGEN], place="rag")  # as a crash between the ledger's commit and the index would leave it
+    ledger.record(
+        [BERGEN], place="rag", namespace="default"
+    )  # as a crash between the ledger's commit and the index would leave it
     encoder = Counting(HashEncoder())
     bank = Bank(None, ledger, encoder, folder=tmp_path / "bank")
     assert encoder.encoded == [BERGEN.text]
@@ -361,8 +365,8 @@ def test_a_damaged_index_is_noticed_and_made_anew(
 ) -> None:
     folder = tmp_path / "bank"
     bank = Bank(None, ledger, HashEncoder(), folder=folder)
-    bank.write([*FACTS, BERGEN])
-    before = bank.read([Query(item.text) for item in FACTS])
+    bank.write([*FACTS, BERGEN], namespace="default")
+    before = bank.read([Query(item.text, "default") for item in FACTS])
     bank.close()
     damage(folder)
     encoder = Counting(HashEncoder())
@@ -374,7 +378,7 @@ def test_a_damaged_index_is_noticed_and_made_anew(
     assert caplog.text.count("anew") == 2
     assert len(encoder.encoded) == 5 + 5
     for bank in (loaded, opened):
-        after = bank.read([Query(item.text) for item in FACTS])
+        after = bank.read([Query(item.text, "default") for item in FACTS])
         assert [reading.recalls for reading in after] == [reading.recalls for reading in before]
         bank.close()
     encoder = Counting(HashEncoder())
@@ -385,21 +389,21 @@ def test_a_damaged_index_is_noticed_and_made_anew(
 def test_an_index_of_another_encoder_or_ledger_is_not_used(ledger: Ledger, tmp_path: Path, caplog) -> None:
     folder = tmp_path / "bank"
     bank = Bank(None, ledger, HashEncoder(64), folder=folder)
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.close()
     with Ledger() as other:
         stranger = Bank(None, other, HashEncoder(64))
-        stranger.write([replace(FACTS[1], id=str(number)) for number in range(9)])
+        stranger.write([replace(FACTS[1], id=str(number)) for number in range(9)], namespace="default")
         for bank, reason in (
             (Bank(None, ledger, HashEncoder(128)), "vectors cannot be compared"),
             (stranger, "another ledger"),
             (Bank(None, ledger, HashEncoder(64), name="notes"), "belongs to 'rag'"),
         ):
             caplog.clear()
-            held = bank.items()
+            held = bank.items(namespace="default")
             bank.load(folder)
             assert reason in caplog.text
-            assert bank.items() == held
+            assert bank.items(namespace="default") == held
             assert bank.verify() == []
     caplog.clear()
     bank = Bank(None, ledger, HashEncoder(128), folder=folder)
@@ -411,17 +415,17 @@ def test_an_index_of_another_encoder_or_ledger_is_not_used(ledger: Ledger, tmp_p
 
 
 def test_save_and_load_bring_back_the_same_readings_without_encoding(bank: Bank, ledger: Ledger, tmp_path) -> None:
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.save(tmp_path / "saved" / "rag")
     ledger.save(tmp_path / "saved" / "ledger.sqlite")
-    bank.write([BERGEN])
+    bank.write([BERGEN], namespace="default")
     with Ledger(tmp_path / "saved" / "ledger.sqlite") as copy:
         encoder = Counting(HashEncoder())
         other = Bank(None, copy, encoder, top_k=3)
         encoder.encoded.clear()
         other.load(tmp_path / "saved" / "rag")
         assert encoder.encoded == []
-        assert other.items() == FACTS
+        assert other.items(namespace="default") == FACTS
         assert ids(other, OSLO.text)[0] == "ada-1"
         assert other.verify() == []
     with pytest.raises(FileExistsError):
@@ -432,7 +436,7 @@ def test_save_and_load_bring_back_the_same_readings_without_encoding(bank: Bank,
 
 
 def test_a_folder_in_use_by_another_process_is_refused(bank: Bank, tmp_path: Path) -> None:
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     program = (
         "import sys; from memory_paths.ledger import Ledger; from memory_paths.retrieval.bank import Bank\n"
         "from memory_paths.retrieval.encoder import HashEncoder\n"
@@ -447,9 +451,9 @@ def test_a_folder_in_use_by_another_process_is_refused(bank: Bank, tmp_path: Pat
 def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Path, caplog) -> None:
     folder = tmp_path / "bank"
     bank = Bank(None, ledger, HashEncoder(4096), folder=folder)
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.flush()
-    bank.write([Knowledge(f"{number}", f"Fact number {number}.") for number in range(20)])
+    bank.write([Knowledge(f"{number}", f"Fact number {number}.") for number in range(20)], namespace="default")
     with full_disk(100_000):
         with pytest.raises(OSError, match="make room on the disk"):
             bank.flush()
@@ -457,7 +461,7 @@ def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Pa
     assert "closed without a snapshot" in caplog.text
     assert len(load_generation(folder)[0]) == len(FACTS)
     bank = Bank(None, ledger, HashEncoder(4096), folder=folder)
-    assert len(bank.items()) == 24
+    assert len(bank.items(namespace="default")) == 24
     assert bank.verify() == []
     bank.close()
     assert sorted(path.suffix for path in folder.iterdir()) == [".faiss", ".json", ".lock"]
@@ -474,17 +478,17 @@ def test_bad_arguments_are_refused(ledger: Ledger, bank: Bank, tmp_path: Path) -
         HashEncoder(2)
     with pytest.raises(ValueError, match="needs a name"):
         SentenceEncoder("")
-    bank.write([OSLO])
+    bank.write([OSLO], namespace="default")
     with pytest.raises(ValueError, match="with other content"):
-        bank.write([FACTS[1], replace(OSLO, text="Ada lives in Rome.")])
-    assert bank.items() == [OSLO]
+        bank.write([FACTS[1], replace(OSLO, text="Ada lives in Rome.")], namespace="default")
+    assert bank.items(namespace="default") == [OSLO]
     bank.close()
     with pytest.raises(RuntimeError, match="is closed"):
-        bank.read([Query("Ada")])
+        bank.read([Query("Ada", "default")])
 
 
 def test_no_pickle_is_written(bank: Bank, tmp_path: Path) -> None:
-    bank.write(FACTS)
+    bank.write(FACTS, namespace="default")
     bank.flush()
     assert all(not file.read_bytes().startswith(b"\x80") for file in (tmp_path / "bank").iterdir())
 

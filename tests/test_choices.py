@@ -58,7 +58,7 @@ def _learn(lm: CausalLM, axis: str, choice: str, background: Sequence[Phrasing])
         described = {name: value for name, value in cfg["path"]["memory"].items() if name != "background"}
         build = instantiate({**described, "_partial_": True}, lm=lm, ledger=ledger, _convert_="all")
         path: WeightsPath = build(background=background)
-        measures = path.write([ITEM]).details["measures"]
+        measures = path.write([ITEM], namespace="default").details["measures"]
         assert lm.weights_hash() == untouched
         with path.model(lm):
             changed = {name for name, tensor in own.items() if not torch.equal(tensor, before[name])}

@@ -31,7 +31,7 @@ from memory_paths.types import (
     TooLarge,
 )
 
-QUERY = Query("Where does Ada live?")
+QUERY = Query("Where does Ada live?", "default")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_rendered_prompt_never_exceeds_the_budget_and_no_item_is_cut(
     full = 0
     for trial in range(60):
         given = recalls(*("n" + "".join(source.choices(pieces, k=source.randint(1, 25))) for _ in range(8)))
-        query = Query("Who " + "".join(source.choices(pieces, k=3)) + "?")
+        query = Query("Who " + "".join(source.choices(pieces, k=3)) + "?", "default")
         budget = source.randint(lm.count_tokens(Prompt(query.text)), min(rendered(lm, query, given), lm.window - 32))
         packed = pack(lm, query, given, budget=budget, order=("relevance_last", "edges_first")[trial % 2])
         assert rendered(lm, query, packed) <= budget
@@ -160,7 +160,7 @@ def test_packing_again_counts_single_notes_no_more(tiny_lm: CausalLM) -> None:
     lm, given = Counting(), recalls(*(f"note {number}" for number in range(20)))
     pack(lm, QUERY, given)
     counted.clear()
-    pack(lm, Query("Who else?"), given)
+    pack(lm, Query("Who else?", "default"), given)
     assert len(counted) == 2, "the bare question, and the prompt as it is laid out"
 
 
@@ -176,7 +176,7 @@ def test_notes_stand_in_the_order_of_writing_and_earlier_ones_stay_where_they_ar
     path = InContext(lm, ledger)
     prompts = []
     for name in ("one", "two", "three"):
-        path.write([item(name)])
+        path.write([item(name)], namespace="default")
         for order in (path.order, "relevance_last"):
             prompts.append(texts(pack(lm, QUERY, path.read([QUERY])[0].recalls, order=order)))
     assert prompts[-1] == prompts[-2] == [item(name).text for name in ("one", "two", "three")]
@@ -193,51 +193,53 @@ def notes_path(ledger: Ledger, eviction: Any, room: int, **more: Any) -> InConte
 def test_the_oldest_are_evicted_in_one_chunk_and_the_ledger_says_so(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(keep=0.7), 50)
     for number in range(10):
-        path.write([item(f"n{number}")])
-    assert names(path.items()) == [f"n{number}" for number in range(10)], "ten items of five words fill it exactly"
-    receipt = path.write([item("n10")])
+        path.write([item(f"n{number}")], namespace="default")
+    assert names(path.items(namespace="default")) == [f"n{number}" for number in range(10)], (
+        "ten items of five words fill it exactly"
+    )
+    receipt = path.write([item("n10")], namespace="default")
     assert receipt.ids == ("n10",)
     assert receipt.details["evicted"] == ("n0", "n1", "n2", "n3", "n4")
-    assert names(path.items()) == [f"n{number}" for number in range(5, 11)]
-    assert ledger.history("n0")[0].reason == "evicted"
-    path.write([item("n11")])
-    assert len(path.items()) == 7, "the next write finds room"
+    assert names(path.items(namespace="default")) == [f"n{number}" for number in range(5, 11)]
+    assert ledger.history("n0", namespace="default")[0].reason == "evicted"
+    path.write([item("n11")], namespace="default")
+    assert len(path.items(namespace="default")) == 7, "the next write finds room"
 
 
 def test_the_least_trusted_are_evicted_first(ledger: Ledger) -> None:
     path = notes_path(ledger, Importance(keep=0.7), 50)
-    path.write([item(f"n{number}", trust=0.1 if number % 2 else 0.9) for number in range(10)])
-    path.write([item("new", trust=0.5)])
-    assert names(path.items()) == ["n0", "n2", "n4", "n6", "n8", "new"]
+    path.write([item(f"n{number}", trust=0.1 if number % 2 else 0.9) for number in range(10)], namespace="default")
+    path.write([item("new", trust=0.5)], namespace="default")
+    assert names(path.items(namespace="default")) == ["n0", "n2", "n4", "n6", "n8", "new"]
 
 
 def test_an_item_that_alone_nearly_fills_the_budget_is_kept(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(keep=0.5), 50)
-    receipt = path.write([item("small"), item("large", words=48)])
+    receipt = path.write([item("small"), item("large", words=48)], namespace="default")
     assert receipt.ids == ("large",), "what was evicted at once is not acknowledged"
-    assert names(path.items()) == ["large"]
+    assert names(path.items(namespace="default")) == ["large"]
 
 
 def test_an_item_larger_than_the_budget_is_refused_and_harms_nothing(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(), 50)
-    path.write([item("kept")])
+    path.write([item("kept")], namespace="default")
     before = path.state_hash()
     with pytest.raises(TooLarge, match=r"'huge' needs 64 tokens.* has 53 for notes") as refused:
-        path.write([item("good"), item("huge", words=60)])
+        path.write([item("good"), item("huge", words=60)], namespace="default")
     assert refused.value.items == ("huge",), "the others may be tried again without it"
-    assert names(path.items()) == ["kept"]
+    assert names(path.items(namespace="default")) == ["kept"]
     assert path.state_hash() == before
 
 
 def test_a_path_that_refuses_to_evict_refuses_the_write_and_keeps_what_it_has(ledger: Ledger) -> None:
     path = notes_path(ledger, Refuse(), 50)
-    path.write([item(f"n{number}") for number in range(10)])
+    path.write([item(f"n{number}") for number in range(10)], namespace="default")
     position = ledger.position()
     with pytest.raises(TooLarge, match=r"11 notes need 58 tokens.* has 53"):
-        path.write([item("n10")])
-    assert len(path.items()) == 10
+        path.write([item("n10")], namespace="default")
+    assert len(path.items(namespace="default")) == 10
     assert ledger.position() == position, "nothing of the refused write reached the ledger"
-    ledger.record([item("other")], place="icl")
+    ledger.record([item("other")], place="icl", namespace="default")
     with pytest.raises(TooLarge, match="11 notes"):
         notes_path(ledger, Refuse(), 50)
 
@@ -245,71 +247,71 @@ def test_a_path_that_refuses_to_evict_refuses_the_write_and_keeps_what_it_has(le
 @pytest.mark.parametrize("eviction", [Recency(), Refuse()])
 def test_a_path_admits_what_it_could_hold_and_nothing_changes_by_asking(ledger: Ledger, eviction: Any) -> None:
     path = notes_path(ledger, eviction, 50)
-    path.write([item("kept")])
+    path.write([item("kept")], namespace="default")
     before = path.state_hash()
-    path.admit([item(f"n{number}") for number in range(9)])
+    path.admit([item(f"n{number}") for number in range(9)], namespace="default")
     with pytest.raises(TooLarge):
-        path.admit([item("small"), item("large", words=46)])
+        path.admit([item("small"), item("large", words=46)], namespace="default")
     with pytest.raises(TooLarge, match="holds nothing"):
-        NoMemory(EchoLM(), ledger).admit([item("small")])
+        NoMemory(EchoLM(), ledger).admit([item("small")], namespace="default")
     assert path.state_hash() == before
 
 
 def test_a_superseding_item_needs_only_the_room_of_its_predecessor(ledger: Ledger) -> None:
     path = notes_path(ledger, Refuse(), 50)
-    path.write([item(f"n{number}", key=f"k{number}") for number in range(10)])
-    path.write([item("n10", key="k3")])
-    assert names(path.items())[-1] == "n10"
-    assert len(path.items()) == 10
+    path.write([item(f"n{number}", key=f"k{number}") for number in range(10)], namespace="default")
+    path.write([item("n10", key="k3")], namespace="default")
+    assert names(path.items(namespace="default"))[-1] == "n10"
+    assert len(path.items(namespace="default")) == 10
 
 
 def test_a_path_that_refuses_to_evict_leaves_no_note_out_for_a_long_question(ledger: Ledger) -> None:
     path = notes_path(ledger, Refuse(), 50)
-    path.write([item(f"n{number}") for number in range(9)])
-    assert len(path.read([Query("a b c")])[0].recalls) == 9
+    path.write([item(f"n{number}") for number in range(9)], namespace="default")
+    assert len(path.read([Query("a b c", "default")])[0].recalls) == 9
     with pytest.raises(TooLarge, match="leave none of them out"):
-        path.read([Query("a b c d e f")])
+        path.read([Query("a b c d e f", "default")])
     with pytest.raises(TooLarge, match="budget is 20"):
-        path.read([Query("a", token_budget=20)])
+        path.read([Query("a", "default", token_budget=20)])
 
 
 def test_room_for_the_question_is_kept_so_that_notes_are_the_same_for_every_question(ledger: Ledger) -> None:
     lm = EchoLM(window=100)
     path = InContext(lm, ledger, reserve=10, question_room=20)
     for number in range(40):
-        path.write([item(f"n{number}")])
+        path.write([item(f"n{number}")], namespace="default")
     packed = [
         texts(pack(lm, query, reading.recalls, reserve=10))
-        for queries in [[Query("w " * words) for words in (1, 10, 20)]]
+        for queries in [[Query("w " * words, "default") for words in (1, 10, 20)]]
         for query, reading in zip(queries, path.read(queries), strict=True)
     ]
-    assert packed[0] == packed[1] == packed[2] == [note.text for note in path.items()]
+    assert packed[0] == packed[1] == packed[2] == [note.text for note in path.items(namespace="default")]
 
 
 def test_items_that_came_otherwise_are_evicted_on_flush_and_on_opening(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(), 50)
-    ledger.record([item(f"n{number}") for number in range(11)], place="elsewhere")
-    ledger.move([f"n{number}" for number in range(11)], source="elsewhere", target="icl")
+    ledger.record([item(f"n{number}") for number in range(11)], place="elsewhere", namespace="default")
+    ledger.move([f"n{number}" for number in range(11)], source="elsewhere", target="icl", namespace="default")
     path.flush()
-    assert len(path.items()) == 6
-    ledger.record([item(f"m{number}") for number in range(5)], place="icl")
-    assert len(notes_path(ledger, Recency(), 50).items()) <= 10
+    assert len(path.items(namespace="default")) == 6
+    ledger.record([item(f"m{number}") for number in range(5)], place="icl", namespace="default")
+    assert len(notes_path(ledger, Recency(), 50).items(namespace="default")) <= 10
 
 
 def test_evicted_items_are_superseded_elsewhere_as_any_other(ledger: Ledger) -> None:
     path = notes_path(ledger, Recency(), 50)
-    path.write([item("old", key="k")])
-    ledger.record([item("new", key="k")], place="elsewhere")
-    assert path.items() == []
+    path.write([item("old", key="k")], namespace="default")
+    ledger.record([item("new", key="k")], place="elsewhere", namespace="default")
+    assert path.items(namespace="default") == []
 
 
 def test_questions_about_the_past_see_the_past() -> None:
     now = [10.0]
     with Ledger(clock=lambda: now[0]) as ledger:
         path = InContext(EchoLM(), ledger)
-        path.write([Knowledge("a", "Ada lives in Oslo.", key="ada")])
+        path.write([Knowledge("a", "Ada lives in Oslo.", key="ada")], namespace="default")
         now[0] = 20.0
-        path.write([Knowledge("b", "Ada lives in Bergen.", key="ada")])
+        path.write([Knowledge("b", "Ada lives in Bergen.", key="ada")], namespace="default")
         past, present = path.read([replace(QUERY, as_of=15.0), QUERY])
         assert [recall.item.id for recall in past.recalls] == ["a"]
         assert [recall.item.id for recall in present.recalls] == ["b"]
@@ -318,8 +320,11 @@ def test_questions_about_the_past_see_the_past() -> None:
 def test_answers_reuse_the_frozen_notes(make_tiny_lm: Callable[..., CausalLM], ledger: Ledger) -> None:
     lm = make_tiny_lm()
     path = InContext(lm, ledger)
-    path.write([Knowledge(f"n{number}", f"Person {number} lives in town {number % 7}.") for number in range(20)])
-    queries = [Query(f"Where does person {number} live?") for number in range(10)]
+    path.write(
+        [Knowledge(f"n{number}", f"Person {number} lives in town {number % 7}.") for number in range(20)],
+        namespace="default",
+    )
+    queries = [Query(f"Where does person {number} live?", "default") for number in range(10)]
     prompts = [
         Prompt(query.text, tuple(texts(pack(lm, query, reading.recalls))))
         for query, reading in zip(queries, path.read(queries), strict=True)
@@ -356,14 +361,14 @@ def test_a_share_to_keep_outside_0_to_1_is_refused(policy: Any) -> None:
 
 def test_a_path_loads_only_beside_the_ledger_that_it_was_saved_with(ledger: Ledger, tmp_path: Path) -> None:
     path = InContext(EchoLM(), ledger)
-    path.write([item("one")])
+    path.write([item("one")], namespace="default")
     path.save(tmp_path / "path")
     with pytest.raises(FileExistsError, match="not empty"):
         path.save(tmp_path / "path")
     path.load(tmp_path / "path")
     with pytest.raises(ValueError, match="same options"):
         InContext(EchoLM(), ledger, budget=100).load(tmp_path / "path")
-    path.write([item("two")])
+    path.write([item("two")], namespace="default")
     with pytest.raises(ValueError, match="another state"):
         path.load(tmp_path / "path")
     with pytest.raises(FileNotFoundError, match="no saved path"):
@@ -374,8 +379,8 @@ def test_no_memory_keeps_nothing(ledger: Ledger, tmp_path: Path) -> None:
     lm = EchoLM()
     path = NoMemory(lm, ledger)
     assert isinstance(path, MemoryPath)
-    assert path.write([item("one")]) == Receipt(())
-    assert path.items() == []
+    assert path.write([item("one")], namespace="default") == Receipt(())
+    assert path.items(namespace="default") == []
     assert path.read([QUERY, QUERY]) == [Reading(), Reading()]
     assert path.stored_bytes() == ledger.position() == 0
     with path.model(lm) as model:
@@ -428,7 +433,7 @@ def recall_what_is_asked_about(path: InContext, queries: Sequence[Query]) -> lis
     return [
         replace(reading, recalls=tuple(recall for recall in reading.recalls if recall.item.id in ids))
         for query, reading in zip(queries, path.read(queries), strict=True)
-        for ids in [getattr(query, "ids", names(path.items()))]
+        for ids in [getattr(query, "ids", names(path.items(namespace="default")))]
     ]
 
 
@@ -445,17 +450,25 @@ LIES: dict[str, tuple[str, Callable[..., Any], str]] = {
         lambda path, _, *space: path.forget(names(path.items(*space)), *space),
         "no others",
     ),
-    "gives no receipt of forgetting": ("forget", lambda path, *given: path.forget(*given) and None, "gives a receipt"),
+    "gives no receipt of forgetting": (
+        "forget",
+        lambda path, *given: path.forget(*given) and None,
+        "gives a receipt",
+    ),
     "says it forgot what it never held": (
         "forget",
         lambda path, ids, *space: path.forget(ids, *space) and Receipt(tuple(ids)),
         "of the ids that were held",
     ),
-    "acknowledges nothing": ("write", lambda path, *given: path.write(*given) and Receipt(()), "names the ids"),
+    "acknowledges nothing": (
+        "write",
+        lambda path, *given: path.write(*given) and Receipt(()),
+        "names the ids",
+    ),
     "stores half of a refused write": ("write", write_one_by_one, "not even its good items"),
     "ignores namespaces": (
         "write",
-        lambda path, items, *_: path.write(items),
+        lambda path, items, *_: path.write(items, namespace="default"),
         "namespaces are kept apart or refused: broken by ValueError",
     ),
     "leaks namespaces": ("read", leak, "own namespace only"),

@@ -109,7 +109,7 @@ def test_one_process_alone_is_no_different_from_none() -> None:
     hashes = []
     for parallel in (None, DataParallel("sharded", cpu=True)):
         path = build_path("memory", build_lm(), build_weights("memory"), parallel)
-        path.write(items(FIRST))
+        path.write(items(FIRST), namespace="default")
         hashes.append(path.state_hash())
     assert hashes[0] == hashes[1]
 

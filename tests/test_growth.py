@@ -228,20 +228,20 @@ def test_what_grows_is_saved_opened_and_forgotten_to_the_byte(kind: Callable[[],
     with Ledger(tmp_path / "ledger.sqlite") as ledger, Ledger() as other:
         written = path(ledger)
         for item in ITEMS[:3]:
-            written.write([item])
+            written.write([item], namespace="default")
         written.save(tmp_path / "saved")
         again = path(ledger)
         again.load(tmp_path / "saved")
         taught = written.state_hash()
         assert again.state_hash() == taught
-        again.forget([ITEMS[1].id])
+        again.forget([ITEMS[1].id], namespace="default")
         never = path(other)
         for item in (ITEMS[0], ITEMS[2]):
-            never.write([item])
+            never.write([item], namespace="default")
         expected = never.state_hash()
         assert again.state_hash() == expected != taught
         again.undo()
-        again.write([ITEMS[2]])
+        again.write([ITEMS[2]], namespace="default")
         assert again.state_hash() == expected
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         reopened = path(ledger)

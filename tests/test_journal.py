@@ -87,18 +87,18 @@ def test_each_write_is_undone_to_the_byte_last_in_first_out(
     path = _path(lm, ledger, kind)
     states = [_state(path)]
     for item in (ONE, TWO, THREE):
-        path.write([item])
+        path.write([item], namespace="default")
         states.append(_state(path))
     taught = len(lessons)
     for left in (2, 1, 0):
         receipt = path.undo()
         assert _state(path) == states[left]
         assert receipt.ids == ((ONE, TWO, THREE)[left].id,)
-        assert [item.id for item in path.items()] == [item.id for item in (ONE, TWO, THREE)[:left]]
+        assert [item.id for item in path.items(namespace="default")] == [item.id for item in (ONE, TWO, THREE)[:left]]
     assert len(lessons) == taught, "nothing was learnt again for it"
     with pytest.raises(ValueError, match="has no write to undo"):
         path.undo()
-    path.write([ONE])
+    path.write([ONE], namespace="default")
     assert _state(path) == states[1]
 
 
@@ -108,9 +108,9 @@ def test_forgetting_learns_again_only_what_came_after(
 ) -> None:
     path = _path(lm, ledger, kind)
     for write in ([ONE], [TWO, THREE], [FOUR]):
-        path.write(write)
+        path.write(write, namespace="default")
     lessons.clear()
-    receipt = path.forget(["bruno", "nobody"])
+    receipt = path.forget(["bruno", "nobody"], namespace="default")
     assert lessons == [["cora"], ["dan"]]
     assert receipt.ids == ("bruno",)
     assert receipt.details["relearnt"] == 2
@@ -118,10 +118,10 @@ def test_forgetting_learns_again_only_what_came_after(
     with Ledger() as other:
         never = _path(lm, other, kind)
         for write in ([ONE], [THREE], [FOUR]):
-            never.write(write)
+            never.write(write, namespace="default")
         assert _state(path) == _state(never)
         assert path.state_hash() == never.state_hash()
-    nothing = path.forget(["nobody"])
+    nothing = path.forget(["nobody"], namespace="default")
     assert (nothing.ids, nothing.cost.lm.tokens, nothing.details) == ((), 0, {"relearnt": 0})
 
 
@@ -131,16 +131,16 @@ def test_what_was_learnt_in_another_way_is_not_rewound_to(lm: CausalLM, tmp_path
     with Ledger(file) as ledger:
         path = _path(lm, ledger)
         for item in (ONE, TWO, THREE):
-            path.write([item])
+            path.write([item], namespace="default")
         path.save(tmp_path / "path")
     other = {"budget": Budget(steps=3, batch=8)}
     with Ledger(file) as ledger, Ledger() as elsewhere:
         path = _path(lm, ledger, **other)
         path.load(tmp_path / "path")
-        path.forget([THREE.id])
+        path.forget([THREE.id], namespace="default")
         never = _path(lm, elsewhere, **other)
         for item in (ONE, TWO):
-            never.write([item])
+            never.write([item], namespace="default")
         assert _state(path) == _state(never)
 
 
@@ -150,9 +150,9 @@ def test_without_room_in_the_journal_everything_is_learnt_again_to_the_same_byte
     small, large = _path(lm, ledger, journal_bytes=0, name="small"), _path(lm, ledger, name="large")
     for path in (small, large):
         for item in (ONE, TWO, THREE):
-            path.write([item])
+            path.write([item], namespace="default")
         lessons.clear()
-        path.forget(["cora"])
+        path.forget(["cora"], namespace="default")
         assert lessons == ([["alma"], ["bruno"]] if path is small else [])
     assert _state(small) == _state(large)
 
@@ -187,16 +187,16 @@ def test_approximate_forgetting_touches_no_later_write_and_tells_what_is_left(
     exact, quick = _path(lm, ledger, name="exact"), _path(lm, ledger, name="quick", forgetting="approximate")
     residues = {}
     for path in (exact, quick):
-        path.write([ONE, TWO])
-        path.forget(["bruno"])  # nothing came after it
-        path.write([THREE])
-        path.write([FOUR])
+        path.write([ONE, TWO], namespace="default")
+        path.forget(["bruno"], namespace="default")  # nothing came after it
+        path.write([THREE], namespace="default")
+        path.write([FOUR], namespace="default")
         lessons.clear()
         state = path._weights.state()
-        receipt = path.forget(["alma"])
+        receipt = path.forget(["alma"], namespace="default")
         residues[path.name] = receipt.details["residue"]
         assert lessons == ([["cora"], ["dan"]] if path is exact else [])
-        assert [item.id for item in path.items()] == ["cora", "dan"]
+        assert [item.id for item in path.items(namespace="default")] == ["cora", "dan"]
         if path is quick:
             after = path._weights.state()
             assert (
@@ -207,16 +207,16 @@ def test_approximate_forgetting_touches_no_later_write_and_tells_what_is_left(
             assert lessons == []
     assert residues["quick"] != residues["exact"]
     lessons.clear()
-    quick.forget(["dan"])
+    quick.forget(["dan"], namespace="default")
     assert lessons == [["cora"]], "what was forgotten by approximation cannot be undone any more: all is learnt again"
 
 
 def test_a_journal_is_saved_and_loaded(lm: CausalLM, tmp_path: Path, lessons: list[list[str]]) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         path = _path(lm, ledger)
-        path.write([ONE])
+        path.write([ONE], namespace="default")
         first = _state(path)
-        path.write([TWO])
+        path.write([TWO], namespace="default")
         path.save(tmp_path / "saved")
         again = _path(lm, ledger)
         lessons.clear()
@@ -235,12 +235,12 @@ def test_a_patch_carries_a_write_to_another_copy_of_the_model(
     lm: CausalLM, ledger: Ledger, tmp_path: Path, kind: str, lessons: list[list[str]]
 ) -> None:
     path = _path(lm, ledger, kind)
-    path.write([ONE])
-    path.write([TWO])
+    path.write([ONE], namespace="default")
+    path.write([TWO], namespace="default")
     folder = path.export_patch(tmp_path / "patch")
     with Ledger() as elsewhere:
         other = _path(_lm(), elsewhere, kind)
-        other.write([ONE])
+        other.write([ONE], namespace="default")
         first = _state(other)
         lessons.clear()
         receipt = other.import_patch(folder)
@@ -260,8 +260,8 @@ def test_a_patch_that_does_not_fit_is_refused_and_changes_nothing(lm: CausalLM, 
     path = _path(lm, ledger)
     with pytest.raises(ValueError, match="has no write to carry"):
         path.export_patch(tmp_path)
-    path.write([ONE])
-    path.write([TWO])
+    path.write([ONE], namespace="default")
+    path.write([TWO], namespace="default")
     folder = path.export_patch(tmp_path / "patch")
     with Ledger() as elsewhere:
         fresh = _path(lm, elsewhere)
@@ -274,13 +274,13 @@ def test_a_patch_that_does_not_fit_is_refused_and_changes_nothing(lm: CausalLM, 
         (tmp_path / "cut" / PATCH).write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match="is damaged or no patch"):
             fresh.import_patch(tmp_path / "cut")
-        assert fresh.items() == []
+        assert fresh.items(namespace="default") == []
         assert _state(fresh) == {}
         stranger = _path(_lm(seed=2), elsewhere, name="stranger")
         with pytest.raises(ValueError, match="a patch for another model"):
             stranger.import_patch(folder)
         held = _path(lm, elsewhere, name="held")
-        held.write([ONE])
+        held.write([ONE], namespace="default")
         items = (folder / ITEMS).read_bytes()
         (folder / ITEMS).write_text(f"{THREE.to_json()}\n")
         state = _state(held)
@@ -295,7 +295,7 @@ def test_a_patch_that_does_not_fit_is_refused_and_changes_nothing(lm: CausalLM, 
         (folder / PATCH).write_bytes(content)
         assert _state(held) == state
     full = _path(lm, ledger, "full", name="full")
-    full.write([ONE])
+    full.write([ONE], namespace="default")
     with pytest.raises(ValueError, match="only rows of a memory can be carried"):
         full.export_patch(tmp_path / "full")
 
@@ -310,19 +310,19 @@ def test_a_state_fits_only_the_addresses_that_it_was_learnt_with(
         return _path(lm, ledger, name=name, background=(), weights=MemoryRows(rows=8, rate=5.0, **options))
 
     first = path("first", half_keys=8)
-    first.write([ONE])
-    first.write([TWO])
+    first.write([ONE], namespace="default")
+    first.write([TWO], namespace="default")
     folder = first.export_patch(tmp_path / "patch")
     first.save(tmp_path / "saved")
     for name, options in (("seed", {"half_keys": 8, "seed": 1}), ("size", {"half_keys": 16})):
         other = path(name, **options)
-        other.write([ONE])
+        other.write([ONE], namespace="default")
         with pytest.raises(ValueError, match="a patch for another model"):
             other.import_patch(folder)
         with pytest.raises(ValueError, match="with other weights than these"):
             other.load(tmp_path / "saved")
     same = path("same", half_keys=8)
-    same.write([ONE])
+    same.write([ONE], namespace="default")
     same.import_patch(folder)
     assert _state(same) == _state(first)
 
@@ -335,7 +335,7 @@ def test_undoing_a_text_that_came_back_takes_back_its_last_write_alone(
     path = _path(lm, ledger)
     states = []
     for item in (oslo, bergen, oslo):
-        path.write([item])
+        path.write([item], namespace="default")
         states.append(_state(path))
     lessons.clear()
     path.undo()
@@ -349,12 +349,12 @@ def test_what_a_full_disk_or_a_bug_keeps_from_being_noted_is_learnt_once(
     lm: CausalLM, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, plain = _path(lm, ledger, name="broken"), _path(lm, ledger, name="plain")
-    plain.write([ONE])
+    plain.write([ONE], namespace="default")
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "appended", lambda *given: (_ for _ in ()).throw(RuntimeError("no")))
         with pytest.raises(RuntimeError, match="no"):
-            path.write([ONE])
-    assert path.items() == [ONE], "it had been acknowledged by the ledger"
+            path.write([ONE], namespace="default")
+    assert path.items(namespace="default") == [ONE], "it had been acknowledged by the ledger"
     path.flush()
     assert _state(path) == _state(plain)
 

@@ -91,7 +91,7 @@ def test_no_kill_loses_an_acknowledged_item_or_brings_one_back_or_leaves_one_at_
             assert len(placed) == len(held), f"kill {number}: an item is at two places"
             assert held in possible, f"kill {number}"
             assert bank.verify() == []
-            (reading,) = bank.read([Query("Item says something")])
+            (reading,) = bank.read([Query("Item says something", "default")])
             found = {recall.item.id for recall in reading.recalls}
             assert found == {id for id, (_, place) in held.items() if place == BANK}, f"kill {number}"
             versions = bank._ledger.get(bank._index.ids())

@@ -41,44 +41,44 @@ def test_items_come_back_whole_and_in_order_after_reopening(tmp_path: Path) -> N
         "x", "Snowman ☃, 'quotes' and\nlines", "lesson", "k", (Phrasing("a", "b"),), "book", 0.5, 1.0, 4e12
     )
     with Ledger(tmp_path / "deep" / "er" / "ledger.sqlite") as ledger:
-        ledger.record([TEA, full], place="rag")
+        ledger.record([TEA, full], place="rag", namespace="default")
     with Ledger(tmp_path / "deep" / "er" / "ledger.sqlite") as ledger:
         assert ledger.active(place="rag") == [TEA, full]
 
 
 def test_writing_an_active_id_again_changes_nothing(ledger: Ledger) -> None:
-    assert ledger.record([OSLO, OSLO], place="rag").written == (OSLO,)
+    assert ledger.record([OSLO, OSLO], place="rag", namespace="default").written == (OSLO,)
     position = ledger.position()
-    assert ledger.record([OSLO], place="rag").written == ()
+    assert ledger.record([OSLO], place="rag", namespace="default").written == ()
     assert ledger.position() == position
 
 
 def test_another_text_under_an_active_id_is_refused_and_nothing_of_the_batch_is_stored(ledger: Ledger) -> None:
-    ledger.record([OSLO], place="rag")
+    ledger.record([OSLO], place="rag", namespace="default")
     with pytest.raises(ValueError, match=r"'ada-1' is active .* with other content"):
-        ledger.record([TEA, replace(OSLO, text="Ada lives in Rome.")], place="rag")
+        ledger.record([TEA, replace(OSLO, text="Ada lives in Rome.")], place="rag", namespace="default")
     with pytest.raises(ValueError, match="with other content"):
-        ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="icl")
+        ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="icl", namespace="default")
     assert ledger.active() == [OSLO]
 
 
 def test_a_later_item_with_the_same_key_supersedes_at_any_place(ledger: Ledger) -> None:
-    ledger.record([OSLO], place="rag")
-    assert ledger.record([BERGEN], place="icl").superseded == ("ada-1",)
+    ledger.record([OSLO], place="rag", namespace="default")
+    assert ledger.record([BERGEN], place="icl", namespace="default").superseded == ("ada-1",)
     assert ledger.active() == [BERGEN]
-    (old,) = ledger.history("ada-1")
+    (old,) = ledger.history("ada-1", namespace="default")
     assert (old.text, old.reason, old.superseded_by, old.place) == (OSLO.text, "superseded", "ada-2", "rag")
 
 
 def test_oslo_then_bergen_then_oslo_again_ends_in_oslo(ledger: Ledger) -> None:
     for item in (OSLO, BERGEN, OSLO):
-        ledger.record([item], place="rag")
+        ledger.record([item], place="rag", namespace="default")
     assert ledger.active() == [OSLO]
-    assert [version.version for version in ledger.history("ada-1")] == [1, 3]
+    assert [version.version for version in ledger.history("ada-1", namespace="default")] == [1, 3]
 
 
 def test_within_one_batch_the_last_item_of_a_key_holds(ledger: Ledger) -> None:
-    assert ledger.record([OSLO, TEA, BERGEN], place="rag").superseded == ("ada-1",)
+    assert ledger.record([OSLO, TEA, BERGEN], place="rag", namespace="default").superseded == ("ada-1",)
     assert ledger.active() == [TEA, BERGEN]
 
 
@@ -89,15 +89,17 @@ def test_keys_and_ids_of_another_namespace_are_untouched(ledger: Ledger) -> None
 
 
 def test_as_of_gives_what_held_then(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO], place="rag")
+    ledger.record([OSLO], place="rag", namespace="default")
     clock.now = 200.0
-    ledger.record([BERGEN], place="rag")
+    ledger.record([BERGEN], place="rag", namespace="default")
     found = {when: ledger.active(as_of=when) for when in (99.0, 100.0, 199.0, 200.0, 1e9)}
     assert found == {99.0: [], 100.0: [OSLO], 199.0: [OSLO], 200.0: [BERGEN], 1e9: [BERGEN]}
 
 
 def test_validity_bounds_what_is_active_and_says_until_when(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([Knowledge("v", "Valid for a while.", valid_from=150.0, valid_until=250.0)], place="rag")
+    ledger.record(
+        [Knowledge("v", "Valid for a while.", valid_from=150.0, valid_until=250.0)], place="rag", namespace="default"
+    )
     seen = []
     for clock.now in (149.0, 150.0, 250.0):
         standing = ledger.standing(place="rag")
@@ -107,8 +109,8 @@ def test_validity_bounds_what_is_active_and_says_until_when(ledger: Ledger, cloc
 
 
 def test_a_successor_valid_from_an_earlier_date_ends_the_old_item_at_that_date(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([replace(OSLO, valid_from=10.0)], place="rag")
-    ledger.record([replace(BERGEN, valid_from=50.0)], place="rag")
+    ledger.record([replace(OSLO, valid_from=10.0)], place="rag", namespace="default")
+    ledger.record([replace(BERGEN, valid_from=50.0)], place="rag", namespace="default")
     assert texts(ledger.active(as_of=40.0)) == [OSLO.text]
     assert texts(ledger.active(as_of=60.0)) == [BERGEN.text]
 
@@ -128,42 +130,42 @@ def over_time(ledger: Ledger, clock: Clock, *times: float) -> list[list[str]]:
 
 
 def test_an_item_holds_until_its_successor_begins(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO], place="rag")
-    assert ledger.record([PLANNED], place="icl").superseded == ()
+    ledger.record([OSLO], place="rag", namespace="default")
+    assert ledger.record([PLANNED], place="icl", namespace="default").superseded == ()
     assert (ledger.standing(place="rag").until, ledger.standing(place="icl").until) == (150.0, 150.0)
     assert ledger.active(as_of=149.0) == [OSLO]
     assert ledger.active(as_of=150.0) == [PLANNED]
     assert over_time(ledger, clock, 100.0, 149.0, 150.0, 1e9) == [["ada-1"], ["ada-1"], ["ada-2"], ["ada-2"]]
     assert ledger.standing(place="rag").until == math.inf
-    ledger.record([TEA], place="rag")
-    (old,) = ledger.history("ada-1")
+    ledger.record([TEA], place="rag", namespace="default")
+    (old,) = ledger.history("ada-1", namespace="default")
     assert (old.reason, old.ended_at, old.superseded_by) == ("superseded", 150.0, "ada-2")
 
 
 def test_writing_again_what_has_a_successor_to_come_changes_nothing_until_it_has_come(
     ledger: Ledger, clock: Clock
 ) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
     position = ledger.position()
-    assert ledger.record([OSLO, PLANNED], place="rag").written == ()
+    assert ledger.record([OSLO, PLANNED], place="rag", namespace="default").written == ()
     assert ledger.position() == position
     assert over_time(ledger, clock, 100.0, 150.0) == [["ada-1"], ["ada-2"]]
-    assert ledger.record([OSLO], place="rag").superseded == ("ada-2",)
+    assert ledger.record([OSLO], place="rag", namespace="default").superseded == ("ada-2",)
     assert over_time(ledger, clock, 151.0) == [["ada-1"]]
 
 
 @pytest.mark.parametrize("reason", ["forgotten", "evicted"])
 def test_an_item_stays_if_its_successor_is_removed_before_it_begins(ledger: Ledger, clock: Clock, reason: Any) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
-    ledger.remove(["ada-2"], place="rag", reason=reason)
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
+    ledger.remove(["ada-2"], place="rag", reason=reason, namespace="default")
     assert ledger.standing().until == math.inf
     assert over_time(ledger, clock, 100.0, 150.0) == [["ada-1"], ["ada-1"]]
 
 
 def test_removing_a_successor_that_has_begun_does_not_bring_the_old_item_back(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
     clock.now = 160.0
-    ledger.remove(["ada-2"], place="rag", reason="forgotten")
+    ledger.remove(["ada-2"], place="rag", reason="forgotten", namespace="default")
     assert ledger.active() == []
     assert ledger.active(as_of=140.0) == [OSLO]
     clock.now = 140.0
@@ -171,8 +173,8 @@ def test_removing_a_successor_that_has_begun_does_not_bring_the_old_item_back(le
 
 
 def test_forgetting_an_item_leaves_its_successor_to_come(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
-    ledger.remove(["ada-1"], place="rag", reason="forgotten")
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
+    ledger.remove(["ada-1"], place="rag", reason="forgotten", namespace="default")
     assert over_time(ledger, clock, 100.0, 150.0) == [[], ["ada-2"]]
 
 
@@ -181,8 +183,8 @@ def test_forgetting_an_item_leaves_its_successor_to_come(ledger: Ledger, clock: 
 def test_of_several_successors_the_next_one_takes_the_place_of_a_forgotten_one(
     ledger: Ledger, clock: Clock, order: list[Knowledge], gone: str
 ) -> None:
-    ledger.record([OSLO, *order], place="rag")
-    ledger.remove([gone], place="rag", reason="forgotten")
+    ledger.record([OSLO, *order], place="rag", namespace="default")
+    ledger.remove([gone], place="rag", reason="forgotten", namespace="default")
     left, begin = ("ada-4", 300.0) if gone == "ada-2" else ("ada-2", 150.0)
     assert ledger.standing().until == begin
     assert over_time(ledger, clock, begin - 1, begin, 400.0) == [["ada-1"], [left], [left]]
@@ -193,32 +195,32 @@ def test_each_item_holds_from_its_beginning_to_that_of_the_next(
     ledger: Ledger, clock: Clock, order: list[Knowledge]
 ) -> None:
     paris = Knowledge("ada-5", "Ada lives in Paris.", key="ada/city")
-    ledger.record([OSLO, *order], place="rag")
-    assert ledger.record([paris], place="rag").superseded == ("ada-1",)
+    ledger.record([OSLO, *order], place="rag", namespace="default")
+    assert ledger.record([paris], place="rag", namespace="default").superseded == ("ada-1",)
     assert over_time(ledger, clock, 149.0, 150.0, 300.0) == [["ada-5"], ["ada-2"], ["ada-4"]]
 
 
 def test_of_two_that_begin_at_one_moment_the_one_written_last_is_to_come(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
-    assert ledger.record([replace(LATER, valid_from=150.0)], place="rag").superseded == ("ada-2",)
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
+    assert ledger.record([replace(LATER, valid_from=150.0)], place="rag", namespace="default").superseded == ("ada-2",)
     assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-4"]]
 
 
 def test_items_that_move_or_are_copied_keep_what_is_to_come(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO, PLANNED], place="rag")
-    ledger.record([OSLO], place="icl")
-    ledger.move(["ada-1", "ada-2"], source="rag", target="weights")
+    ledger.record([OSLO, PLANNED], place="rag", namespace="default")
+    ledger.record([OSLO], place="icl", namespace="default")
+    ledger.move(["ada-1", "ada-2"], source="rag", target="weights", namespace="default")
     assert [len(ledger.active(place=place)) for place in ("rag", "icl", "weights")] == [0, 1, 1]
     assert ledger.standing(place="icl").until == 150.0
     assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-2"]]
     clock.now = 149.0
-    ledger.remove(["ada-2"], place="weights", reason="forgotten")
+    ledger.remove(["ada-2"], place="weights", reason="forgotten", namespace="default")
     assert over_time(ledger, clock, 149.0, 150.0) == [["ada-1"], ["ada-1"]]
 
 
 def test_a_successor_to_come_survives_reopening_and_restoring(tmp_path: Path, clock: Clock) -> None:
     with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger:
-        ledger.record([OSLO, PLANNED], place="rag")
+        ledger.record([OSLO, PLANNED], place="rag", namespace="default")
         ledger.save(tmp_path / "saved.sqlite")
     with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger, Ledger(clock=clock) as restored:
         restored.restore(tmp_path / "saved.sqlite")
@@ -228,85 +230,85 @@ def test_a_successor_to_come_survives_reopening_and_restoring(tmp_path: Path, cl
 
 
 def test_an_expired_id_may_be_written_anew(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([Knowledge("v", "First.", valid_until=110.0)], place="rag")
+    ledger.record([Knowledge("v", "First.", valid_until=110.0)], place="rag", namespace="default")
     clock.now = 120.0
-    ledger.record([Knowledge("v", "Second.")], place="rag")
+    ledger.record([Knowledge("v", "Second.")], place="rag", namespace="default")
     assert texts(ledger.active()) == ["Second."]
     assert texts(ledger.active(as_of=105.0)) == ["First."]
-    assert [version.reason for version in ledger.history("v")] == ["expired", None]
+    assert [version.reason for version in ledger.history("v", namespace="default")] == ["expired", None]
 
 
 def test_a_clock_that_goes_back_neither_hides_the_new_nor_brings_back_the_old(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO], place="rag")
-    ledger.record([BERGEN], place="rag")
+    ledger.record([OSLO], place="rag", namespace="default")
+    ledger.record([BERGEN], place="rag", namespace="default")
     clock.now = 50.0
     assert ledger.active() == [BERGEN]
 
 
 def test_what_is_over_when_it_is_written_replaces_nothing(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO], place="bank")
+    ledger.record([OSLO], place="bank", namespace="default")
     past = Knowledge("ada-0", "Ada lived in Rome.", key=OSLO.key, valid_from=10.0, valid_until=20.0)
-    assert ledger.record([past], place="bank").superseded == ()
+    assert ledger.record([past], place="bank", namespace="default").superseded == ()
     assert over_time(ledger, clock, 100.0, 1e9) == [[OSLO.id], [OSLO.id]]
     assert [item.id for item in ledger.active(as_of=15.0)] == ["ada-0"]
 
 
 def test_an_item_moves_to_where_an_expired_version_of_it_is(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([Knowledge("pass", "The pass is open.", valid_until=110.0)], place="window")
+    ledger.record([Knowledge("pass", "The pass is open.", valid_until=110.0)], place="window", namespace="default")
     clock.now = 120.0
-    ledger.record([Knowledge("pass", "The pass is open.", valid_until=300.0)], place="bank")
-    ledger.move(["pass"], source="bank", target="window")
+    ledger.record([Knowledge("pass", "The pass is open.", valid_until=300.0)], place="bank", namespace="default")
+    ledger.move(["pass"], source="bank", target="window", namespace="default")
     assert [item.valid_until for item in ledger.active(place="window")] == [300.0]
     assert ledger.verify() == []
 
 
 def test_forgotten_items_do_not_come_back_for_any_time(ledger: Ledger, clock: Clock) -> None:
     for clock.now, item in ((100.0, OSLO), (200.0, BERGEN), (300.0, OSLO)):
-        ledger.record([item], place="rag")
-    assert ledger.remove(["ada-1", "never-seen"], place="rag", reason="forgotten") == ("ada-1",)
+        ledger.record([item], place="rag", namespace="default")
+    assert ledger.remove(["ada-1", "never-seen"], place="rag", reason="forgotten", namespace="default") == ("ada-1",)
     assert ledger.active() == ledger.active(as_of=150.0) == ledger.active(as_of=350.0) == []
     assert ledger.active(as_of=250.0) == [BERGEN]
     assert len(ledger.recallable(place="rag")) == 1
 
 
 def test_a_forgotten_id_may_be_written_with_another_text(ledger: Ledger) -> None:
-    ledger.record([OSLO], place="rag")
-    ledger.remove(["ada-1"], place="rag", reason="forgotten")
-    ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="rag")
+    ledger.record([OSLO], place="rag", namespace="default")
+    ledger.remove(["ada-1"], place="rag", reason="forgotten", namespace="default")
+    ledger.record([replace(OSLO, text="Ada lives in Rome.")], place="rag", namespace="default")
     assert texts(ledger.active()) == ["Ada lives in Rome."]
 
 
 def test_removing_at_one_place_leaves_the_other_place_alone(ledger: Ledger) -> None:
-    ledger.record([TEA], place="rag")
-    ledger.record([TEA], place="icl")
+    ledger.record([TEA], place="rag", namespace="default")
+    ledger.record([TEA], place="icl", namespace="default")
     assert ledger.active() == [TEA]
-    assert ledger.remove(["ada-3"], place="rag", reason="evicted") == ("ada-3",)
+    assert ledger.remove(["ada-3"], place="rag", reason="evicted", namespace="default") == ("ada-3",)
     assert (ledger.active(place="rag"), ledger.active(place="icl")) == ([], [TEA])
 
 
 def test_moving_keeps_id_and_date_and_both_places_see_it(ledger: Ledger, clock: Clock) -> None:
-    ledger.record([OSLO, TEA], place="rag")
+    ledger.record([OSLO, TEA], place="rag", namespace="default")
     clock.now = 200.0
-    assert ledger.move(["ada-1"], source="rag", target="weights") == ("ada-1",)
+    assert ledger.move(["ada-1"], source="rag", target="weights", namespace="default") == ("ada-1",)
     assert (ledger.active(place="rag"), ledger.active(place="weights")) == ([TEA], [OSLO])
     assert ledger.active(place="weights", as_of=150.0) == [OSLO]
     assert ledger.changes(place="rag")[-1].action == "remove"
     assert [change.reason for change in ledger.changes(place="weights")] == ["moved"]
-    assert ledger.move(["ada-1"], source="rag", target="weights") == ()
+    assert ledger.move(["ada-1"], source="rag", target="weights", namespace="default") == ()
 
 
 def test_moving_what_is_nowhere_moves_nothing(ledger: Ledger) -> None:
-    ledger.record([TEA], place="rag")
+    ledger.record([TEA], place="rag", namespace="default")
     with pytest.raises(ValueError, match="held neither at 'rag' nor at 'icl'"):
-        ledger.move(["ada-3", "ghost"], source="rag", target="icl")
+        ledger.move(["ada-3", "ghost"], source="rag", target="icl", namespace="default")
     assert ledger.active(place="rag") == [TEA]
 
 
 def test_replaying_changes_from_any_position_gives_what_is_active(ledger: Ledger) -> None:
-    ledger.record([OSLO, TEA], place="rag")
-    ledger.record([BERGEN], place="rag")
-    ledger.remove(["ada-3"], place="rag", reason="forgotten")
-    ledger.record([TEA], place="rag")
+    ledger.record([OSLO, TEA], place="rag", namespace="default")
+    ledger.record([BERGEN], place="rag", namespace="default")
+    ledger.remove(["ada-3"], place="rag", reason="forgotten", namespace="default")
+    ledger.record([TEA], place="rag", namespace="default")
     for cut in range(ledger.position() + 1):
         held: dict[int, Knowledge] = {}
         log = ledger.changes(place="rag")
@@ -320,12 +322,12 @@ def test_replaying_changes_from_any_position_gives_what_is_active(ledger: Ledger
 
 def test_version_numbers_are_never_used_again(ledger: Ledger) -> None:
     for _ in range(5):
-        ledger.record([TEA], place="rag")
-        ledger.remove(["ada-3"], place="rag", reason="forgotten")
-    assert [version.version for version in ledger.history("ada-3")] == [1, 2, 3, 4, 5]
+        ledger.record([TEA], place="rag", namespace="default")
+        ledger.remove(["ada-3"], place="rag", reason="forgotten", namespace="default")
+    assert [version.version for version in ledger.history("ada-3", namespace="default")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("arguments", [{"place": ""}, {"place": "rag", "namespace": " "}])
+@pytest.mark.parametrize("arguments", [{"place": "", "namespace": "default"}, {"place": "rag", "namespace": " "}])
 def test_an_empty_name_is_refused(ledger: Ledger, arguments: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="must be a non-empty string"):
         ledger.record([TEA], **arguments)
@@ -335,25 +337,25 @@ def test_bad_items_are_refused_at_the_door(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="needs an id"):
         Knowledge("", "No id.")
     with pytest.raises(TypeError, match="records Knowledge, got str"):
-        ledger.record(["plain text"], place="rag")  # type: ignore[list-item]
+        ledger.record(["plain text"], place="rag", namespace="default")  # type: ignore[list-item]
     with pytest.raises(ValueError, match="not valid Unicode"):
-        ledger.record([TEA, Knowledge("half", "half a pair \ud83d")], place="rag")
+        ledger.record([TEA, Knowledge("half", "half a pair \ud83d")], place="rag", namespace="default")
     with pytest.raises(ValueError, match="not a number"):
-        ledger.record([Knowledge("nan", "When?", valid_from=math.nan)], place="rag")
+        ledger.record([Knowledge("nan", "When?", valid_from=math.nan)], place="rag", namespace="default")
     with pytest.raises(TypeError, match="one string"):
-        ledger.remove("ada-3", place="rag", reason="forgotten")
+        ledger.remove("ada-3", place="rag", reason="forgotten", namespace="default")
     with pytest.raises(ValueError, match="reason must be one of"):
-        ledger.remove(["ada-3"], place="rag", reason="bored")  # type: ignore[arg-type]
+        ledger.remove(["ada-3"], place="rag", reason="bored", namespace="default")  # type: ignore[arg-type]
     assert ledger.position() == 0
 
 
 def test_a_full_disk_stores_nothing_and_harms_nothing(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.record([TEA], place="rag")
+    ledger.record([TEA], place="rag", namespace="default")
     many = [Knowledge(f"big-{number}", "word " * 2000) for number in range(100)]
     with full_disk(200_000), pytest.raises(LedgerError, match="all that was acknowledged is kept"):
-        ledger.record(many, place="rag")
+        ledger.record(many, place="rag", namespace="default")
     assert ledger.active() == [TEA]
-    ledger.record(many, place="rag")
+    ledger.record(many, place="rag", namespace="default")
     assert len(ledger.active()) == 101
 
 
@@ -380,7 +382,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_damaged_pages_are_noticed_on_opening(tmp_path: Path) -> None:
     file = tmp_path / "ledger.sqlite"
     with Ledger(file) as ledger:
-        ledger.record([Knowledge(f"{number}", "word " * 200) for number in range(50)], place="rag")
+        ledger.record([Knowledge(f"{number}", "word " * 200) for number in range(50)], place="rag", namespace="default")
     data = bytearray(file.read_bytes())
     for page in range(4096, len(data), 4096):
         data[page : page + 64] = b"\xff" * 64
@@ -399,7 +401,7 @@ def test_damaged_pages_are_noticed_on_opening(tmp_path: Path) -> None:
 )
 def test_a_changed_row_is_never_silently_used(tmp_path: Path, damage: str) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        ledger.record([OSLO, TEA], place="rag")
+        ledger.record([OSLO, TEA], place="rag", namespace="default")
     with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
         raw.execute(damage)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -412,7 +414,7 @@ def test_a_changed_row_is_never_silently_used(tmp_path: Path, damage: str) -> No
 @pytest.mark.parametrize("row", [1, 3])
 def test_a_missing_row_is_found_by_verify(tmp_path: Path, table: str, number: str, row: int) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        ledger.record([replace(TEA, id=str(n)) for n in range(3)], place="rag")
+        ledger.record([replace(TEA, id=str(n)) for n in range(3)], place="rag", namespace="default")
         assert ledger.verify() == []
     with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
         raw.execute(f"DELETE FROM {table} WHERE {number} = {row}")
@@ -421,7 +423,7 @@ def test_a_missing_row_is_found_by_verify(tmp_path: Path, table: str, number: st
 
 
 def test_a_saved_copy_is_the_same_ledger_and_is_not_overwritten(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.record([OSLO, BERGEN, TEA], place="rag")
+    ledger.record([OSLO, BERGEN, TEA], place="rag", namespace="default")
     ledger.save(tmp_path / "copy" / "ledger.sqlite")
     with Ledger(tmp_path / "copy" / "ledger.sqlite") as copy:
         assert copy.active() == ledger.active()
@@ -432,15 +434,15 @@ def test_a_saved_copy_is_the_same_ledger_and_is_not_overwritten(ledger: Ledger, 
 
 
 def test_an_empty_ledger_takes_over_a_saved_one_whole(ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
-    ledger.record([OSLO, BERGEN, TEA], place="rag")
-    ledger.remove(["ada-3"], place="rag", reason="forgotten")
+    ledger.record([OSLO, BERGEN, TEA], place="rag", namespace="default")
+    ledger.remove(["ada-3"], place="rag", reason="forgotten", namespace="default")
     ledger.save(tmp_path / "saved.sqlite")
     for file in (":memory:", str(tmp_path / "new.sqlite")):
         with Ledger(file, clock=clock) as other:
             other.restore(tmp_path / "saved.sqlite")
             assert other.changes(place="rag") == ledger.changes(place="rag")
             assert other.verify() == []
-            assert other.record([TEA], place="rag").written == (TEA,)
+            assert other.record([TEA], place="rag", namespace="default").written == (TEA,)
             with pytest.raises(ValueError, match="is not empty"):
                 other.restore(tmp_path / "saved.sqlite")
     assert Ledger(tmp_path / "new.sqlite").active() == [BERGEN, TEA]
@@ -448,7 +450,7 @@ def test_an_empty_ledger_takes_over_a_saved_one_whole(ledger: Ledger, clock: Clo
 
 def test_a_damaged_or_foreign_file_is_not_restored(ledger: Ledger, tmp_path: Path) -> None:
     with Ledger() as other:
-        other.record([OSLO, TEA], place="rag")
+        other.record([OSLO, TEA], place="rag", namespace="default")
         other.save(tmp_path / "saved.sqlite")
     with sqlite3.connect(tmp_path / "saved.sqlite") as raw:
         raw.execute("DELETE FROM version WHERE version = 2")
@@ -460,7 +462,7 @@ def test_a_damaged_or_foreign_file_is_not_restored(ledger: Ledger, tmp_path: Pat
     with pytest.raises(FileNotFoundError):
         ledger.restore(tmp_path / "nothing")
     assert ledger.position() == 0
-    ledger.record([TEA], place="rag")
+    ledger.record([TEA], place="rag", namespace="default")
 
 
 def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
@@ -468,13 +470,13 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
     ledger.close()
     ledger.close()
     with pytest.raises(LedgerError, match="closed"):
-        ledger.record([TEA], place="rag")
+        ledger.record([TEA], place="rag", namespace="default")
 
 
 def test_threads_share_a_ledger(ledger: Ledger) -> None:
     def write(writer: int) -> None:
         for number in range(20):
-            ledger.record([Knowledge(f"{writer}-{number}", "Some text.")], place="rag")
+            ledger.record([Knowledge(f"{writer}-{number}", "Some text.")], place="rag", namespace="default")
             ledger.active(place="rag")
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
@@ -490,7 +492,7 @@ def test_processes_that_write_the_same_items_leave_each_once(tmp_path: Path) -> 
         "import sys; from memory_paths.ledger import Ledger; from memory_paths.types import Knowledge\n"
         "with Ledger(sys.argv[1]) as ledger:\n"
         "    for number in range(100):\n"
-        "        ledger.record([Knowledge(f'{number}', f'Text {number}.')], place='rag')\n"
+        "        ledger.record([Knowledge(f'{number}', f'Text {number}.')], place='rag', namespace='default')\n"
     )
     file = tmp_path / "ledger.sqlite"
     writers = [subprocess.Popen([sys.executable, "-P", "-c", program, str(file)]) for _ in range(4)]

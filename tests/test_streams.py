@@ -346,7 +346,7 @@ def test_a_byte_order_mark_and_a_repeated_record_do_no_harm(tmp_path: Path) -> N
     stream = jsonl(tmp_path / "facts.jsonl", experiences=2)
     with Ledger() as ledger:
         for step in stream.experiences:
-            ledger.record(step.items, place="rag")
+            ledger.record(step.items, place="rag", namespace="default")
         assert [item.text for item in ledger.active()] == ["Åsa lives in Malmö."]
     (question,) = {question for step in stream.experiences for question in step.questions}
     assert question.targets == ("Malmö",)

@@ -123,7 +123,7 @@ def test_every_kind_of_weights_keeps_the_contract_of_a_path(lm: CausalLM, kind: 
 def test_learning_lowers_the_loss_and_gives_the_model_back_to_the_byte(lm: CausalLM, ledger: Ledger, kind: str) -> None:
     before = lm.weights_hash()
     path = _path(lm, ledger, kind, budget=Budget(steps=15, batch=8))
-    receipt = path.write(ITEMS)
+    receipt = path.write(ITEMS, namespace="default")
     assert lm.weights_hash() == before
     assert receipt.details["last_loss"] < receipt.details["first_loss"]
     with path.model(lm) as lent:
@@ -171,11 +171,11 @@ def test_a_teacher_can_be_held_in_the_model_and_leaves_no_byte_behind(lm: Causal
     untouched = logits()
     with path.model(lm):  # nothing is learnt, so nothing is there; OSF puts every matrix together again
         torch.testing.assert_close(logits(), untouched, rtol=0, atol=1e-6 if kind == "osf" else 0)
-    path.write(ITEMS[:1])
+    path.write(ITEMS[:1], namespace="default")
     earlier = dict(weights.state())
     with path.model(lm):
         first = logits()
-    path.write(ITEMS[1:])
+    path.write(ITEMS[1:], namespace="default")
     with path.model(lm) as lent:
         before, present = lent.weights_hash(), logits()
         with weights.holding(lm.module, {}):
@@ -191,7 +191,7 @@ def test_a_teacher_can_be_held_in_the_model_and_leaves_no_byte_behind(lm: Causal
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_write_tells_how_far_it_has_gone(lm: CausalLM, ledger: Ledger, kind: str) -> None:
     path = _path(lm, ledger, kind)
-    measures = path.write(ITEMS).details["measures"]
+    measures = path.write(ITEMS, namespace="default").details["measures"]
     state = path._weights.state()
     learnt = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
     assert measures["weights_changed"] == learnt > 0
@@ -218,7 +218,7 @@ def _learn_in_passes(kind: str, passes: int, **axes: Any) -> tuple[Mapping[str, 
     budget = Budget(steps=4, batch=8, accumulation=passes)
     with Ledger() as ledger:
         path = _path(exact, ledger, kind, budget=budget, rehearsal=Experience(per_step=8), **axes)
-        tokens = path.write(ITEMS).cost.lm.tokens
+        tokens = path.write(ITEMS, namespace="default").cost.lm.tokens
         return path._weights.state(), tokens, rows
 
 
@@ -277,13 +277,13 @@ def test_a_loss_that_is_not_finite_stops_the_write_and_restores_everything(
             return Aim(batch, lambda: aim.loss() * float("inf")) if self.calls == 7 else aim
 
     path = _path(lm, ledger, kind, objective=Exploding())
-    path.write(ITEMS[:1])
+    path.write(ITEMS[:1], namespace="default")
     before, state = lm.weights_hash(), path.state_hash()
     with pytest.raises(FloatingPointError, match=r"step 3 of a write to 'weights': .* path\.memory\.weights\.rate"):
-        path.write(ITEMS[1:])
+        path.write(ITEMS[1:], namespace="default")
     assert lm.weights_hash() == before
     assert path.state_hash() == state
-    assert path.items() == ITEMS[:1]
+    assert path.items(namespace="default") == ITEMS[:1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,7 +293,7 @@ def test_a_last_step_that_leaves_a_weight_not_finite_is_undone(lm: CausalLM, led
     path = _path(lm, ledger, budget=Budget(steps=1), weights=weights)
     before, state = lm.weights_hash(), path.state_hash()
     with pytest.raises(FloatingPointError, match=r"a learnt weight is not finite.* path\.memory\.weights\.rate"):
-        path.write(ITEMS)
+        path.write(ITEMS, namespace="default")
     assert lm.weights_hash() == before
     assert path.state_hash() == state
 
@@ -303,8 +303,8 @@ def test_forgetting_leaves_the_bytes_of_a_model_that_never_saw_the_item(lm: Caus
         with Ledger() as ledger:
             path = _path(lm, ledger)
             for write in writes:
-                path.write(write)
-            path.forget(forget)
+                path.write(write, namespace="default")
+            path.forget(forget, namespace="default")
             return path.state_hash()
 
     assert learnt(ITEMS[:2], ITEMS[2:], forget=("b",)) == learnt(ITEMS[:1], ITEMS[2:])
@@ -327,8 +327,8 @@ def test_a_study_text_longer_than_the_window_is_studied_in_parts(lm: CausalLM, l
     assert batch.tokens[:-1][batch.attention[:-1].bool()].tolist() == ids
     assert int(batch.targets[:-1].sum()) == len(ids) - parts, "the first token of a part has nothing before it"
     path = _path(lm, ledger)
-    path.write([Knowledge("long", text)])
-    assert [item.id for item in path.items()] == ["long"]
+    path.write([Knowledge("long", text)], namespace="default")
+    assert [item.id for item in path.items(namespace="default")] == ["long"]
     with pytest.raises(TooLarge, match=r"tokens, the window holds 512"):
         encode(lm, [Phrasing(" Alma", text)])
 
@@ -337,7 +337,7 @@ def test_rehearsal_is_studied_and_charged(lm: CausalLM) -> None:
     def written(method: Rehearsal) -> tuple[int, str]:
         with Ledger() as ledger:
             path = _path(lm, ledger, rehearsal=method)
-            return path.write(ITEMS).cost.lm.tokens, path.state_hash()
+            return path.write(ITEMS, namespace="default").cost.lm.tokens, path.state_hash()
 
     (alone, without), (beside, rehearsed) = written(NoRehearsal()), written(Experience(4))
     assert beside >= alone + 4 * 4 * min(len(lm.encode_phrasing(phrasing)[0]) for phrasing in rehearsal()[:40])
@@ -347,12 +347,12 @@ def test_rehearsal_is_studied_and_charged(lm: CausalLM) -> None:
 def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger, rehearsal=Experience(), background=())
     with pytest.raises(ValueError, match="rehearsal=experience needs phrasings"):
-        path.write(ITEMS)
+        path.write(ITEMS, namespace="default")
 
 
 def test_weights_survive_saving_and_loading(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
     path = _path(lm, ledger)
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     path.save(tmp_path / "saved")
     again = _path(lm, ledger)
     again.load(tmp_path / "saved")
@@ -377,7 +377,7 @@ def test_saved_weights_that_are_not_what_they_were_are_refused(
     lm: CausalLM, ledger: Ledger, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     path = _path(lm, ledger)
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     path.save(tmp_path / "saved")
     damage(tmp_path / "saved")
     state = path.state_hash()
@@ -388,7 +388,7 @@ def test_saved_weights_that_are_not_what_they_were_are_refused(
 
 def test_weights_that_were_learnt_on_another_model_are_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
     path = _path(lm, ledger)
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     path.save(tmp_path / "saved")
     tokenizer = build_tokenizer()
     other = CausalLM("other", loader=lambda name: (build_model(SHAPE, len(tokenizer), seed=2), tokenizer))
@@ -398,7 +398,7 @@ def test_weights_that_were_learnt_on_another_model_are_refused(lm: CausalLM, led
 
 def test_a_full_disk_leaves_no_half_of_saved_weights(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
     path = _path(lm, ledger, "full")
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     with full_disk(10_000), pytest.raises(OSError, match="File too large"):
         path.save(tmp_path / "saved")
     assert list((tmp_path / "saved").iterdir()) == []
@@ -414,7 +414,7 @@ def test_a_model_without_a_memory_layer_gets_an_empty_one_and_learns(
     bare = make_tiny_lm()
     before, modules = bare.weights_hash(), [name for name, _ in bare.module.named_modules()]
     path = _path(bare, ledger, budget=Budget(steps=15, batch=8))
-    receipt = path.write(ITEMS)
+    receipt = path.write(ITEMS, namespace="default")
     assert receipt.details["last_loss"] < receipt.details["first_loss"]
     assert bare.weights_hash() == before
     assert [name for name, _ in bare.module.named_modules()] == modules
@@ -495,7 +495,7 @@ def test_a_penalty_out_of_range_is_refused() -> None:
 def test_a_model_that_is_lent_twice_is_given_back_once_and_whole(lm: CausalLM, ledger: Ledger, kind: str) -> None:
     before = lm.weights_hash()
     path = _path(lm, ledger, kind)
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     with path.model(lm):
         learnt = lm.weights_hash()
         with path.model(lm):
@@ -509,33 +509,33 @@ def test_an_item_that_does_not_hold_yet_is_refused(lm: CausalLM, ledger: Ledger)
     for ask in (path.write, path.admit):
         with pytest.raises(ValueError, match="weights learn at once"):
             ask([replace(ITEMS[0], valid_from=9e12)])
-    assert path.items() == []
+    assert path.items(namespace="default") == []
 
 
 def test_what_the_ledger_holds_is_learnt_again_when_a_path_opens_on_it(lm: CausalLM, tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         path = _path(lm, ledger)
-        path.write(ITEMS[:2])
-        path.write([Knowledge("b2", "Bruno Barrbury enjoys rowing.", key="bruno/hobby"), ITEMS[2]])
+        path.write(ITEMS[:2], namespace="default")
+        path.write([Knowledge("b2", "Bruno Barrbury enjoys rowing.", key="bruno/hobby"), ITEMS[2]], namespace="default")
         expected = path.state_hash()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         again = _path(lm, ledger)
         again.flush()
         assert again.state_hash() == expected
-        assert {item.id for item in again.items()} == {"a", "b2", "c"}
+        assert {item.id for item in again.items(namespace="default")} == {"a", "b2", "c"}
 
 
 def test_what_moves_to_another_place_is_unlearnt(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger)
-    path.write(ITEMS[:2])
-    path.write(ITEMS[2:])
-    ledger.move(["b"], source=path.name, target="elsewhere")
+    path.write(ITEMS[:2], namespace="default")
+    path.write(ITEMS[2:], namespace="default")
+    ledger.move(["b"], source=path.name, target="elsewhere", namespace="default")
     path.flush()
-    assert {item.id for item in path.items()} == {"a", "c"}
+    assert {item.id for item in path.items(namespace="default")} == {"a", "c"}
     with Ledger() as other:
         fresh = _path(lm, other)
-        fresh.write(ITEMS[:1])
-        fresh.write(ITEMS[2:])
+        fresh.write(ITEMS[:1], namespace="default")
+        fresh.write(ITEMS[2:], namespace="default")
         assert all(torch.equal(tensor, _tensors(fresh)[name]) for name, tensor in _tensors(path).items())
 
 
@@ -550,7 +550,7 @@ def test_an_added_memory_is_saved_loaded_and_answers(make_tiny_lm: Callable[...,
         untaught = bare.loglikelihood([(Prompt("Where does Alma Ashway live?"), "Alavia")])[0]
         asked = Phrasing("Alavia", "Where does Alma Ashway live?", asks=True)
         path = WeightsPath(bare, ledger, weights=MemoryRows(rows=400, rate=50.0), progress=False)
-        path.write([replace(ITEMS[0], phrasings=(asked,))])
+        path.write([replace(ITEMS[0], phrasings=(asked,))], namespace="default")
         learnt = answer(path, bare)
         path.save(tmp_path / "saved")
         other = make_tiny_lm()
@@ -582,8 +582,8 @@ def test_two_agents_that_share_a_model_in_two_threads_never_see_each_others_weig
 
 def test_a_small_write_ends_after_its_passes(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger, budget=Budget(steps=50, batch=1, passes=4))
-    assert path.write(ITEMS[:1]).details["steps"] == 4
-    assert path.write(ITEMS[1:]).details["steps"] == 8
+    assert path.write(ITEMS[:1], namespace="default").details["steps"] == 4
+    assert path.write(ITEMS[1:], namespace="default").details["steps"] == 8
     with pytest.raises(ValueError, match="must be at least 1, got 8, 8, 0 and 1"):
         Budget(8, 8, 0)
 
@@ -591,7 +591,7 @@ def test_a_small_write_ends_after_its_passes(lm: CausalLM, ledger: Ledger) -> No
 def test_an_item_with_more_phrasings_than_a_step_holds_is_studied_whole(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger, study=Phrasings(), budget=Budget(steps=50, batch=2, passes=1))
     many = replace(ITEMS[0], phrasings=tuple(Phrasing(f"Alma lives in house {number}.") for number in range(5)))
-    assert path.write([many]).details["steps"] == 3
+    assert path.write([many], namespace="default").details["steps"] == 3
 
 
 def _shared_lm() -> CausalLM:
@@ -615,7 +615,7 @@ def test_a_shared_table_is_written_as_one_and_no_other_byte_beside_it(ledger: Le
     path = _path(lm, ledger, weights=weights, budget=Budget(steps=1, batch=8))
     before = {name: tensor.clone() for name, tensor in lm.module.state_dict().items()}
     untouched = lm.weights_hash()
-    path.write(ITEMS)
+    path.write(ITEMS, namespace="default")
     assert lm.weights_hash() == untouched
     state = weights.state()
     assert set(state) == {f"{names[0]}/rows", f"{names[0]}/values"}, "one table, named after the first that reads it"
@@ -679,7 +679,7 @@ def test_only_the_memories_that_are_named_are_written(ledger: Ledger) -> None:
     for memories, expected in ((None, {own, f"{own[:13]}0.mlp.memory"}), ([own], {own})):
         with Ledger() as fresh:
             path = _path(lm, fresh, weights=MemoryRows(rows=8, rate=5.0, memories=memories))
-            path.write(ITEMS)
+            path.write(ITEMS, namespace="default")
             assert {name.rpartition("/")[0] for name in _tensors(path)} == expected
     with pytest.raises(ValueError, match=r"no memory \['model.layers.9.mlp'\]; it has \['model.layers.0.mlp.memory', "):
         _path(lm, ledger, weights=MemoryRows(memories=["model.layers.9.mlp"]))
@@ -690,7 +690,7 @@ def test_only_the_memories_that_are_named_are_written(ledger: Ledger) -> None:
 def test_a_memory_is_added_beside_a_models_own_where_attached_ones_are_wanted(lm: CausalLM, ledger: Ledger) -> None:
     before, modules = lm.weights_hash(), [name for name, _ in lm.module.named_modules()]
     path = _path(lm, ledger, weights=MemoryRows(rows=64, rate=50.0, memories="attached", half_keys=16))
-    receipt = path.write(ITEMS)
+    receipt = path.write(ITEMS, namespace="default")
     assert receipt.details["last_loss"] < receipt.details["first_loss"]
     assert {name.rpartition("/")[0] for name in _tensors(path)} == {"model.layers.0.mlp.memory"}
     assert (lm.weights_hash(), [name for name, _ in lm.module.named_modules()]) == (before, modules)
@@ -715,7 +715,7 @@ def test_a_model_is_loaded_with_the_memory_that_was_saved_beside_it(tmp_path: Pa
 
 def test_what_the_background_reads_tells_how_the_table_is_used(lm: CausalLM, ledger: Ledger) -> None:
     path = _path(lm, ledger)
-    measures = path.write(ITEMS).details["measures"]
+    measures = path.write(ITEMS, namespace="default").details["measures"]
     (layer,) = memory_layers(lm.module).values()
     reads = torch.zeros(layer.config.slots)
 
@@ -732,7 +732,7 @@ def test_what_the_background_reads_tells_how_the_table_is_used(lm: CausalLM, led
     assert measures["slots_in_use"] == pytest.approx(float((reads > 0).double().mean()), abs=0.01)
     assert measures["hub_reads"] == pytest.approx(float(share.topk(2).values.sum()), rel=0.01)
     with Ledger() as fresh:
-        bare = _path(lm, fresh, background=()).write(ITEMS).details["measures"]
+        bare = _path(lm, fresh, background=()).write(ITEMS, namespace="default").details["measures"]
     assert "slots_in_use" not in bare, "nothing is said where nothing was read"
 
 
@@ -756,7 +756,7 @@ def test_background_statistics_are_gathered_once_and_then_loaded(lm: CausalLM, t
     def learnt(folder: Path | None) -> str:
         with Ledger() as ledger:
             path = _path(lm, ledger, weights=MemoryRows(rows=8, rate=5.0, statistics=folder))
-            path.write(ITEMS)
+            path.write(ITEMS, namespace="default")
             return path.state_hash()
 
     assert learnt(None) == learnt(tmp_path)

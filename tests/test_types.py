@@ -1,0 +1,77 @@
+"""What travels: items and queries keep what they are given, and refuse at the door what they cannot hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memory_paths.types import Knowledge, Phrasing, Query
+
+LESSON = Knowledge(
+    "lesson",
+    "Sort by price before you compare.",
+    kind="lesson",
+    phrasings=(Phrasing("Sort first.", "How?", asks=True),),
+    cue="Find the cheapest kettle",
+    span=(10, 43),
+    metadata={"task": 7, "tags": ["shop", "price"], "outcome": "success"},
+)
+
+
+def test_an_item_comes_back_from_its_json_as_it_was() -> None:
+    assert Knowledge.from_json(LESSON.to_json()) == LESSON
+    assert hash(Knowledge.from_json(LESSON.to_json())) == hash(LESSON)
+
+
+def test_items_without_cue_span_and_metadata_have_the_json_that_they_always_had() -> None:
+    assert Knowledge("a", "Ærø is an island.", valid_from=1).to_json() == (
+        '{"id":"a","key":"","kind":"fact","phrasings":[],"source":"","text":"Ærø is an island.","trust":1.0,'
+        '"valid_from":1.0,"valid_until":null}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"cue": 3}, TypeError, "cue of an item must be a str"),
+        ({"span": (5, 5)}, ValueError, "must be .first, end."),
+        ({"span": (-1, 5)}, ValueError, "must be .first, end."),
+        ({"metadata": {"a": object()}}, TypeError, "what JSON can hold"),
+        ({"metadata": {"a": float("nan")}}, TypeError, "what JSON can hold"),
+        ({"metadata": {3: "a"}}, TypeError, "names must be str"),
+    ],
+)
+def test_what_an_item_cannot_hold_is_refused(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Knowledge("a", "Text.", **fields)
+
+
+@pytest.mark.parametrize(
+    ("where", "admitted"),
+    [
+        ({}, True),
+        ({"task": 7}, True),
+        ({"task": 8}, False),
+        ({"task": [6, 7]}, True),
+        ({"task": {"$gte": 7, "$lt": 8}}, True),
+        ({"task": {"$gt": 7}}, False),
+        ({"task": {"$ne": 7}}, False),
+        ({"task": {"$nin": [1, 2]}}, True),
+        ({"task": {"$gt": "a word"}}, False),
+        ({"missing": {"$lt": 3}}, False),
+        ({"missing": {"$ne": 3}}, True),
+        ({"task": 7, "outcome": "failure"}, False),
+    ],
+)
+def test_a_query_admits_what_fits_all_its_conditions(where: dict[str, Any], admitted: bool) -> None:
+    assert Query("?", where=where).admits(LESSON.kind, LESSON.metadata) is admitted
+    assert Query("?", kinds=("lesson",), where=where).admits(LESSON.kind, LESSON.metadata) is admitted
+    assert not Query("?", kinds=("fact",), where=where).admits(LESSON.kind, LESSON.metadata)
+
+
+def test_a_query_refuses_what_it_cannot_compare_by() -> None:
+    with pytest.raises(ValueError, match=r"may compare by .*got \['\$like'\]"):
+        Query("?", where={"task": {"$like": 3}})
+    with pytest.raises(ValueError, match="kinds must be among"):
+        Query("?", kinds=("rumour",))  # type: ignore[arg-type]
