@@ -104,7 +104,7 @@ class Agent:
                 )
             if path.capabilities.namespaces:
                 continue
-            if others := {change.namespace for change in ledger.changes(place=name)} - {namespace}:
+            if others := set(ledger.namespaces(place=name)) - {namespace}:
                 raise ValueError(
                     f"path {name!r} holds one namespace and has {sorted(others)} already; this agent is bound to"
                     f" {namespace!r}: give it a path and a ledger of its own"

@@ -28,13 +28,14 @@ from memory_paths.failpoints import failpoint
 from memory_paths.files import sync
 from memory_paths.types import Knowledge
 
-Action = Literal["add", "remove"]
+Action = Literal["add", "remove", "plan"]
 Removal = Literal["forgotten", "evicted"]
-Reason = Literal["recorded", "superseded", "expired", "forgotten", "evicted", "moved"]
+Reason = Literal["recorded", "superseded", "expired", "forgotten", "evicted", "moved", "planned"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
 BUSY_SECONDS = 60.0
+PART = 500  # values in one question; SQLite allows 999 in its oldest versions
 
 # Versions whose text may still be recalled: what is held, and, for questions about the past, what was replaced.
 # Forgotten, evicted and moved versions are not among them, whatever time is asked about.
@@ -56,8 +57,8 @@ CREATE TABLE version (
     successor   INTEGER,              -- the version that superseded it, or will at ended_at
     checksum    TEXT NOT NULL
 );
-CREATE UNIQUE INDEX version_held ON version (namespace, place, id) WHERE reason = '';
-CREATE INDEX version_id ON version (namespace, id);
+-- One index for two purposes: the versions of an id, and that it is held at most once at a place.
+CREATE UNIQUE INDEX version_id ON version (namespace, id, place, CASE reason WHEN '' THEN 0 ELSE version END);
 CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <> '';
 CREATE INDEX version_ending ON version (ended_at) WHERE reason = '' AND ended_at IS NOT NULL;
 CREATE TABLE change (
@@ -71,12 +72,12 @@ CREATE TABLE change (
     chain       TEXT NOT NULL         -- hash over the checksums up to here: the identity of this history
 );
 CREATE INDEX change_place ON change (place, position);
-CREATE INDEX change_version ON change (version, position);
 """
 _VERSION = (
     "version, namespace, place, id, key, content, recorded_at, valid_from, valid_until, ended_at, reason, successor"
 )
 _CHANGE = "position, place, version, action, reason, recorded_at"
+_NAMES = {"version": tuple(_VERSION.split(", ")), "change": tuple(_CHANGE.split(", "))}
 
 
 class LedgerError(RuntimeError):
@@ -93,14 +94,28 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Change:
-    """One step of the log: `version` of `item` came to a place or left it, and why."""
+    """One step of the log: a version came to a place ("add") or left it ("remove"), and why; or its end in the future
+    has changed ("plan"). `entry` tells how that version stands by now, which may be after this step."""
 
     position: int
     action: Action
-    namespace: str
-    version: int
-    item: Knowledge
     reason: Reason
+    entry: Version
+
+    @property
+    def namespace(self) -> str:
+        """Whose item it is."""
+        return self.entry.namespace
+
+    @property
+    def version(self) -> int:
+        """Number of the version."""
+        return self.entry.version
+
+    @property
+    def item(self) -> Knowledge:
+        """The item."""
+        return self.entry.item
 
 
 @dataclass(frozen=True)
@@ -190,36 +205,30 @@ class Ledger:
             LedgerError: The disk is full or the file cannot be written; nothing of this call is stored then.
         """
         _check_names(place=place, namespace=namespace)
-        for item in items:
-            if not isinstance(item, Knowledge):
-                raise TypeError(f"a ledger records Knowledge, got {type(item).__name__}: {item!r:.80}")
-            try:
-                item.to_json().encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"item {item.id!r} is not valid Unicode ({error.reason}); clean the text") from error
-            if any(edge is not None and math.isnan(edge) for edge in (item.valid_from, item.valid_until)):
-                raise ValueError(f"item {item.id!r} has a validity that is not a number; give seconds or None")
+        given = [(item, _content(item)) for item in items]
         written: list[Knowledge] = []
         superseded: list[str] = []
         with self._transaction():
             now = self._settled()
-            for item in items:
-                if self._is_recorded(item, place, namespace, now):
+            ids, keys = self._taken(items, namespace)
+            plain: list[tuple[Knowledge, str]] = []  # new under their id and their key: nothing to compare them with
+            for item, content in given:
+                is_plain = item.id not in ids and item.key not in keys
+                ids.add(item.id)
+                if item.key:
+                    keys.add(item.key)
+                if is_plain:
+                    plain.append((item, content))
+                    written.append(item)
                     continue
-                version = self._add(item, place, namespace, recorded_at=now, reason="recorded", now=now)
+                self._add(plain, place, namespace, recorded_at=now, reason="recorded", now=now)
+                plain = []
+                if self._is_recorded(item, content, place, namespace, now):
+                    continue
+                (version,) = self._add([(item, content)], place, namespace, recorded_at=now, reason="recorded", now=now)
                 written.append(item)
-                if item.valid_until is not None and item.valid_until <= now:
-                    continue  # what is over already replaces nothing
-                begin = _begin(item.valid_from)
-                for row in self._sharing(item.key, namespace, now):
-                    other = _begin(row["valid_from"])
-                    if row["id"] == item.id or (begin != other and max(begin, other) > now):
-                        continue  # it is the item itself, or one holds until the other begins: see _replan
-                    start = row["recorded_at"] if row["valid_from"] is None else row["valid_from"]
-                    end = begin if begin > start else now
-                    self._end(row, "superseded", ended_at=end, now=now, successor=version)
-                    superseded.append(row["id"])
-                self._replan(item.key, namespace, now)
+                superseded += self._supersede(item, version, namespace, now)
+            self._add(plain, place, namespace, recorded_at=now, reason="recorded", now=now)
         return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
 
     def remove(self, ids: Sequence[str], *, place: str, namespace: str, reason: Removal) -> tuple[str, ...]:
@@ -284,8 +293,8 @@ class Ledger:
                     there = None
                 self._end(here, "moved", ended_at=now, now=now)
                 if there is None:
-                    item = Knowledge.from_json(here["content"])
-                    self._add(item, target, namespace, recorded_at=here["recorded_at"], reason="moved", now=now)
+                    given = [(Knowledge.from_json(here["content"]), here["content"])]
+                    self._add(given, target, namespace, recorded_at=here["recorded_at"], reason="moved", now=now)
                 self._replan(here["key"], namespace, now)
                 moved.append(id)
         return tuple(moved)
@@ -341,8 +350,8 @@ class Ledger:
         """The versions with these numbers, in the order asked for; unknown numbers are left out."""
         numbers = [int(version) for version in versions]
         found = {}
-        for start in range(0, len(numbers), 500):
-            part = numbers[start : start + 500]
+        for start in range(0, len(numbers), PART):
+            part = numbers[start : start + PART]
             for row in self._rows(f"version IN ({', '.join('?' * len(part))})", *part):
                 found[row["version"]] = self._version(row)
         return {number: found[number] for number in numbers if number in found}
@@ -362,11 +371,13 @@ class Ledger:
             if row["version"] not in versions:
                 missing = f"change {row['position']} speaks of a version that is missing"
                 raise LedgerError(_damage(self.file, missing))
-            entry = versions[row["version"]]
-            changes.append(
-                Change(row["position"], row["action"], entry.namespace, entry.version, entry.item, row["reason"])
-            )
+            changes.append(Change(row["position"], row["action"], row["reason"], versions[row["version"]]))
         return changes
+
+    def namespaces(self, *, place: str) -> tuple[str, ...]:
+        """Every namespace that ever had an item at a place, in alphabetical order."""
+        found = self._query("SELECT DISTINCT namespace FROM version WHERE place = ? ORDER BY namespace", place)
+        return tuple(row["namespace"] for row in found)
 
     def history(self, id: str, *, namespace: str) -> list[Version]:
         """Every version of an item at every place, in the order of writing."""
@@ -412,15 +423,16 @@ class Ledger:
             if row["position"] != expected:
                 problems.append(f"change {expected} is missing")
                 break
-            if row["checksum"] != _checksum(row, _CHANGE) or row["chain"] != chain:
+            if row["checksum"] != _checksum([row[name] for name in _NAMES["change"]]) or row["chain"] != chain:
                 problems.append(f"change {expected} does not match its checksum")
                 chain = row["chain"]
-            stands[row["version"]] = "" if row["action"] == "add" else row["reason"]
+            if row["action"] != "plan":
+                stands[row["version"]] = "" if row["action"] == "add" else row["reason"]
         for expected, row in enumerate(versions, start=1):
             if row["version"] != expected:
                 problems.append(f"version {expected} is missing")
                 break
-            if row["checksum"] != _checksum(row, _VERSION):
+            if row["checksum"] != _checksum([row[name] for name in _NAMES["version"]]):
                 problems.append(f"version {expected} does not match its checksum")
             if stands.pop(expected, None) != row["reason"]:
                 problems.append(f"version {expected} does not stand as the log says")
@@ -564,19 +576,21 @@ class Ledger:
         return tuple(row["version"] for row in rows)
 
     def _rows(self, where: str, *values: Any) -> list[sqlite3.Row]:
-        rows = self._query(f"SELECT {_VERSION}, checksum FROM version WHERE {where}", *values)
+        # The successor's id comes along, so that a version can be told without another question.
+        rows = self._query(
+            f"SELECT {_VERSION}, checksum, (SELECT id FROM version AS other WHERE other.version = version.successor)"
+            f" AS successor_id FROM version WHERE {where}",
+            *values,
+        )
         for row in rows:
             self._check(row, "version", row["version"])
         return rows
 
     def _check(self, row: sqlite3.Row, table: Literal["version", "change"], number: int) -> None:
-        if row["checksum"] != _checksum(row, _VERSION if table == "version" else _CHANGE):
+        if row["checksum"] != _checksum([row[name] for name in _NAMES[table]]):
             raise LedgerError(_damage(self.file, f"{table} {number} does not match its checksum"))
 
     def _version(self, row: sqlite3.Row) -> Version:
-        successor = None
-        if row["successor"] is not None:
-            successor = self._query("SELECT id FROM version WHERE version = ?", row["successor"])[0]["id"]
         return Version(
             version=row["version"],
             item=Knowledge.from_json(row["content"]),
@@ -585,7 +599,7 @@ class Ledger:
             recorded_at=row["recorded_at"],
             ended_at=row["ended_at"],
             reason=row["reason"] or None,
-            superseded_by=successor,
+            superseded_by=row["successor_id"],
         )
 
     def _held(self, id: str, place: str, namespace: str) -> sqlite3.Row | None:
@@ -609,19 +623,58 @@ class Ledger:
             ended_at, successor = (after["valid_from"], after["version"]) if after else (None, None)
             if (row["ended_at"], row["successor"]) != (ended_at, successor):
                 self._set(row, "", ended_at=ended_at, successor=successor)
+                self._log(row["place"], [row["version"]], "plan", "planned", now)
 
-    def _is_recorded(self, item: Knowledge, place: str, namespace: str, now: float) -> bool:
+    def _taken(self, items: Sequence[Knowledge], namespace: str) -> tuple[set[str], set[str]]:
+        """The ids and the keys of items that are in use in a namespace already."""
+        taken = []
+        for name in ("id", "key"):
+            values = list(dict.fromkeys(getattr(item, name) for item in items))
+            found: set[str] = set()
+            for start in range(0, len(values), PART):
+                part = values[start : start + PART]
+                places = ", ".join("?" * len(part))
+                rows = self._query(
+                    f"SELECT {name} AS value FROM version WHERE namespace = ? AND {name} IN ({places})"
+                    " AND reason = '' AND key <> ''"
+                    if name == "key"
+                    else f"SELECT id AS value FROM version WHERE namespace = ? AND id IN ({places}) AND reason = ''",
+                    namespace,
+                    *part,
+                )
+                found.update(row["value"] for row in rows)
+            taken.append(found)
+        return taken[0], taken[1]
+
+    def _supersede(self, item: Knowledge, version: int, namespace: str, now: float) -> list[str]:
+        """End what a new version replaces; the ids of what is replaced at once."""
+        if item.valid_until is not None and item.valid_until <= now:
+            return []  # what is over already replaces nothing
+        superseded = []
+        begin = _begin(item.valid_from)
+        for row in self._sharing(item.key, namespace, now):
+            other = _begin(row["valid_from"])
+            if row["id"] == item.id or (begin != other and max(begin, other) > now):
+                continue  # it is the item itself, or one holds until the other begins: see _replan
+            start = row["recorded_at"] if row["valid_from"] is None else row["valid_from"]
+            end = begin if begin > start else now
+            self._end(row, "superseded", ended_at=end, now=now, successor=version)
+            superseded.append(row["id"])
+        self._replan(item.key, namespace, now)
+        return superseded
+
+    def _is_recorded(self, item: Knowledge, content: str, place: str, namespace: str, now: float) -> bool:
         """Whether the item is active at the place; an expired version of its id is ended on the way."""
         here = False
         for row in self._rows("namespace = ? AND id = ? AND reason = ''", namespace, item.id):
             if _expired(row, now):
                 if row["place"] == place:
                     self._end(row, "expired", ended_at=row["valid_until"], now=now)
-            elif row["content"] != item.to_json():
+            elif row["content"] != content:
                 raise ValueError(
                     f"item {item.id!r} is active in namespace {namespace!r} (at {row['place']!r}) with other content;"
                     " forget it first, or give the update an id of its own and the same key."
-                    f" Stored: {row['content']:.200} Given: {item.to_json():.200}"
+                    f" Stored: {row['content']:.200} Given: {content:.200}"
                 )
             else:
                 here = here or row["place"] == place
@@ -635,64 +688,65 @@ class Ledger:
         return [row for row in rows if not _expired(row, now)]
 
     def _add(
-        self, item: Knowledge, place: str, namespace: str, *, recorded_at: float, reason: Reason, now: float
-    ) -> int:
-        number = int(self._query("SELECT coalesce(max(version), 0) + 1 AS number FROM version")[0]["number"])
-        row = {
-            "version": number,
-            "namespace": namespace,
-            "place": place,
-            "id": item.id,
-            "key": item.key,
-            "content": item.to_json(),
-            "recorded_at": recorded_at,
-            "valid_from": None if item.valid_from is None else float(item.valid_from),
-            "valid_until": None if item.valid_until is None else float(item.valid_until),
-            "ended_at": None,
-            "reason": "",
-            "successor": None,
-        }
-        self._insert("version", row)
-        self._log(place, number, "add", reason, now)
-        return number
+        self,
+        given: Sequence[tuple[Knowledge, str]],
+        place: str,
+        namespace: str,
+        *,
+        recorded_at: float,
+        reason: Reason,
+        now: float,
+    ) -> list[int]:
+        """New versions of items, each given with its canonical JSON; their numbers."""
+        if not given:
+            return []
+        first = int(self._query("SELECT coalesce(max(version), 0) + 1 AS number FROM version")[0]["number"])
+        rows = [
+            (
+                *(first + offset, namespace, place, item.id, item.key, content, recorded_at),
+                *(item.valid_from, item.valid_until, None, "", None),
+            )
+            for offset, (item, content) in enumerate(given)
+        ]
+        self._insert("version", [(*row, _checksum(row)) for row in rows])
+        numbers = [row[0] for row in rows]
+        self._log(place, numbers, "add", reason, now)
+        return numbers
 
     def _end(
         self, row: sqlite3.Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None
     ) -> None:
         self._set(row, reason, ended_at=ended_at, successor=successor)
-        self._log(row["place"], row["version"], "remove", reason, now)
+        self._log(row["place"], [row["version"]], "remove", reason, now)
 
     def _set(
         self, row: sqlite3.Row, reason: Reason | Literal[""], *, ended_at: float | None, successor: int | None
     ) -> None:
-        fields = {name: row[name] for name in _VERSION.split(", ")}
         ended_at = None if ended_at is None else float(ended_at)
-        fields |= {"ended_at": ended_at, "reason": reason, "successor": successor}
+        changed = {"ended_at": ended_at, "reason": reason, "successor": successor}
         self._query(
             "UPDATE version SET ended_at = ?, reason = ?, successor = ?, checksum = ? WHERE version = ?",
             ended_at,
             reason,
             successor,
-            _checksum(fields, _VERSION),
+            _checksum([changed.get(name, row[name]) for name in _NAMES["version"]]),
             row["version"],
         )
 
-    def _log(self, place: str, version: int, action: Action, reason: Reason, now: float) -> None:
+    def _log(self, place: str, versions: Sequence[int], action: Action, reason: Reason, now: float) -> None:
         last = self._query("SELECT position, chain FROM change ORDER BY position DESC LIMIT 1")
         position, chain = (last[0]["position"], last[0]["chain"]) if last else (0, "")
-        row = {
-            "position": position + 1,
-            "place": place,
-            "version": version,
-            "action": action,
-            "reason": reason,
-            "recorded_at": now,
-        }
-        self._insert("change", row, chain=_chained(chain, _checksum(row, _CHANGE)))
+        rows = []
+        for position, version in enumerate(versions, start=position + 1):  # noqa: B020 (the last one is where to go on)
+            row = (position, place, version, action, reason, now)
+            checksum = _checksum(row)
+            chain = _chained(chain, checksum)
+            rows.append((*row, checksum, chain))
+        self._insert("change", rows)
 
-    def _insert(self, table: Literal["version", "change"], row: dict[str, Any], **more: Any) -> None:
-        row = row | {"checksum": _checksum(row, _VERSION if table == "version" else _CHANGE)} | more
-        self._query(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", *row.values())
+    def _insert(self, table: Literal["version", "change"], rows: Sequence[tuple[Any, ...]]) -> None:
+        with self._lock, self._explained():
+            self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
 
 def _check_kind(connection: sqlite3.Connection, file: str) -> bool:
@@ -714,9 +768,25 @@ def _damage(file: str, what: str) -> str:
     return f"the ledger {file} is damaged ({what}); restore it from a copy"
 
 
-def _checksum(row: sqlite3.Row | dict[str, Any], names: str) -> str:
-    values = [row[name] for name in names.split(", ")]
-    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _checksum(values: Sequence[Any]) -> str:
+    return hashlib.sha256(_to_json(list(values)).encode()).hexdigest()
+
+
+def _content(item: Knowledge) -> str:
+    """The canonical JSON of an item that can be recorded."""
+    if not isinstance(item, Knowledge):
+        raise TypeError(f"a ledger records Knowledge, got {type(item).__name__}: {item!r:.80}")
+    content = item.to_json()
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"item {item.id!r} is not valid Unicode ({error.reason}); clean the text") from error
+    if any(edge is not None and math.isnan(edge) for edge in (item.valid_from, item.valid_until)):
+        raise ValueError(f"item {item.id!r} has a validity that is not a number; give seconds or None")
+    return content
 
 
 def _chained(chain: str, checksum: str) -> str:

@@ -117,7 +117,7 @@ class Knowledge:
         """The item as one line of canonical JSON (sorted keys), the form that is stored and hashed."""
         fields = {name: value for name, value in vars(self).items() if value or name not in _ADDED_LATER}
         fields["phrasings"] = [vars(phrasing) for phrasing in self.phrasings]
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return _canonical(fields)
 
     @staticmethod
     def from_json(line: str) -> Knowledge:
@@ -130,6 +130,8 @@ class Knowledge:
         """SHA-256 of `to_json`, in hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 # Fields that stand in the JSON only where they say something, so that ledgers from before they existed read the same.
 _ADDED_LATER = ("cue", "span", "metadata")

@@ -525,7 +525,7 @@ class WeightsPath:
         for change in self._ledger.changes(place=self.name):
             if change.action == "add":
                 held[change.version] = change.item
-            else:
+            elif change.action == "remove":
                 held.pop(change.version, None)
         return {item.id: item for item in held.values()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sqlite3
 import subprocess
 import sys
@@ -315,7 +316,7 @@ def test_replaying_changes_from_any_position_gives_what_is_active(ledger: Ledger
         for change in [one for one in log if one.position <= cut] + ledger.changes(place="rag", after=cut):
             if change.action == "add":
                 held[change.version] = change.item
-            else:
+            elif change.action == "remove":
                 del held[change.version]
         assert list(held.values()) == ledger.active(place="rag")
 
@@ -510,3 +511,30 @@ def test_importing_the_ledger_loads_no_heavy_library() -> None:
         "assert not heavy, heavy"
     )
     run(sys.executable, "-P", "-c", program)
+
+
+def test_a_batch_leaves_what_its_items_leave_one_by_one(tmp_path: Path) -> None:
+    source = random.Random(0)
+    batches = [
+        [
+            Knowledge(
+                f"{(number := source.randrange(12))}",
+                f"Text {number}.",
+                key=source.choice(("", "", "a", "b")) if number > 6 else "ab"[number % 2],
+                valid_from=float(source.choice((0, 1500, 2500))) if number % 3 == 0 else None,
+            )
+            for _ in range(source.randrange(1, 9))
+        ]
+        for _ in range(60)
+    ]
+    contents: dict[str, Knowledge] = {}
+    batches = [[contents.setdefault(item.id, item) for item in batch] for batch in batches]
+    with Ledger(clock=Clock()) as together, Ledger(clock=Clock()) as apart:
+        for batch in batches:
+            recorded = together.record(batch, place="rag", namespace="default")
+            singly = [apart.record([item], place="rag", namespace="default") for item in batch]
+            assert recorded.written == tuple(item for one in singly for item in one.written)
+            assert recorded.superseded == tuple(dict.fromkeys(id for one in singly for id in one.superseded))
+            assert together.changes(place="rag") == apart.changes(place="rag")
+        assert together.position() > 100
+        assert together.verify() == apart.verify() == []
