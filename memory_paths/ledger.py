@@ -346,6 +346,31 @@ class Ledger:
         """All versions at a place that some question may still recall: held, superseded or expired, in order."""
         return self._numbers(f"place = ? AND {RECALLABLE}", [place])
 
+    def held(self, ids: Sequence[str], *, place: str, namespace: str) -> dict[str, Knowledge]:
+        """Those of these ids that are held at a place and valid now, in the order asked for."""
+        _check_names(place=place, namespace=namespace)
+        ids, now = _check_ids(ids), self.now()
+        found: dict[str, Knowledge] = {}
+        for start in range(0, len(ids), PART):
+            part = ids[start : start + PART]
+            rows = self._rows(
+                f"namespace = ? AND place = ? AND id IN ({', '.join('?' * len(part))}) AND reason = ''"
+                " AND coalesce(ended_at, 9e999) > ? AND coalesce(valid_from, -9e999) <= ?"
+                " AND coalesce(valid_until, 9e999) > ?",
+                *(namespace, place, *part, now, now, now),
+            )
+            found.update((row["id"], Knowledge.from_json(row["content"])) for row in rows)
+        return {id: found[id] for id in ids if id in found}
+
+    def metadata(self, *, place: str, namespace: str, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
+        """The metadata of every version above a number, ascending, whether it is held or not."""
+        rows = self._query(
+            "SELECT version, json_extract(content, '$.metadata') AS metadata FROM version"
+            " WHERE place = ? AND namespace = ? AND version > ? ORDER BY version",
+            *(place, namespace, after),
+        )
+        return [(row["version"], json.loads(row["metadata"] or "{}")) for row in rows]
+
     def get(self, versions: Iterable[int]) -> dict[int, Version]:
         """The versions with these numbers, in the order asked for; unknown numbers are left out."""
         numbers = [int(version) for version in versions]

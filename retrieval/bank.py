@@ -1,8 +1,8 @@
-"""The bank path: items stay outside the model; for a question, the nearest of them are found and shown.
+"""The bank path: items stay outside the model; for a question, the best of them are found and shown.
 
-The ledger is the truth. The bank replays it into vectors, filters every search by what the ledger says holds, and
-fetches the texts from the ledger: an index that lags, is damaged or is lost costs time and never an answer. This file
-knows nothing of prompts, scoring or weights.
+The ledger is the truth. The bank replays it into rows, vectors and words, filters every search by what the ledger says
+holds, and fetches the texts from the ledger: an index that lags, is damaged or is lost costs time and never an answer.
+This file knows nothing of prompts, scoring or weights.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 import logging
 import threading
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from memory_paths.ledger import Ledger
+from memory_paths.ledger import Change, Ledger
 from memory_paths.types import (
     Capabilities,
     Cost,
@@ -32,44 +32,59 @@ from memory_paths.types import (
 )
 
 from .encoder import Encoder
-from .index import FlatIndex, Manifest, load_generation, save_generation
+from .fusion import diverse, fuse
+from .generation import Manifest, load_generation, save_generation
+from .index import FlatIndex
+from .rows import Rows, is_recallable
+from .words import Words
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Mask = NDArray[np.bool_]
+    Vectors = NDArray[np.float32]
+
 _log = logging.getLogger(__name__)
 
-GONE = ("forgotten", "evicted", "moved")  # no question recalls these any more, whatever time it asks about
-SNAPSHOT_FROM = 4096  # vectors; from here on the index is also saved each time it has doubled
+Method = Literal["dense", "bm25", "fusion"]
+
+SNAPSHOT_FROM = 4096  # rows; from here on the index is also saved each time it has doubled
 FILTERS_KEPT = 64
+CANDIDATES = 4  # times k: so many are found before they are fused or made diverse, and not fewer than
+FEWEST_CANDIDATES = 32
 
 
 @dataclass(frozen=True)
 class _Filter:
-    """The versions that may be recalled at a position of the ledger, while the clock is in [since, until)."""
+    """The rows that may be recalled at a position of the ledger, while the clock is in [since, until)."""
 
-    allowed: NDArray[np.int64]
+    allowed: Mask
     position: int
     since: float
     until: float
 
 
 class Bank:
-    """A path that keeps items in the ledger and finds them again by meaning.
+    """A path that keeps items in the ledger and finds them again by meaning, by their words, or by both.
+
+    Threads may share it. So may processes: each opens the same ledger and, if it likes, the same folder, and sees what
+    the others have written.
 
     Args:
         lm: The language model that answers. It is not touched.
         ledger: Where the items are.
         encoder: What turns texts into vectors.
         name: The bank's place in the ledger.
-        folder: Where snapshots of the index are kept; one process at a time. None: the index is made anew from the
-            ledger whenever the bank is opened.
+        folder: Where snapshots of the index are kept. None: the index is made anew from the ledger whenever the bank is
+            opened.
         top_k: Most items to offer for a query.
+        method: "dense" (by cosine), "bm25" (by shared words), or "fusion" (both, by reciprocal rank over the union).
+        diversity: In [0, 1): how much a candidate's likeness to those chosen before it counts against it (MMR).
+        threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest. See `abstention`.
 
     Raises:
-        ValueError: A `top_k` below 1, an empty name, or a folder beside a ledger that is in memory.
-        RuntimeError: Another bank uses the folder.
+        ValueError: An option out of its range, an empty name, or a folder beside a ledger that is in memory.
     """
 
     capabilities = Capabilities(changes_weights=False, forgets=True, namespaces=True)
@@ -83,9 +98,10 @@ class Bank:
         name: str = "rag",
         folder: str | Path | None = None,
         top_k: int = 8,
+        method: Method = "dense",
+        diversity: float = 0.0,
+        threshold: float | None = None,
     ) -> None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
         if folder is not None and ledger.file == ":memory:":
             raise ValueError(
                 f"folder {str(folder)!r} keeps the index alone, and the ledger, which holds the items, is in memory;"
@@ -93,22 +109,19 @@ class Bank:
             )
         if not name:
             raise ValueError("a bank needs a name: it is its place in the ledger")
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise ValueError(f"threshold must be a cosine in [-1, 1] or None, got {threshold}")
+        _check_search(top_k, method, diversity)
         self.name = name
-        self.top_k = top_k
+        self.top_k, self.method, self.diversity, self.threshold = top_k, method, diversity, threshold
         self._ledger = ledger
         self._encoder = encoder
         self._folder = None if folder is None else Path(folder)
         self._guard = threading.RLock()
-        self._filters: OrderedDict[tuple[str, float | None], _Filter] = OrderedDict()
         self._closed = False
-        self._index, self._position = FlatIndex(encoder.manifest.dimension), 0
-        self._saved_position, self._unsaved = -1, 0
-        self._writer = None if self._folder is None else _lock(self._folder)
-        try:
-            self._open(self._folder)
-        except BaseException:
-            self._release()
-            raise
+        self._saved_position = -1
+        self._start_anew()
+        self._open(self._folder)
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Store items; they are on disk, if the ledger is in a file, when this returns.
@@ -120,8 +133,7 @@ class Bank:
             ValueError: An id that is active with other content; nothing is stored then.
             LedgerError: The disk is full; nothing is stored then.
         """
-        with self._guard:
-            self._check_open()
+        with self._opened():
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
             cost = self._catch_up()
         details = {
@@ -132,61 +144,99 @@ class Bank:
 
     def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """A bank has room for everything."""
-        self._check_open()
+        with self._opened():
+            pass
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
-        """The nearest items that hold for each query's namespace and time, best first: min(top_k, those that hold).
+        """`search` as the bank was told to."""
+        return self.search(queries)
 
-        Scores are cosines in [-1, 1]. Queries are encoded together; each reading carries its own tokens and its
-        share of the time.
+    def search(
+        self,
+        queries: Sequence[Query],
+        *,
+        top_k: int | None = None,
+        method: Method | None = None,
+        diversity: float | None = None,
+        vectors: Vectors | None = None,
+    ) -> list[Reading]:
+        """The best items that hold for each query's namespace, time, kinds and metadata, best first.
+
+        Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`;
+        with "bm25" those that share a word with the query. Scores are cosines in [-1, 1] ("dense"), BM25 scores, or
+        sums of reciprocal ranks ("fusion"); where diversity is asked for, they stay what they were, and fall no longer.
+        Queries are encoded together; each reading carries its own tokens and its share of the time.
+
+        Args:
+            queries: What is asked.
+            top_k: Most items for a query, and so on: in place of the bank's own options.
+            method: See `Bank`.
+            diversity: See `Bank`.
+            vectors: What to search by in place of the queries' texts, float32 [len(queries), dimension] with rows of
+                length 1; words are still those of the texts.
+
+        Raises:
+            ValueError: A query without a namespace, an option out of its range, or vectors of another shape.
         """
-        self._check_open()
+        top_k = self.top_k if top_k is None else top_k
+        method = self.method if method is None else method
+        diversity = self.diversity if diversity is None else diversity
+        _check_search(top_k, method, diversity)
+        if any(not query.namespace for query in queries):
+            raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
+        if vectors is not None and vectors.shape != (len(queries), self._encoder.manifest.dimension):
+            raise ValueError(
+                f"vectors must be [{len(queries)}, {self._encoder.manifest.dimension}], got {list(vectors.shape)}"
+            )
+        with self._opened():
+            pass
         if not queries:
             return []
-        texts = [query.text for query in queries]
-        started = time.perf_counter()
-        vectors = self._encoder.encode_queries(texts)
-        encoding = self._encoding(texts, time.perf_counter() - started)
-        groups: defaultdict[tuple[str, float | None], list[int]] = defaultdict(list)
-        for row, query in enumerate(queries):
-            groups[query.namespace, query.as_of].append(row)
-        readings: dict[int, Reading] = {}
-        with self._guard:
-            self._check_open()
+        encoding = [Usage()] * len(queries)
+        if vectors is None and (method != "bm25" or diversity):
+            texts = [query.text for query in queries]
+            started = time.perf_counter()
+            vectors = self._encoder.encode_queries(texts)
+            encoding = self._encoding(texts, time.perf_counter() - started)
+        readings = []
+        with self._opened():
             self._catch_up()
-            for (namespace, as_of), rows in groups.items():
+            if method != "dense":
+                self._learn_words()
+            for row, query in enumerate(queries):
                 started = time.perf_counter()
-                allowed = self._allowed(namespace, as_of)
-                hits = self._index.search(vectors[rows], self.top_k, allowed)
-                found = self._ledger.get({version for row in hits for version, _ in row})
-                seconds = (time.perf_counter() - started) / len(rows)
-                searching = Usage(
-                    flops=2.0 * len(allowed) * self._index.dimension,
-                    seconds=seconds,
-                    bytes=4 * len(allowed) * self._index.dimension,
+                allowed = self._allowed(query)
+                vector = None if vectors is None else vectors[row : row + 1]
+                hits = self._hits(query.text, vector, allowed, top_k, method, diversity)
+                found = self._ledger.get(int(self._rows.versions[hit]) for hit, _ in hits)
+                recalls = tuple(
+                    Recall(entry.item, score) for entry, (_, score) in zip(found.values(), hits, strict=True)
                 )
-                for row, row_hits in zip(rows, hits, strict=True):
-                    recalls = tuple(Recall(found[version].item, score) for version, score in row_hits)
-                    readings[row] = Reading(recalls, Cost(encoder=encoding[row], index=searching))
-        return [readings[row] for row in range(len(queries))]
+                compared = 0 if method == "bm25" else int(allowed.sum()) * self._vectors.dimension
+                searching = Usage(flops=2.0 * compared, seconds=time.perf_counter() - started, bytes=4 * compared)
+                readings.append(Reading(recalls, Cost(encoder=encoding[row], index=searching)))
+        return readings
+
+    def get(self, ids: Sequence[str], namespace: str) -> dict[str, Knowledge]:
+        """Those of these ids that are held and valid now."""
+        with self._opened():
+            return self._ledger.held(ids, place=self.name, namespace=namespace)
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
         """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
-        with self._guard:
-            self._check_open()
+        with self._opened():
             gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
-            self._catch_up()
-            return Receipt(gone)
+            return Receipt(gone, self._catch_up())
 
     def items(self, namespace: str) -> list[Knowledge]:
         """What holds now, in the order of writing."""
-        self._check_open()
-        return self._ledger.active(place=self.name, namespace=namespace)
+        with self._opened():
+            return self._ledger.active(place=self.name, namespace=namespace)
 
     def model(self, lm: Any) -> AbstractContextManager[Any]:
         """The given model, as it is."""
-        self._check_open()
-        return nullcontext(lm)
+        with self._opened():
+            return nullcontext(lm)
 
     def flush(self) -> None:
         """Save the index, so that the next opening need not encode. No acknowledged item depends on it.
@@ -194,31 +244,30 @@ class Bank:
         Raises:
             OSError: The disk is full; the snapshot before is still there, and the ledger has everything.
         """
-        with self._guard:
-            self._check_open()
+        with self._opened():
             self._catch_up()
             if self._folder is not None and self._saved_position != self._position:
                 self._snapshot(self._folder)
                 self._saved_position, self._unsaved = self._position, 0
 
     def state_hash(self) -> str:
-        """SHA-256 over the recallable items in order, how they stand, the encoder and `top_k`, in hex.
+        """SHA-256 over the recallable items in order, how they stand, the encoder and the options, in hex.
 
         Dates of recording are left out, so that two runs that did the same have the same hash.
         """
-        self._check_open()
-        digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), self.top_k], sort_keys=True).encode())
-        for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
-            digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
-        return digest.hexdigest()
+        with self._opened():
+            options = [self.top_k, self.method, self.diversity, self.threshold]
+            digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
+            for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
+                digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
+            return digest.hexdigest()
 
     def stored_bytes(self) -> int:
-        """Bytes of the items and their vectors, without the encoder, which does not grow with them."""
-        with self._guard:
-            self._check_open()
+        """Bytes of the items, their vectors and how they stand, without the encoder, which does not grow with them."""
+        with self._opened():
             self._catch_up()
-            vectors = len(self._index) * (4 * self._index.dimension + 8)
-        return vectors + self._ledger.stored_bytes(place=self.name)
+            recallable = len(self._rows) - int(self._rows.gone.sum())
+            return recallable * (4 * self._vectors.dimension + 8) + self._ledger.stored_bytes(place=self.name)
 
     def save(self, folder: Path) -> None:
         """Write the index into an empty or missing folder. The items are the ledger's to save: `Ledger.save`.
@@ -230,8 +279,7 @@ class Bank:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} is not an empty folder; save the bank into a new one")
-        with self._guard:
-            self._check_open()
+        with self._opened():
             self._catch_up()
             self._snapshot(folder)
 
@@ -240,27 +288,33 @@ class Bank:
 
         Where the index is missing, damaged, or of another encoder or ledger, it is made anew, which only takes longer.
         """
-        with self._guard:
-            self._check_open()
-            self._index, self._position = FlatIndex(self._encoder.manifest.dimension), 0
-            self._filters.clear()
+        with self._opened():
+            self._start_anew()
             self._open(Path(folder))
             self._saved_position = -1
 
     def verify(self) -> list[str]:
         """Check the ledger, and the index against it; one line for each problem, none if all is well."""
-        with self._guard:
-            self._check_open()
+        with self._opened():
             self._catch_up()
             problems = self._ledger.verify()
-            stored = set(self._index.ids())
+            stored = set(self._rows.versions[~self._rows.gone].tolist())
             wanted = set(self._ledger.recallable(place=self.name))
-        problems += [f"version {version} is not in the index" for version in sorted(wanted - stored)]
-        problems += [f"version {version} should not be in the index" for version in sorted(stored - wanted)]
+            problems += [f"version {version} is not in the index" for version in sorted(wanted - stored)]
+            problems += [f"version {version} should not be in the index" for version in sorted(stored - wanted)]
+            for namespace in self._ledger.namespaces(place=self.name):
+                allowed, _ = self._rows.standing(namespace, now=self._ledger.now())
+                standing = self._ledger.standing(place=self.name, namespace=namespace)
+                if tuple(self._rows.versions[allowed].tolist()) != standing.versions:
+                    problems.append(f"the index and the ledger do not agree on what holds in {namespace!r}")
+            if len(self._vectors) != len(self._rows):
+                problems.append(f"the index has {len(self._vectors)} vectors for {len(self._rows)} rows")
+            if self._words is not None and len(self._words) != len(wanted):
+                problems.append(f"the index has the words of {len(self._words)} texts, and there are {len(wanted)}")
         return problems
 
     def close(self) -> None:
-        """Save the index and release the folder; the ledger stays open. Closing twice is harmless."""
+        """Save the index; the ledger stays open. Closing twice is harmless."""
         with self._guard:
             if self._closed:
                 return
@@ -270,9 +324,17 @@ class Bank:
                 _log.warning("bank %r was closed without a snapshot of its index: %s", self.name, error)
             finally:
                 self._closed = True
-                self._release()
+
+    def _start_anew(self) -> None:
+        self._rows, self._vectors = Rows(), FlatIndex(self._encoder.manifest.dimension)
+        self._words: Words | None = None
+        self._position, self._saved_position, self._unsaved = 0, -1, 0
+        self._filters: OrderedDict[Query, _Filter] = OrderedDict()
+        self._fitting: OrderedDict[str, Mask] = OrderedDict()
 
     def _open(self, folder: Path | None) -> None:
+        import numpy as np
+
         if folder is not None:
             try:
                 self._adopt(folder)
@@ -280,20 +342,23 @@ class Bank:
                 pass
             except ValueError as error:
                 _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
-        self._saved_position = self._position if len(self._index) else -1
+                self._start_anew()
+        self._saved_position = self._position if len(self._rows) else -1
         self._catch_up()
-        if self._index.ids() != list(self._ledger.recallable(place=self.name)):
+        if not np.array_equal(self._rows.versions[~self._rows.gone], self._ledger.recallable(place=self.name)):
             _log.warning("bank %r makes its index anew: it did not hold what the ledger holds", self.name)
-            self._index, self._position = FlatIndex(self._encoder.manifest.dimension), 0
-            self._saved_position = -1
+            self._start_anew()
             self._catch_up()
 
     def _adopt(self, folder: Path) -> None:
-        index, manifest = load_generation(folder)
+        manifest, parts = load_generation(folder)
         self._check_manifest(folder, manifest)
-        self._index, self._position = index, manifest.position
-        self._filters.clear()
-        self._unsaved = 0
+        self._rows = Rows(parts["rows"], manifest.namespaces)
+        self._vectors = FlatIndex(self._encoder.manifest.dimension, parts["vectors"])
+        self._words = Words(parts["words"]) if "words" in parts else None
+        if len(self._vectors) != len(self._rows) or (self._words is not None and len(self._words) != len(self._rows)):
+            raise ValueError(f"{folder} is damaged: its parts do not have the same number of rows")
+        self._position = manifest.position
 
     def _check_manifest(self, folder: Path, manifest: Manifest) -> None:
         if manifest.encoder != self._encoder.manifest.to_dict():
@@ -311,29 +376,81 @@ class Bank:
         position = self._ledger.position()
         if position == self._position:
             return Cost()
-        added: dict[int, Knowledge] = {}
-        gone: set[int] = set()
-        for change in self._ledger.changes(place=self.name, after=self._position):
-            position = max(position, change.position)
-            if change.action == "add":
-                added[change.version] = change.item
-            elif change.reason in GONE:
-                gone.add(change.version)
-        fresh = {version: item for version, item in added.items() if version not in gone and version not in self._index}
-        texts = [item.text for item in fresh.values()]
+        changes = self._ledger.changes(place=self.name, after=self._position)
+        return self._replay(changes, max(position, changes[-1].position if changes else 0))
+
+    def _replay(self, changes: Sequence[Change], position: int) -> Cost:
+        import numpy as np
+
+        entries = {change.version: change.entry for change in changes}
+        last = int(self._rows.versions[-1]) if len(self._rows) else 0
+        fresh = [entry for version, entry in sorted(entries.items()) if version > last and is_recallable(entry)]
+        gone = [entries[version] for version in self._rows.among(entries) if not is_recallable(entries[version])]
+        texts = [_found_by(entry.item) for entry in fresh]
         started = time.perf_counter()
         vectors = self._encoder.encode_documents(texts)
         usages = self._encoding(texts, time.perf_counter() - started)
         self._warn_of_cut_texts(usages)
         started = time.perf_counter()
-        self._index.remove(sorted(gone))
-        self._index.add(list(fresh), vectors)
-        indexing = Usage(seconds=time.perf_counter() - started, bytes=int(vectors.nbytes))
-        self._position = position
+        words, self._words = self._words, None  # should this be interrupted, they are made anew when they are needed
+        if len(self._vectors) > len(self._rows):  # an interruption left surplus vectors
+            self._keep_vectors(range(len(self._rows)))
+        self._vectors.add(vectors)
+        if words is not None:
+            words.add((entry.version, text) for entry, text in zip(fresh, texts, strict=True))
+            words.remove((entry.version, _found_by(entry.item)) for entry in gone)
+        self._rows.update(entries.values())
+        self._words, self._position = words, position
         self._unsaved += len(fresh)
-        if self._folder is not None and self._unsaved >= max(SNAPSHOT_FROM, len(self._index) // 2):
+        indexing = Usage(seconds=time.perf_counter() - started, bytes=int(np.asarray(vectors).nbytes))
+        if self._folder is not None and self._unsaved >= max(SNAPSHOT_FROM, len(self._rows) // 2):
             self._snapshot_in_passing()
         return Cost(encoder=sum(usages, Usage()), index=indexing)
+
+    def _learn_words(self) -> None:
+        """Make the index of words where nobody has asked for it before."""
+        if self._words is not None:
+            return
+        words = Words()
+        versions = self._rows.versions[~self._rows.gone]
+        for start in range(0, len(versions), SNAPSHOT_FROM):
+            found = self._ledger.get(versions[start : start + SNAPSHOT_FROM].tolist())
+            words.add((version, _found_by(entry.item)) for version, entry in found.items())
+        self._words = words
+        self._saved_position = -1
+
+    def _hits(
+        self, text: str, vector: Vectors | None, allowed: Mask, top_k: int, method: Method, diversity: float
+    ) -> list[tuple[int, float]]:
+        """Row numbers and scores."""
+        import numpy as np
+
+        if method == "dense" and not diversity:
+            assert vector is not None, "a dense search has a vector"
+            return self._above(self._vectors.search(vector, top_k, allowed)[0])
+        count = max(CANDIDATES * top_k, FEWEST_CANDIDATES)
+        by_meaning, by_words = [], []
+        if method != "bm25":
+            assert vector is not None, "a dense search has a vector"
+            by_meaning = self._above(self._vectors.search(vector, count, allowed)[0])
+        if method != "dense":
+            assert self._words is not None, "words are learnt before they are searched"
+            versions = self._rows.versions
+            found = self._words.search(text, count, versions[allowed])
+            by_words = [(int(np.searchsorted(versions, version)), score) for version, score in found]
+            if self.threshold is not None and vector is not None:
+                likeness = self._vectors.vectors([row for row, _ in by_words]) @ vector[0]
+                by_words = [hit for hit, cosine in zip(by_words, likeness, strict=True) if cosine >= self.threshold]
+        hits = fuse(by_meaning, by_words) if method == "fusion" else by_meaning or by_words
+        if not diversity:
+            return hits[:top_k]
+        assert vector is not None, "diversity compares with a vector"
+        rows = [row for row, _ in hits]
+        chosen = diverse(vector[0], self._vectors.vectors(rows), top_k, diversity)
+        return [hits[place] for place in chosen]
+
+    def _above(self, hits: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        return hits if self.threshold is None else [hit for hit in hits if hit[1] >= self.threshold]
 
     def _snapshot_in_passing(self) -> None:
         try:
@@ -343,28 +460,63 @@ class Bank:
             _log.warning("bank %r could not save its index: %s", self.name, error)
 
     def _snapshot(self, folder: Path) -> None:
+        self._compact()
+        if self.method != "dense":
+            self._learn_words()
+        parts = {"rows": self._rows.to_bytes(), "vectors": self._vectors.to_bytes()}
+        if self._words is not None:
+            parts["words"] = self._words.to_bytes()
         save_generation(
-            self._index,
             folder,
+            parts,
             place=self.name,
             position=self._position,
             fingerprint=self._ledger.fingerprint(self._position) or "",
             encoder=self._encoder.manifest.to_dict(),
+            namespaces=list(self._rows.namespaces),
         )
 
-    def _allowed(self, namespace: str, as_of: float | None) -> NDArray[np.int64]:
+    def _compact(self) -> None:
+        """Let go of what no question may recall any more: nothing of it is written to disk."""
+        gone = self._rows.gone
+        if not gone.any():
+            return
+        self._keep_vectors(~gone)
+        self._rows = self._rows.without(gone)
+        self._filters.clear()
+        self._fitting.clear()
+
+    def _keep_vectors(self, rows: Any) -> None:
+        kept = FlatIndex(self._vectors.dimension)
+        kept.add(self._vectors.vectors(rows))
+        self._vectors = kept
+
+    def _allowed(self, query: Query) -> Mask:
+        # The answer depends on nothing but these of a query.
+        group = Query("", query.namespace, query.as_of, kinds=query.kinds)
+        kept, now = self._filters.get(group), self._ledger.now()
+        if kept is None or kept.position != self._position or not kept.since <= now < kept.until:
+            allowed, until = self._rows.standing(query.namespace, now=now, as_of=query.as_of, kinds=query.kinds)
+            kept = _Filter(allowed, self._position, now, until)
+        self._filters[group] = kept
+        _keep_latest(self._filters, group)
+        return kept.allowed & self._fits(query) if query.where else kept.allowed
+
+    def _fits(self, query: Query) -> Mask:
+        """The rows whose metadata a query admits. Contents never change, so that only new rows are looked at."""
         import numpy as np
 
-        kept, now = self._filters.get((namespace, as_of)), self._ledger.now()
-        if kept is None or kept.position != self._position or not kept.since <= now < kept.until:
-            standing = self._ledger.standing(place=self.name, namespace=namespace, as_of=as_of)
-            allowed = np.asarray([version for version in standing.versions if version in self._index], dtype=np.int64)
-            kept = _Filter(allowed, self._position, now, standing.until)
-        self._filters[namespace, as_of] = kept
-        self._filters.move_to_end((namespace, as_of))
-        while len(self._filters) > FILTERS_KEPT:
-            self._filters.popitem(last=False)
-        return kept.allowed
+        group = json.dumps([query.namespace, dict(query.where)], sort_keys=True, default=list)
+        known = self._fitting.get(group, np.zeros(0, dtype=bool))
+        if len(known) < len(self._rows):
+            after = int(self._rows.versions[len(known) - 1]) if len(known) else 0
+            fits = replace(query, kinds=())
+            told = self._ledger.metadata(place=self.name, namespace=query.namespace, after=after)
+            versions = [version for version, metadata in told if fits.admits("fact", metadata)]
+            known = np.concatenate([known, np.isin(self._rows.versions[len(known) :], versions)])
+        self._fitting[group] = known
+        _keep_latest(self._fitting, group)
+        return known
 
     def _encoding(self, texts: Sequence[str], seconds: float) -> list[Usage]:
         """The encoder's work on each text; the time is shared out evenly."""
@@ -382,25 +534,28 @@ class Bank:
                 limit,
             )
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"bank {self.name!r} is closed; open a new one on the same ledger and folder")
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        with self._guard:
+            if self._closed:
+                raise RuntimeError(f"bank {self.name!r} is closed; open a new one on the same ledger and folder")
+            yield
 
-    def _release(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+
+def _found_by(item: Knowledge) -> str:
+    return item.cue or item.text
 
 
-def _lock(folder: Path) -> Any:
-    from filelock import FileLock, Timeout
+def _keep_latest(kept: OrderedDict[Any, Any], key: Any) -> None:
+    kept.move_to_end(key)
+    while len(kept) > FILTERS_KEPT:
+        kept.popitem(last=False)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "writer.lock", timeout=0, thread_local=False, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RuntimeError(
-            f"the bank in {folder} is in use by another process (or another bank of this one); close it there, or"
-            " give this bank a folder of its own"
-        ) from error
-    return lock
+
+def _check_search(top_k: int, method: str, diversity: float) -> None:
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if not 0 <= diversity < 1:
+        raise ValueError(f"diversity must be in [0, 1), got {diversity}")

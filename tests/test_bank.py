@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 import threading
@@ -17,7 +18,10 @@ from conftest import BERGEN, OSLO, Clock, full_disk, run
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
-from memory_paths.retrieval.index import MANIFEST, FlatIndex, load_generation
+from memory_paths.retrieval.fusion import diverse, fuse
+from memory_paths.retrieval.generation import MANIFEST, load_generation
+from memory_paths.retrieval.index import FlatIndex
+from memory_paths.retrieval.words import Words
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
 
@@ -122,36 +126,132 @@ def test_search_equals_brute_force_under_every_filter() -> None:
     vectors = random.standard_normal((2000, 32)).astype(np.float32)
     queries = random.standard_normal((50, 32)).astype(np.float32)
     index = FlatIndex(32)
-    index.add(range(1, 2001), vectors)
-    for share in (1.0, 0.5, 0.01, 0.001):
-        allowed = np.flatnonzero(random.random(2000) < share) + 1
+    index.add(vectors[:1500])
+    index.add(vectors[1500:])
+    for share in (1.0, 0.5, 0.06, 0.04, 0.001, 0.0):
+        allowed = random.random(2000) < share
         found = index.search(queries, 10, allowed)
-        scores = queries @ vectors[allowed - 1].T
-        best = allowed[np.argsort(-scores, axis=1)[:, :10]]
-        assert [[id for id, _ in row] for row in found] == best.tolist()
+        scores = queries @ vectors[allowed].T
+        best = np.flatnonzero(allowed)[np.argsort(-scores, axis=1)[:, :10]]
+        assert [[row for row, _ in hits] for hits in found] == best.tolist()
 
 
-def test_removed_vectors_are_gone_and_the_rest_stay_themselves() -> None:
-    vectors = np.eye(4, dtype=np.float32)
+def test_equal_vectors_come_in_the_order_of_writing_however_they_are_searched() -> None:
     index = FlatIndex(4)
-    index.add([10, 20, 30, 40], vectors)
-    assert index.remove([20, 99]) == 1
-    assert index.ids() == [10, 30, 40]
-    np.testing.assert_array_equal(index.vectors([40, 10]), vectors[[3, 0]])
-    assert [id for id, _ in index.search(vectors[1:2], 9, np.array([10, 20, 30, 40]))[0]] == [10, 30, 40]
+    index.add(np.tile(np.eye(4, dtype=np.float32)[:1], (100, 1)))
+    for share in (100, 50, 3):
+        allowed = np.arange(100) < share
+        assert [row for row, _ in index.search(np.eye(4, dtype=np.float32)[:1], 100, allowed)[0]] == list(range(share))
 
 
-def test_an_id_is_never_taken_twice() -> None:
+def test_vectors_that_do_not_fit_are_refused_and_nothing_is_added() -> None:
     index = FlatIndex(2)
-    index.add([1], np.ones((1, 2), np.float32))
-    for again in ([1], [2, 2]):
-        with pytest.raises(ValueError, match="ids must be new"):
-            index.add(again, np.ones((len(again), 2), np.float32))
+    index.add(np.ones((1, 2), np.float32))
     with pytest.raises(ValueError, match="not finite"):
-        index.add([3], np.full((1, 2), np.nan, np.float32))
-    with pytest.raises(ValueError, match=r"must be \[1, 2\]"):
-        index.add([3], np.ones((1, 3), np.float32))
-    assert index.ids() == [1]
+        index.add(np.full((1, 2), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"must be \[n, 2\], got \[1, 3\]"):
+        index.add(np.ones((1, 3), np.float32))
+    with pytest.raises(ValueError, match="9 bytes are not vectors of 2"):
+        FlatIndex(2, b"123456789")
+    with pytest.raises(ValueError, match="for each of 1 rows"):
+        index.search(np.ones((1, 2), np.float32), 1, np.ones(2, bool))
+    assert len(index) == 1
+    np.testing.assert_array_equal(FlatIndex(2, index.to_bytes()).vectors([0]), [[1.0, 1.0]])
+
+
+def test_words_rank_as_the_formula_of_bm25_says() -> None:
+    texts = ["the cat sat on the mat", "a dog and a cat", "dogs chase cats and dogs", "nothing of the kind", "mat"]
+    words = Words()
+    words.add(enumerate(texts))
+    stems = [[{"cats": "cat", "dogs": "dog"}.get(word, word) for word in text.split()] for text in texts]
+    mean = np.mean([len(text) for text in stems])
+    expected = {}
+    for row, text in enumerate(stems):
+        for term in ("mat", "chase"):
+            holding = sum(term in other for other in stems)
+            rarity = np.log((len(texts) - holding + 0.5) / (holding + 0.5))
+            count = text.count(term)
+            weight = count * 2.2 / (count + 1.2 * (1 - 0.75 + 0.75 * len(text) / mean))
+            if count:
+                expected[row] = expected.get(row, 0.0) + max(rarity, 1e-6) * weight
+    found = words.search("Mats? Chasing!", 9, np.arange(5))
+    assert dict(found) == pytest.approx(expected)
+    assert [id for id, _ in found] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert [id for id, _ in words.search("mat", 9, np.arange(1, 5))] == [4]
+    assert Words(words.to_bytes()).search("mat chase", 9, np.arange(5)) == found
+    with pytest.raises(ValueError, match="no index of words"):
+        Words(b"something else" * 100)
+
+
+def test_removed_texts_count_for_nothing_and_leave_no_trace() -> None:
+    texts = dict(enumerate(["a quokka ate a leaf", "a cat ate a mat", "a leaf fell", "nobody fell"]))
+    words, fewer = Words(), Words()
+    words.add(texts.items())
+    words.remove([(0, texts.pop(0))])
+    fewer.add(texts.items())
+    assert len(words) == len(fewer) == 3
+    for question in ("quokka", "leaf", "who ate a mat", "fell"):
+        assert words.search(question, 9, np.arange(4)) == fewer.search(question, 9, np.arange(4))
+    assert b"quokka" not in words.to_bytes()
+    assert Words(words.to_bytes()).search("leaf", 9, np.arange(4)) == fewer.search("leaf", 9, np.arange(4))
+
+
+def test_common_words_are_left_out_only_while_the_rare_ones_give_enough() -> None:
+    words = Words()
+    words.add((id, f"person number{id} lives in Oslo") for id in range(100))
+    everybody = np.arange(100)
+    assert [id for id, _ in words.search("where lives number7", 1, everybody)] == [7]
+    assert [id for id, _ in words.search("where lives number7", 3, everybody)] == [7, 0, 1]
+    assert len(words.search("who lives in Oslo", 50, everybody)) == 50
+    assert words.search("?!", 3, everybody) == words.search("zebra", 3, everybody) == []
+
+
+def test_fusion_sums_reciprocal_ranks_over_the_union() -> None:
+    assert fuse([(3, 0.9), (1, 0.8)], [(1, 7.0), (2, 6.0)]) == [
+        (1, pytest.approx(1 / 62 + 1 / 61)),
+        (3, pytest.approx(1 / 61)),
+        (2, pytest.approx(1 / 62)),
+    ]
+
+
+def test_diversity_passes_over_what_says_the_same() -> None:
+    candidates = np.array([[1, 0, 0], [1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], np.float32)
+    query = np.array([0.96, 0.28, 0], np.float32)
+    assert diverse(query, candidates, 3, 0.0) == [0, 1, 2]
+    assert diverse(query, candidates, 3, 0.5) == [0, 2, 3]
+    assert diverse(query, candidates, 9, 0.9) == [0, 3, 2, 1]
+
+
+def test_rows_stand_as_the_ledger_says_whatever_happened() -> None:
+    source, clock = random.Random(1), Clock()
+    with Ledger(clock=clock) as ledger:
+        bank = Bank(None, ledger, HashEncoder())
+        for step in range(150):
+            clock.now += source.choice((0, 1, 5))
+            space = source.choice(("one", "two"))
+            known = [item.id for item in bank.items(space)]
+            if known and source.random() < 0.3:
+                if source.random() < 0.5:
+                    bank.forget([source.choice(known)], space)
+                else:
+                    ledger.move([source.choice(known)], source="rag", target="weights", namespace=space)
+            else:
+                begins = source.choice((None, None, clock.now - 3, clock.now + 4))
+                ends = source.choice((None, None, clock.now + 5))
+                item = Knowledge(
+                    f"{step}", f"Text {step}.", key=source.choice("abc"), valid_from=begins, valid_until=ends
+                )
+                (bank.write if source.random() < 0.8 else _elsewhere(ledger))([item], space)
+            assert bank.verify() == []
+            for then in (None, clock.now - 4, clock.now, clock.now + 4):
+                query = Query("text", space, as_of=then)
+                allowed = bank._allowed(query)
+                standing = ledger.standing(place="rag", namespace=space, as_of=then)
+                assert tuple(bank._rows.versions[allowed].tolist()) == standing.versions
+
+
+def _elsewhere(ledger: Ledger):
+    return lambda items, space: ledger.record(items, place="weights", namespace=space)
 
 
 # The path
@@ -331,7 +431,7 @@ def _delete_the_vectors(folder: Path) -> None:
 
 
 def _garble_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST).write_text('{"format": 1, "file"')
+    (folder / MANIFEST).write_text('{"format": 2, "file"')
 
 
 def _empty_the_manifest(folder: Path) -> None:
@@ -345,7 +445,7 @@ def _change_the_position(folder: Path) -> None:
 
 def _newer_format(folder: Path) -> None:
     fields = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(fields | {"format": 2}))
+    (folder / MANIFEST).write_text(json.dumps(fields | {"format": 99}))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +474,7 @@ def test_a_damaged_index_is_noticed_and_made_anew(
     encoder.encoded.clear()
     loaded.load(folder)
     opened = Bank(None, ledger, encoder, folder=folder)
-    assert re.search("damaged|checksum|cannot be read|another ledger|format 2", caplog.text)
+    assert re.search("damaged|checksum|cannot be read|another ledger|format 99", caplog.text)
     assert caplog.text.count("anew") == 2
     assert len(encoder.encoded) == 5 + 5
     for bank in (loaded, opened):
@@ -411,7 +511,7 @@ def test_an_index_of_another_encoder_or_ledger_is_not_used(ledger: Ledger, tmp_p
     assert ids(bank, OSLO.text)[0] == "ada-1"
     assert bank.verify() == []
     bank.close()
-    assert load_generation(folder)[1].dimension == 128
+    assert load_generation(folder)[0].encoder["dimension"] == 128
 
 
 def test_save_and_load_bring_back_the_same_readings_without_encoding(bank: Bank, ledger: Ledger, tmp_path) -> None:
@@ -435,17 +535,20 @@ def test_save_and_load_bring_back_the_same_readings_without_encoding(bank: Bank,
     assert bank.verify() == []
 
 
-def test_a_folder_in_use_by_another_process_is_refused(bank: Bank, tmp_path: Path) -> None:
+def test_two_processes_share_a_bank_and_its_folder(bank: Bank, tmp_path: Path) -> None:
     bank.write(FACTS, namespace="default")
+    bank.flush()
     program = (
         "import sys; from memory_paths.ledger import Ledger; from memory_paths.retrieval.bank import Bank\n"
-        "from memory_paths.retrieval.encoder import HashEncoder\n"
-        "Bank(None, Ledger(sys.argv[1]), HashEncoder(), folder=sys.argv[2], top_k=1).close()\n"
+        "from memory_paths.retrieval.encoder import HashEncoder; from memory_paths.types import Knowledge, Query\n"
+        "bank = Bank(None, Ledger(sys.argv[1]), HashEncoder(), folder=sys.argv[2], top_k=1)\n"
+        "print(bank.read([Query('the cat', 'default')])[0].recalls[0].item.id)\n"
+        "bank.write([Knowledge('new', 'The cat has moved to the balcony.')], 'default'); bank.close()\n"
     )
     command = (sys.executable, "-P", "-c", program, tmp_path / "ledger.sqlite", tmp_path / "bank")
-    assert "is in use by another process" in run(*command, expect=1).stderr
-    bank.close()
-    run(*command)
+    assert run(*command).stdout.split() == ["cat"]
+    assert ids(bank, "The cat moved to the balcony")[0] == "new"
+    assert bank.verify() == []
 
 
 def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Path, caplog) -> None:
@@ -459,17 +562,115 @@ def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Pa
             bank.flush()
         bank.close()
     assert "closed without a snapshot" in caplog.text
-    assert len(load_generation(folder)[0]) == len(FACTS)
+    assert len(load_generation(folder)[1]["vectors"]) == 4 * 4096 * len(FACTS)
     bank = Bank(None, ledger, HashEncoder(4096), folder=folder)
     assert len(bank.items(namespace="default")) == 24
     assert bank.verify() == []
     bank.close()
-    assert sorted(path.suffix for path in folder.iterdir()) == [".faiss", ".json", ".lock"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock", ".part", ".part"]
+
+
+@pytest.mark.parametrize("method", ["dense", "bm25", "fusion"])
+def test_each_way_of_reading_keeps_to_filters_and_brings_k_where_k_exist(tmp_path: Path, method) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        bank = Bank(None, ledger, HashEncoder(), method=method, top_k=5, folder=tmp_path / "bank")
+        bank.write(
+            [
+                Knowledge(f"{n}", f"Ada saw animal number {n}.", kind="fact" if n % 2 else "lesson", metadata={"n": n})
+                for n in range(300)
+            ],
+            "default",
+        )
+        bank.write([Knowledge("theirs", "Ada saw animal number 7.")], "somebody-else")
+
+        def found(**filters) -> list[str]:
+            return ids(bank, "Which animal has number 7?", **filters)
+
+        assert found()[0] == "7"
+        assert set(found(where={"n": {"$lt": 7}}, kinds=("fact",))) == {"1", "3", "5"}
+        assert found(where={"n": [7, 8, 9]}, kinds=("lesson",)) == ["8"]
+        assert len(found(kinds=("lesson",))) == 5
+        assert found(namespace="somebody-else") == ["theirs"]
+        assert found(where={"m": 1}) == []
+        bank.write([Knowledge("late", "Ada saw animal number 7 again.", metadata={"n": 7})], "default")
+        assert set(found(where={"n": 7})) == {"7", "late"}
+        bank.forget(["7"], "default")
+        assert found(where={"n": 7}) == ["late"]
+        before = bank.read([Query("animal number 9", "default", where={"n": {"$gt": 8}})])
+        bank.close()
+        encoder = Counting(HashEncoder())
+        bank = Bank(None, ledger, encoder, method=method, top_k=5, folder=tmp_path / "bank")
+        after = bank.read([Query("animal number 9", "default", where={"n": {"$gt": 8}})])
+        assert encoder.encoded == []
+        assert [one.recalls for one in before] == [one.recalls for one in after]
+        assert bank.verify() == []
+        bank.close()
+
+
+def test_an_item_with_a_cue_is_found_by_it_and_not_by_its_text(bank: Bank) -> None:
+    bank.write(
+        [Knowledge("lesson", "Sort by price.", kind="lesson", cue="find the cheapest kettle"), *FACTS], "default"
+    )
+    for method in ("dense", "bm25", "fusion"):
+        (by_cue,) = bank.search([Query("cheapest kettle", "default")], method=method, top_k=1)
+        assert [recall.item.id for recall in by_cue.recalls] == ["lesson"]
+        (by_text,) = bank.search([Query("sort price", "default")], method=method, top_k=1)
+        assert not by_text.recalls or by_text.recalls[0].score < 0.5
+
+
+def test_below_the_threshold_nothing_is_offered(ledger: Ledger) -> None:
+    for method in ("dense", "fusion"):
+        bank = Bank(None, ledger, HashEncoder(), threshold=0.5, method=method)
+        bank.write(FACTS, namespace="default")
+        assert ids(bank, "The cat sleeps on the sofa.") == ["cat"]
+        assert ids(bank, "Who on earth wrote that?") == []
+
+
+def test_get_gives_what_is_held_now(bank: Bank) -> None:
+    bank.write([*FACTS, BERGEN], namespace="default")
+    assert bank.get(["cat", "ada-2", "ada-1", "nobody"], "default") == {"cat": FACTS[1], "ada-2": BERGEN}
+    assert bank.get(["cat"], "somebody-else") == {}
+
+
+def test_a_search_by_vectors_needs_no_text(bank: Bank) -> None:
+    bank.write(FACTS, namespace="default")
+    vectors = HashEncoder().encode_documents([item.text for item in FACTS])
+    readings = bank.search([Query("", "default")] * 4, vectors=vectors, top_k=1)
+    assert [reading.recalls[0].item for reading in readings] == FACTS
+    with pytest.raises(ValueError, match=r"vectors must be \[1, 256\], got \[4, 256\]"):
+        bank.search([Query("", "default")], vectors=vectors)
+
+
+def test_what_was_forgotten_is_in_no_file_of_the_index_after_a_snapshot(ledger: Ledger, tmp_path: Path) -> None:
+    bank = Bank(None, ledger, HashEncoder(), folder=tmp_path / "bank", method="fusion")
+    secret = Knowledge("secret", "Zanzibar quokka xylophone.")
+    bank.write([*FACTS, secret], namespace="default")
+    bank.flush()
+    assert any(b"quokka" in file.read_bytes() for file in (tmp_path / "bank").iterdir())
+    bank.forget(["secret"], "default")
+    bank.flush()
+    vector = HashEncoder().encode_documents([secret.text]).tobytes()
+    for file in (tmp_path / "bank").iterdir():
+        assert b"quokka" not in file.read_bytes()
+        assert vector not in file.read_bytes()
+    assert ids(bank, "The cat sleeps on the sofa.")[0] == "cat"
+    bank.write([secret], namespace="default")
+    assert ids(bank, secret.text)[0] == "secret"
+    assert bank.verify() == []
+    bank.close()
 
 
 def test_bad_arguments_are_refused(ledger: Ledger, bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         Bank(None, ledger, HashEncoder(), top_k=0)
+    with pytest.raises(ValueError, match="method must be one of dense, bm25, fusion, got 'sparse'"):
+        Bank(None, ledger, HashEncoder(), method="sparse")
+    with pytest.raises(ValueError, match="diversity must be in"):
+        Bank(None, ledger, HashEncoder(), diversity=1.0)
+    with pytest.raises(ValueError, match="threshold must be a cosine"):
+        Bank(None, ledger, HashEncoder(), threshold=3)
+    with pytest.raises(ValueError, match="names its namespace"):
+        bank.read([Query("Ada")])
     with pytest.raises(ValueError, match="needs a name"):
         Bank(None, ledger, HashEncoder(), name="")
     with Ledger() as forgetful, pytest.raises(ValueError, match="set ledger=FILE too"):
