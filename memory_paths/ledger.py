@@ -17,9 +17,11 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -86,10 +88,15 @@ class LedgerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What `Ledger.record` did: the items that became new versions, and the ids that they superseded at once."""
+    """What `Ledger.record` did: the versions that are new, and the ids that they superseded at once."""
 
-    written: tuple[Knowledge, ...]
+    versions: tuple[Version, ...]
     superseded: tuple[str, ...]
+
+    @property
+    def written(self) -> tuple[Knowledge, ...]:
+        """The items that became new versions."""
+        return tuple(version.item for version in self.versions)
 
 
 @dataclass(frozen=True)
@@ -206,10 +213,11 @@ class Ledger:
         """
         _check_names(place=place, namespace=namespace)
         given = [(item, _content(item)) for item in items]
-        written: list[Knowledge] = []
+        written: list[Version] = []
         superseded: list[str] = []
         with self._transaction():
             now = self._settled()
+            add = partial(self._add, place=place, namespace=namespace, recorded_at=now, reason="recorded", now=now)
             ids, keys = self._taken(items, namespace)
             plain: list[tuple[Knowledge, str]] = []  # new under their id and their key: nothing to compare them with
             for item, content in given:
@@ -219,16 +227,13 @@ class Ledger:
                     keys.add(item.key)
                 if is_plain:
                     plain.append((item, content))
-                    written.append(item)
                     continue
-                self._add(plain, place, namespace, recorded_at=now, reason="recorded", now=now)
+                written += add(plain)
                 plain = []
-                if self._is_recorded(item, content, place, namespace, now):
-                    continue
-                (version,) = self._add([(item, content)], place, namespace, recorded_at=now, reason="recorded", now=now)
-                written.append(item)
-                superseded += self._supersede(item, version, namespace, now)
-            self._add(plain, place, namespace, recorded_at=now, reason="recorded", now=now)
+                if not self._is_recorded(item, content, place, namespace, now):
+                    written += add([(item, content)])
+                    superseded += self._supersede(item, written[-1].version, namespace, now)
+            written += add(plain)
         return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
 
     def remove(self, ids: Sequence[str], *, place: str, namespace: str, reason: Removal) -> tuple[str, ...]:
@@ -294,7 +299,14 @@ class Ledger:
                 self._end(here, "moved", ended_at=now, now=now)
                 if there is None:
                     given = [(Knowledge.from_json(here["content"]), here["content"])]
-                    self._add(given, target, namespace, recorded_at=here["recorded_at"], reason="moved", now=now)
+                    self._add(
+                        given,
+                        place=target,
+                        namespace=namespace,
+                        recorded_at=here["recorded_at"],
+                        reason="moved",
+                        now=now,
+                    )
                 self._replan(here["key"], namespace, now)
                 moved.append(id)
         return tuple(moved)
@@ -381,15 +393,23 @@ class Ledger:
                 found[row["version"]] = self._version(row)
         return {number: found[number] for number in numbers if number in found}
 
-    def changes(self, *, place: str, after: int = 0) -> list[Change]:
-        """What happened at a place since a position, in order: what a projection replays."""
+    def changes(self, *, place: str, after: int = 0, known: Iterable[Version] = ()) -> list[Change]:
+        """What happened at a place since a position, in order: what a projection replays.
+
+        Args:
+            place: Where.
+            after: Only later changes.
+            known: New versions that `record` gave, which need not be read back; one that has changed since is.
+        """
         with self._lock:
             log = self._query(
                 f"SELECT {_CHANGE}, checksum FROM change WHERE place = ? AND position > ? ORDER BY position",
                 place,
                 after,
             )
-            versions = self.get(dict.fromkeys(row["version"] for row in log))
+            spoken_of = Counter(row["version"] for row in log)
+            versions = {entry.version: entry for entry in known if spoken_of[entry.version] == 1}
+            versions |= self.get(version for version in spoken_of if version not in versions)
         changes = []
         for row in log:
             self._check(row, "change", row["position"])
@@ -715,14 +735,14 @@ class Ledger:
     def _add(
         self,
         given: Sequence[tuple[Knowledge, str]],
+        *,
         place: str,
         namespace: str,
-        *,
         recorded_at: float,
         reason: Reason,
         now: float,
-    ) -> list[int]:
-        """New versions of items, each given with its canonical JSON; their numbers."""
+    ) -> list[Version]:
+        """New versions of items, each given with its canonical JSON."""
         if not given:
             return []
         first = int(self._query("SELECT coalesce(max(version), 0) + 1 AS number FROM version")[0]["number"])
@@ -734,9 +754,11 @@ class Ledger:
             for offset, (item, content) in enumerate(given)
         ]
         self._insert("version", [(*row, _checksum(row)) for row in rows])
-        numbers = [row[0] for row in rows]
-        self._log(place, numbers, "add", reason, now)
-        return numbers
+        self._log(place, range(first, first + len(rows)), "add", reason, now)
+        return [
+            Version(first + offset, item, namespace, place, recorded_at, None, None, None)
+            for offset, (item, _) in enumerate(given)
+        ]
 
     def _end(
         self, row: sqlite3.Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from memory_paths.ledger import Change, Ledger
+from memory_paths.ledger import Change, Ledger, Version
 from memory_paths.types import (
     Capabilities,
     Cost,
@@ -135,7 +135,7 @@ class Bank:
         """
         with self._opened():
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
-            cost = self._catch_up()
+            cost = self._catch_up(recorded.versions)
         details = {
             "written": tuple(item.id for item in recorded.written),
             "superseded": recorded.superseded,
@@ -371,12 +371,13 @@ class Bank:
         if self._ledger.fingerprint(manifest.position) != manifest.fingerprint:
             raise ValueError(f"{folder} was made from another ledger than {self._ledger.file}")
 
-    def _catch_up(self) -> Cost:
-        """Replay what the ledger has had since. Interrupted anywhere, it can be done again."""
+    def _catch_up(self, known: Sequence[Version] = ()) -> Cost:
+        """Replay what the ledger has had since, of which some may be at hand. Interrupted anywhere, it can be done
+        again."""
         position = self._ledger.position()
         if position == self._position:
             return Cost()
-        changes = self._ledger.changes(place=self.name, after=self._position)
+        changes = self._ledger.changes(place=self.name, after=self._position, known=known)
         return self._replay(changes, max(position, changes[-1].position if changes else 0))
 
     def _replay(self, changes: Sequence[Change], position: int) -> Cost:
