@@ -37,6 +37,7 @@ Reason = Literal["recorded", "superseded", "expired", "forgotten", "evicted", "m
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
 BUSY_SECONDS = 60.0
+ERASED = "[erased]"  # stands where a forgotten text stood
 PART = 500  # values in one question; SQLite allows 999 in its oldest versions
 
 # Versions whose text may still be recalled: what is held, and, for questions about the past, what was replaced.
@@ -454,35 +455,72 @@ class Ledger:
 
     def verify(self) -> list[str]:
         """Check every page, checksum and step of the log; one line for each problem, none if all is well."""
+        problems: list[str] = []
+        stands: dict[int, str] = {}
+        chain, expected = "", 0
         with self._lock:
             try:
-                problems = [row[0] for row in self._query("PRAGMA integrity_check") if row[0] != "ok"]
-                versions = self._query(f"SELECT {_VERSION}, checksum FROM version ORDER BY version")
-                log = self._query(f"SELECT {_CHANGE}, checksum, chain FROM change ORDER BY position")
+                problems += [row[0] for row in self._query("PRAGMA integrity_check") if row[0] != "ok"]
+                for expected, row in enumerate(self._each("change", f"{_CHANGE}, checksum, chain"), start=1):
+                    chain = _chained(chain, row["checksum"])
+                    if row["position"] != expected:
+                        problems.append(f"change {expected} is missing")
+                        break
+                    if row["checksum"] != _checksum([row[name] for name in _NAMES["change"]]) or row["chain"] != chain:
+                        problems.append(f"change {expected} does not match its checksum")
+                        chain = row["chain"]
+                    if row["action"] != "plan":
+                        stands[row["version"]] = "" if row["action"] == "add" else row["reason"]
+                for expected, row in enumerate(self._each("version", f"{_VERSION}, checksum"), start=1):
+                    if row["version"] != expected:
+                        problems.append(f"version {expected} is missing")
+                        break
+                    if row["checksum"] != _checksum([row[name] for name in _NAMES["version"]]):
+                        problems.append(f"version {expected} does not match its checksum")
+                    if stands.pop(expected, None) != row["reason"]:
+                        problems.append(f"version {expected} does not stand as the log says")
             except LedgerError as error:
-                return [str(error)]
-        stands: dict[int, str] = {}
-        chain = ""
-        for expected, row in enumerate(log, start=1):
-            chain = _chained(chain, row["checksum"])
-            if row["position"] != expected:
-                problems.append(f"change {expected} is missing")
-                break
-            if row["checksum"] != _checksum([row[name] for name in _NAMES["change"]]) or row["chain"] != chain:
-                problems.append(f"change {expected} does not match its checksum")
-                chain = row["chain"]
-            if row["action"] != "plan":
-                stands[row["version"]] = "" if row["action"] == "add" else row["reason"]
-        for expected, row in enumerate(versions, start=1):
-            if row["version"] != expected:
-                problems.append(f"version {expected} is missing")
-                break
-            if row["checksum"] != _checksum([row[name] for name in _NAMES["version"]]):
-                problems.append(f"version {expected} does not match its checksum")
-            if stands.pop(expected, None) != row["reason"]:
-                problems.append(f"version {expected} does not stand as the log says")
+                return [*problems, str(error)]
         problems.extend(f"version {version} is missing, but the log speaks of it" for version in stands)
         return problems
+
+    def compact(self) -> int:
+        """Erase what was forgotten: its text, key and source leave every file of the ledger. Its id and dates stay.
+
+        Returns:
+            How many versions were erased.
+
+        Raises:
+            LedgerError: Somebody else is reading or writing, or the disk is full. What is erased stays so; call again.
+        """
+        with self._locked(), self._explained():
+            self._connection.execute("PRAGMA secure_delete = ON")
+            try:
+                with self._transaction():
+                    rows = self._rows("reason = 'forgotten'")
+                    erased = [row for row in rows if Knowledge.from_json(row["content"]).text != ERASED]
+                    for row in erased:
+                        values = {"key": "", "content": Knowledge(row["id"], ERASED).to_json()}
+                        self._query(
+                            "UPDATE version SET key = ?, content = ?, checksum = ? WHERE version = ?",
+                            *values.values(),
+                            _checksum([values.get(name, row[name]) for name in _NAMES["version"]]),
+                            row["version"],
+                        )
+                failpoint("ledger.before_vacuum")
+                self._connection.execute("VACUUM")
+                if self.file != ":memory:":
+                    self._connection.execute("PRAGMA busy_timeout = 1000")
+                    (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    if busy:
+                        raise LedgerError(
+                            f"{self.file} is compact, but somebody is still reading its old pages from the write-ahead"
+                            " log; close the others and compact again"
+                        )
+            finally:
+                self._connection.execute("PRAGMA secure_delete = OFF")
+                self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+        return len(erased)
 
     def save(self, file: str | Path) -> None:
         """Write a compact copy of the whole ledger, synced, under a new name.
@@ -616,6 +654,14 @@ class Ledger:
         with self._lock, self._explained():
             return self._connection.execute(statement, values).fetchall()
 
+    def _each(self, table: Literal["version", "change"], names: str) -> Iterator[sqlite3.Row]:
+        """All rows in order, without holding them at once."""
+        with self._explained():
+            yield from self._connection.execute(f"SELECT {names} FROM {table} ORDER BY rowid")
+
+    def _last_version(self) -> int:
+        return int(self._query("SELECT coalesce(max(version), 0) AS number FROM version")[0]["number"])
+
     def _numbers(self, where: str, values: list[Any]) -> tuple[int, ...]:
         rows = self._query(f"SELECT version FROM version WHERE {where} ORDER BY version", *values)
         return tuple(row["version"] for row in rows)
@@ -745,7 +791,7 @@ class Ledger:
         """New versions of items, each given with its canonical JSON."""
         if not given:
             return []
-        first = int(self._query("SELECT coalesce(max(version), 0) + 1 AS number FROM version")[0]["number"])
+        first = self._last_version() + 1
         rows = [
             (
                 *(first + offset, namespace, place, item.id, item.key, content, recorded_at),
@@ -794,6 +840,62 @@ class Ledger:
     def _insert(self, table: Literal["version", "change"], rows: Sequence[tuple[Any, ...]]) -> None:
         with self._lock, self._explained():
             self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
+    """Write what can still be trusted of a damaged ledger into a new one: each version that matches its checksum, as it
+    stands, with a new log. The damaged file is not touched.
+
+    Args:
+        damaged: The ledger.
+        file: Where the new one goes.
+
+    Returns:
+        How many versions were saved, and one line for each that was not.
+
+    Raises:
+        FileExistsError: The new file is there already.
+        FileNotFoundError: There is no damaged one.
+        LedgerError: So much is damaged that it cannot even be told how many versions there were.
+    """
+    old, path = Path(damaged), Path(file)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; salvage into a new file")
+    if not old.is_file():
+        raise FileNotFoundError(f"there is no ledger {old}")
+    names = _NAMES["version"]
+    reason = names.index("reason")
+    lost: list[str] = []
+    changes: list[tuple[Any, ...]] = []
+    with (
+        closing(sqlite3.connect(f"{old.resolve().as_uri()}?mode=ro", uri=True)) as raw,
+        Ledger(path) as new,
+        new._transaction(),
+    ):
+        try:
+            (count,) = raw.execute("SELECT coalesce(max(version), 0) FROM version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(_damage(str(old), str(error))) from error
+        for number in range(1, count + 1):
+            try:
+                row = raw.execute(f"SELECT {_VERSION}, checksum FROM version WHERE version = ?", (number,)).fetchone()
+                if row is None or _checksum(row[:-1]) != row[-1]:
+                    raise sqlite3.DatabaseError("it is missing" if row is None else "it does not match its checksum")
+                fields = row[:-1]
+            except (sqlite3.DatabaseError, UnicodeError) as error:
+                lost.append(f"version {number} is lost: {error}")
+                stand_in = Knowledge(f"lost-{number}", ERASED)
+                fields = (number, "lost", "lost", stand_in.id, "", stand_in.to_json(), 0.0, None, None, 0.0)
+                fields = (*fields, "forgotten", None)
+            new._insert("version", [(*fields, _checksum(fields))])
+            moves = [("add", "recorded"), ("remove", fields[reason])]
+            changes += [(fields[2], number, action, why, fields[6]) for action, why in moves if why]
+        chain = ""
+        for position, change in enumerate(changes, start=1):
+            checksum = _checksum((position, *change))
+            chain = _chained(chain, checksum)
+            new._insert("change", [(position, *change, checksum, chain)])
+    return count - len(lost), lost
 
 
 def _check_kind(connection: sqlite3.Connection, file: str) -> bool:
