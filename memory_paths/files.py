@@ -15,7 +15,7 @@ from typing import Any
 from memory_paths.failpoints import failpoint
 
 
-def write_durably(file: Path, content: bytes, *, part: str) -> None:
+def write_durably(file: Path, content: bytes | memoryview, *, part: str) -> None:
     """Write under a temporary name, sync, rename, sync the folder: after a crash the file is the old or the new one.
 
     Args:

@@ -34,7 +34,7 @@ from memory_paths.types import (
 from .encoder import Encoder
 from .fusion import diverse, fuse
 from .generation import Manifest, load_generation, save_generation
-from .index import FlatIndex
+from .index import VectorIndex
 from .rows import Rows, is_recallable
 from .words import Words
 
@@ -81,7 +81,9 @@ class Bank:
         top_k: Most items to offer for a query.
         method: "dense" (by cosine), "bm25" (by shared words), or "fusion" (both, by reciprocal rank over the union).
         diversity: In [0, 1): how much a candidate's likeness to those chosen before it counts against it (MMR).
-        threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest. See `abstention`.
+        threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
+        exact_until: Most items that are all compared with a query. Beyond that, `flush` makes inverted lists, which
+            takes minutes for a million items, and a search then may miss one of the nearest in a hundred.
 
     Raises:
         ValueError: An option out of its range, an empty name, or a folder beside a ledger that is in memory.
@@ -101,6 +103,7 @@ class Bank:
         method: Method = "dense",
         diversity: float = 0.0,
         threshold: float | None = None,
+        exact_until: int = 200_000,
     ) -> None:
         if folder is not None and ledger.file == ":memory:":
             raise ValueError(
@@ -114,6 +117,7 @@ class Bank:
         _check_search(top_k, method, diversity)
         self.name = name
         self.top_k, self.method, self.diversity, self.threshold = top_k, method, diversity, threshold
+        self._exact_until = exact_until
         self._ledger = ledger
         self._encoder = encoder
         self._folder = None if folder is None else Path(folder)
@@ -326,7 +330,7 @@ class Bank:
                 self._closed = True
 
     def _start_anew(self) -> None:
-        self._rows, self._vectors = Rows(), FlatIndex(self._encoder.manifest.dimension)
+        self._rows, self._vectors = Rows(), VectorIndex(self._encoder.manifest.dimension)
         self._words: Words | None = None
         self._position, self._saved_position, self._unsaved = 0, -1, 0
         self._filters: OrderedDict[Query, _Filter] = OrderedDict()
@@ -354,7 +358,7 @@ class Bank:
         manifest, parts = load_generation(folder)
         self._check_manifest(folder, manifest)
         self._rows = Rows(parts["rows"], manifest.namespaces)
-        self._vectors = FlatIndex(self._encoder.manifest.dimension, parts["vectors"])
+        self._vectors = VectorIndex(self._encoder.manifest.dimension, parts["vectors"], parts.get("lists"))
         self._words = Words(parts["words"]) if "words" in parts else None
         if len(self._vectors) != len(self._rows) or (self._words is not None and len(self._words) != len(self._rows)):
             raise ValueError(f"{folder} is damaged: its parts do not have the same number of rows")
@@ -464,7 +468,9 @@ class Bank:
         self._compact()
         if self.method != "dense":
             self._learn_words()
-        parts = {"rows": self._rows.to_bytes(), "vectors": self._vectors.to_bytes()}
+        if self._vectors.is_exact and len(self._vectors) > self._exact_until:
+            self._vectors.make_lists()
+        parts = {"rows": self._rows.to_bytes(), **self._vectors.to_parts()}
         if self._words is not None:
             parts["words"] = self._words.to_bytes()
         save_generation(
@@ -488,7 +494,7 @@ class Bank:
         self._fitting.clear()
 
     def _keep_vectors(self, rows: Any) -> None:
-        kept = FlatIndex(self._vectors.dimension)
+        kept = VectorIndex(self._vectors.dimension)
         kept.add(self._vectors.vectors(rows))
         self._vectors = kept
 

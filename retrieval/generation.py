@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from memory_paths.files import read_json, write_durably
+
+Buffer = bytes | memoryview  # what a file holds; large files are mapped, not read
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -45,7 +49,7 @@ class Manifest:
     format: int = FORMAT
 
 
-def save_generation(folder: Path, parts: Mapping[str, bytes], **described: Any) -> Manifest:
+def save_generation(folder: Path, parts: Mapping[str, Buffer], **described: Any) -> Manifest:
     """Write a generation and remove the one before it.
 
     Args:
@@ -73,7 +77,7 @@ def save_generation(folder: Path, parts: Mapping[str, bytes], **described: Any) 
     return manifest
 
 
-def load_generation(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+def load_generation(folder: Path) -> tuple[Manifest, dict[str, Buffer]]:
     """Read a generation back, every byte compared with its checksum.
 
     Raises:
@@ -112,10 +116,12 @@ def _signed(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "checksum": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
 
 
-def _read(folder: Path, part: str, checksum: str) -> bytes:
+def _read(folder: Path, part: str, checksum: str) -> Buffer:
     file = folder / Path(_name(part, checksum)).name
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
     except OSError as error:
         raise ValueError(f"{folder / MANIFEST} names a file that cannot be read: {error}") from error
     if hashlib.sha256(data).hexdigest() != checksum:
@@ -123,7 +129,7 @@ def _read(folder: Path, part: str, checksum: str) -> bytes:
     return data
 
 
-def _write(file: Path, data: bytes) -> None:
+def _write(file: Path, data: Buffer) -> None:
     try:
         write_durably(file, data, part="index")
     except OSError as error:

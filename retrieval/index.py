@@ -1,8 +1,11 @@
-"""Vectors in FAISS, by row number, searched exactly under a mask. Knows nothing of what the rows stand for."""
+"""Vectors in FAISS, by row number, searched under a mask. This file knows nothing of what the rows stand for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from .approximate import InvertedLists
+from .generation import Buffer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,27 +15,35 @@ if TYPE_CHECKING:
     Hits = list[list[tuple[int, float]]]
 
 FEW = 0.05  # of all rows: so few are compared one by one, for FAISS asks its filter about every row
+FEW_OF_MANY = 20_000  # the same, where there are lists to turn to
+RESCORED = 8  # times k: so many of the proposed rows are compared exactly
 
 
-class FlatIndex:
-    """Exact search by inner product (cosine, for rows of length 1).
+class VectorIndex:
+    """Search by inner product (cosine, for rows of length 1): exact, until inverted lists are made for many rows.
 
     Args:
         dimension: Length of a vector.
-        data: From `to_bytes`; empty: no vectors.
+        vectors: From `to_parts`; empty: no vectors.
+        lists: From `to_parts`; None: no lists.
 
     Raises:
-        ValueError: Bytes that are no vectors of this length.
+        ValueError: Bytes that are no vectors of this length, or lists of other vectors.
     """
 
-    def __init__(self, dimension: int, data: bytes = b"") -> None:
+    def __init__(self, dimension: int, vectors: Buffer = b"", lists: Buffer | None = None) -> None:
         import faiss
         import numpy as np
 
-        if len(data) % (4 * dimension):
-            raise ValueError(f"{len(data)} bytes are not vectors of {dimension} float32 values")
+        if len(vectors) % (4 * dimension):
+            raise ValueError(f"{len(vectors)} bytes are not vectors of {dimension} float32 values")
         self._index: Any = faiss.IndexFlatIP(dimension)
-        self.add(np.frombuffer(data, dtype="<f4").reshape(-1, dimension))
+        self._lists: InvertedLists | None = None
+        self.add(np.frombuffer(vectors, dtype="<f4").reshape(-1, dimension))
+        if lists is not None:
+            self._lists = InvertedLists(lists)
+            if len(self._lists) != len(self):
+                raise ValueError(f"lists of {len(self._lists)} rows for {len(self)} vectors")
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -41,6 +52,11 @@ class FlatIndex:
     def dimension(self) -> int:
         """Length of a vector."""
         return int(self._index.d)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every search compares with all allowed rows."""
+        return self._lists is None
 
     def add(self, vectors: Vectors) -> None:
         """Append vectors, float32 [n, dimension]; the first one's row number is the length before.
@@ -55,7 +71,16 @@ class FlatIndex:
         if not np.isfinite(vectors).all():
             raise ValueError("a vector holds a value that is not finite; check the encoder")
         if len(vectors):
-            self._index.add(np.ascontiguousarray(vectors, np.float32))
+            given = np.ascontiguousarray(vectors, np.float32)
+            lists, self._lists = self._lists, None  # should this be interrupted, the lists are made anew
+            self._index.add(given)
+            if lists is not None:
+                lists.add(given)
+                self._lists = lists
+
+    def make_lists(self) -> None:
+        """Make inverted lists for all rows; from now on a search may miss a row in a hundred."""
+        self._lists = InvertedLists.build(len(self), self.vectors) if len(self) else None
 
     def vectors(self, rows: Any) -> Vectors:
         """The vectors of rows (numbers or a mask), float32 [n, dimension]."""
@@ -65,9 +90,9 @@ class FlatIndex:
         return chosen
 
     def search(self, queries: Vectors, k: int, allowed: NDArray[np.bool_]) -> Hits:
-        """The best allowed rows for each query with their scores, best first, the earlier row among equals.
+        """The best allowed rows for each query with their exact scores, best first, the earlier row among equals.
 
-        The filter comes before the search, so min(k, number of allowed rows) come back.
+        The filter comes before the search, so min(k, number of allowed rows) come back, with lists too.
 
         Args:
             queries: float32 [n, dimension].
@@ -85,14 +110,27 @@ class FlatIndex:
         if not k or not len(queries):
             return [[] for _ in queries]
         queries = np.ascontiguousarray(queries, np.float32)
-        if count <= FEW * len(self):
-            rows = np.flatnonzero(allowed)
-            scores = queries @ self.vectors(rows).T
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            return _hits(rows[best], np.take_along_axis(scores, best, axis=1))
-        return self._filtered(queries, k, None if count == len(self) else allowed)
+        if count <= (FEW * len(self) if self._lists is None else max(FEW_OF_MANY, RESCORED * k)):
+            return self._compared(queries, k, np.flatnonzero(allowed))
+        restricted = None if count == len(self) else allowed
+        if self._lists is None:
+            return self._exact(queries, k, restricted)
+        proposed = self._lists.propose(queries, RESCORED * k, restricted)
+        return [
+            self._compared(query, k, np.sort(rows[rows >= 0]))[0]
+            if (rows >= 0).sum() >= k
+            else self._exact(query, k, restricted)[0]  # the lists that were read hold too few of the allowed rows
+            for query, rows in zip(queries[:, None], proposed, strict=True)
+        ]
 
-    def _filtered(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None) -> Hits:
+    def _compared(self, queries: Vectors, k: int, rows: NDArray[np.int64]) -> Hits:
+        import numpy as np
+
+        scores = queries @ self.vectors(rows).T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return _hits(rows[best], np.take_along_axis(scores, best, axis=1))
+
+    def _exact(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None) -> Hits:
         import faiss
         import numpy as np
 
@@ -105,12 +143,17 @@ class FlatIndex:
         scores, rows = self._index.search(queries, k, params=parameters)
         return [sorted(row, key=lambda hit: (-hit[1], hit[0])) for row in _hits(rows, scores)]
 
-    def to_bytes(self) -> bytes:
-        """All vectors, row by row, as little-endian float32."""
-        return self._stored().astype("<f4", copy=False).tobytes()
+    def to_parts(self) -> dict[str, Buffer]:
+        """ "vectors": row by row, as little-endian float32; "lists", where there are any. Void once rows are added."""
+        import numpy as np
+
+        parts: dict[str, Buffer] = {"vectors": self._stored().astype("<f4", copy=False).reshape(-1).view(np.uint8).data}
+        if self._lists is not None:
+            parts["lists"] = self._lists.to_bytes()
+        return parts
 
     def _stored(self) -> Vectors:
-        """A view of FAISS's own memory: void once vectors are added or the index is gone, so it leaves no method."""
+        """A view of FAISS's own memory: void once vectors are added or the index is gone."""
         import faiss
         import numpy as np
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, get_args
 from memory_paths.ledger import Version
 from memory_paths.types import KnowledgeKind
 
+from .generation import Buffer
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -50,7 +52,7 @@ class Rows:
         ValueError: Bytes that are not rows.
     """
 
-    def __init__(self, data: bytes = b"", namespaces: Sequence[str] = ()) -> None:
+    def __init__(self, data: Buffer = b"", namespaces: Sequence[str] = ()) -> None:
         import numpy as np
 
         self._table = np.frombuffer(data, dtype=np.dtype(_COLUMNS)).copy()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .generation import Buffer
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class Words:
         ValueError: Bytes that are no such index.
     """
 
-    def __init__(self, data: bytes | None = None) -> None:
+    def __init__(self, data: Buffer | None = None) -> None:
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         if data is None:
             # Without the texts themselves: the ledger has them.
@@ -36,7 +38,7 @@ class Words:
                 "CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61')"
             )
         else:
-            self._connection.deserialize(data)
+            self._connection.deserialize(bytes(data))
         try:
             self._count = int(self._connection.execute("SELECT count(*) FROM words_docsize").fetchone()[0])
         except sqlite3.DatabaseError as error:

@@ -20,7 +20,7 @@ from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.fusion import diverse, fuse
 from memory_paths.retrieval.generation import MANIFEST, load_generation
-from memory_paths.retrieval.index import FlatIndex
+from memory_paths.retrieval.index import VectorIndex
 from memory_paths.retrieval.words import Words
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
@@ -125,7 +125,7 @@ def test_search_equals_brute_force_under_every_filter() -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((2000, 32)).astype(np.float32)
     queries = random.standard_normal((50, 32)).astype(np.float32)
-    index = FlatIndex(32)
+    index = VectorIndex(32)
     index.add(vectors[:1500])
     index.add(vectors[1500:])
     for share in (1.0, 0.5, 0.06, 0.04, 0.001, 0.0):
@@ -137,7 +137,7 @@ def test_search_equals_brute_force_under_every_filter() -> None:
 
 
 def test_equal_vectors_come_in_the_order_of_writing_however_they_are_searched() -> None:
-    index = FlatIndex(4)
+    index = VectorIndex(4)
     index.add(np.tile(np.eye(4, dtype=np.float32)[:1], (100, 1)))
     for share in (100, 50, 3):
         allowed = np.arange(100) < share
@@ -145,18 +145,73 @@ def test_equal_vectors_come_in_the_order_of_writing_however_they_are_searched() 
 
 
 def test_vectors_that_do_not_fit_are_refused_and_nothing_is_added() -> None:
-    index = FlatIndex(2)
+    index = VectorIndex(2)
     index.add(np.ones((1, 2), np.float32))
     with pytest.raises(ValueError, match="not finite"):
         index.add(np.full((1, 2), np.nan, np.float32))
     with pytest.raises(ValueError, match=r"must be \[n, 2\], got \[1, 3\]"):
         index.add(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="9 bytes are not vectors of 2"):
-        FlatIndex(2, b"123456789")
+        VectorIndex(2, b"123456789")
     with pytest.raises(ValueError, match="for each of 1 rows"):
         index.search(np.ones((1, 2), np.float32), 1, np.ones(2, bool))
     assert len(index) == 1
-    np.testing.assert_array_equal(FlatIndex(2, index.to_bytes()).vectors([0]), [[1.0, 1.0]])
+    np.testing.assert_array_equal(VectorIndex(2, **index.to_parts()).vectors([0]), [[1.0, 1.0]])
+
+
+def test_inverted_lists_find_nearly_all_and_k_under_every_filter() -> None:
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((300, 32))
+    vectors = (centres[random.integers(0, 300, 30_000)] + 0.5 * random.standard_normal((30_000, 32))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries, vectors = vectors[:100], vectors[100:]
+    index = VectorIndex(32)
+    index.add(vectors[:25_000])
+    index.make_lists()
+    index.add(vectors[25_000:])
+    again = VectorIndex(32, **index.to_parts())
+    assert not again.is_exact
+    for share in (1.0, 0.9, 0.01, 0.0001):
+        allowed = random.random(len(vectors)) < share
+        best = np.flatnonzero(allowed)[np.argsort(-(queries @ vectors[allowed].T), axis=1)[:, :10]]
+        found = index.search(queries, 10, allowed)
+        assert found == again.search(queries, 10, allowed)
+        assert all(len(hits) == min(10, allowed.sum()) for hits in found)
+        hit = [
+            len({row for row, _ in hits} & set(rows)) / max(len(rows), 1) for hits, rows in zip(found, best.tolist())
+        ]
+        assert np.mean(hit) >= (0.97 if share > 0.5 else 1.0)
+        for hits, query in zip(found, queries, strict=True):
+            np.testing.assert_allclose(
+                [score for _, score in hits], vectors[[row for row, _ in hits]] @ query, atol=1e-6
+            )
+    with pytest.raises(ValueError, match="lists of 29900 rows for 10 vectors"):
+        VectorIndex(32, vectors[:10].tobytes(), index.to_parts()["lists"])
+    with pytest.raises(ValueError, match="not a FAISS index"):
+        VectorIndex(32, vectors[:10].tobytes(), b"rubbish" * 99)
+
+
+def test_a_bank_of_many_items_makes_lists_when_it_is_saved_and_keeps_them(ledger: Ledger, tmp_path: Path) -> None:
+    items = [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in range(600)]
+    options = {"folder": tmp_path / "bank", "exact_until": 500}
+    bank = Bank(None, ledger, HashEncoder(64), **options)
+    bank.write(items, "default")
+    expected = [ids(bank, item.text)[0] for item in items[:20]]
+    bank.close()
+    encoder = Counting(HashEncoder(64))
+    bank = Bank(None, ledger, encoder, **options)
+    assert encoder.encoded == []
+    assert not bank._vectors.is_exact
+    assert [ids(bank, item.text)[0] for item in items[:20]] == expected
+    bank.write([Knowledge("new", "Something entirely different.")], "default")
+    assert ids(bank, "something entirely different")[0] == "new"
+    bank.forget(["3"], "default")
+    bank.close()
+    bank = Bank(None, ledger, HashEncoder(64), **options)
+    assert not bank._vectors.is_exact
+    assert "3" not in ids(bank, items[3].text)
+    assert bank.verify() == []
+    bank.close()
 
 
 def test_words_rank_as_the_formula_of_bm25_says() -> None:

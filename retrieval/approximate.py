@@ -1,0 +1,126 @@
+"""Approximate search among many vectors: an inverted file of 8-bit codes in FAISS that proposes rows.
+
+It only ever proposes: whoever asks compares the rows with their exact vectors and knows what to do when too few come
+back. This file knows nothing of where the exact vectors are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+
+TRAINED_ON = 39  # vectors for each list, the least that FAISS is content with
+PROBED = 64  # stored vectors that are asked for, to find how many lists have to be read
+BLOCK = 65_536  # vectors that are held twice while lists are made
+TARGET = 0.99  # of the ten nearest of these; a question that is not stored finds a little less
+
+
+class InvertedLists:
+    """Rows by the nearest of some centroids, each with its vector in 8 bits a value.
+
+    Args:
+        data: From `to_bytes`, whose checksum was compared.
+
+    Raises:
+        ValueError: Bytes that are no such index.
+    """
+
+    def __init__(self, data: Any) -> None:
+        import faiss
+        import numpy as np
+
+        limit = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(len(data) + 1)  # no vector in the file is longer than the file
+        try:
+            index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        except RuntimeError as error:
+            raise ValueError(f"not a FAISS index: {error}") from error
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limit)
+        if not isinstance(index, faiss.IndexIVFScalarQuantizer) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"not inverted lists for the inner product, but {type(index).__name__}")
+        self._index: Any = index
+
+    @staticmethod
+    def build(count: int, vectors: Callable[[Numbers], Vectors], *, seed: int = 0) -> InvertedLists:
+        """Make lists for rows 0 to count - 1.
+
+        Four times the root of `count` lists, as FAISS recommends; how many of them a search reads is found by asking
+        for stored vectors (other than those that the centroids were trained on, where there are enough).
+
+        Args:
+            count: Number of rows.
+            vectors: Gives the vectors of rows, float32 [n, dimension], rows of length 1.
+            seed: Of the choice of rows to train on.
+        """
+        import faiss
+        import numpy as np
+
+        lists = max(1, min(round(4 * math.sqrt(count)), count // TRAINED_ON))
+        order = np.random.default_rng(seed).permutation(count)
+        sample = vectors(np.sort(order[: lists * TRAINED_ON]))
+        index: Any = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed = seed
+        index.train(sample)
+        made = InvertedLists.__new__(InvertedLists)
+        made._index = index
+        for start in range(0, count, BLOCK):
+            made.add(vectors(np.arange(start, min(count, start + BLOCK))))
+        made._calibrate(vectors, order[-PROBED:])
+        return made
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def add(self, vectors: Vectors) -> None:
+        """Append the vectors of the rows that follow."""
+        if len(vectors):
+            self._index.add(vectors)
+
+    def propose(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None) -> Numbers:
+        """About the best k rows for each query among those allowed, [n, k], -1 where there were no more in the lists
+        that were read."""
+        return self._propose(queries, k, allowed, int(self._index.nprobe))
+
+    def to_bytes(self) -> bytes:
+        """For `InvertedLists(data)`."""
+        import faiss
+
+        data: bytes = faiss.serialize_index(self._index).tobytes()
+        return data
+
+    def _propose(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None, read: int) -> Numbers:
+        import faiss
+        import numpy as np
+
+        parameters: Any = faiss.SearchParametersIVF
+        options: dict[str, Any] = {"nprobe": read}
+        if allowed is not None:
+            bitmap = np.packbits(allowed, bitorder="little")
+            options["sel"] = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+        rows: Numbers = self._index.search(queries, k, params=parameters(**options))[1]
+        return rows
+
+    def _calibrate(self, vectors: Callable[[Numbers], Vectors], asked: Numbers) -> None:
+        """Read as many lists as it takes to find `TARGET` of what reading all of them finds."""
+        import numpy as np
+
+        queries, k = vectors(np.sort(asked)), min(10, len(self))
+        lists = int(self._index.nlist)
+        everything = self._propose(queries, k, None, lists)
+        read = 1
+        while read < lists:
+            found = self._propose(queries, k, None, read)
+            hits = sum(len(np.intersect1d(*rows)) for rows in zip(found, everything, strict=True))
+            if hits >= TARGET * everything.size:
+                break
+            read = math.ceil(read * 1.25)
+        self._index.nprobe = min(read, lists)
