@@ -69,7 +69,8 @@ pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.examination .work/writable/model
 
 proofs: .venv/tools
-	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py tests/test_kills_evaluation.py
+	MEMORY_PATHS_KILLS=500 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py
+	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_evaluation.py tests/test_bank.py -k "kill or damaged"
 	MEMORY_PATHS_KILLS=20 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_weights.py
 
 clean:

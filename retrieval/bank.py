@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from memory_paths.ledger import Change, Ledger, Version
+from memory_paths.ledger import ERASED, Change, Ledger, Version
 from memory_paths.types import (
     Capabilities,
     Cost,
@@ -401,6 +401,8 @@ class Bank:
         if len(self._vectors) > len(self._rows):  # an interruption left surplus vectors
             self._keep_vectors(range(len(self._rows)))
         self._vectors.add(vectors)
+        if any(entry.text == ERASED for entry in gone):
+            words = None  # they can be let go of by their text alone, and that was erased
         if words is not None:
             words.add((entry.version, text) for entry, text in zip(fresh, texts, strict=True))
             words.remove((entry.version, _found_by(entry.item)) for entry in gone)

@@ -30,10 +30,10 @@ def say(*words: str) -> None:
 def main(folder: Path, round_name: str, seed: int, operations: int) -> None:
     chance = random.Random(seed)
     ledger = Ledger(folder / "ledger.sqlite")
-    bank = Bank(None, ledger, HashEncoder(64), folder=folder / "bank")
+    bank = Bank(None, ledger, HashEncoder(64), folder=folder / "bank", method="fusion")
     say("ready")
     for number in range(operations):
-        operation = chance.choices(["write", "update", "forget", "move", "flush"], [5, 4, 3, 3, 2])[0]
+        operation = chance.choices(["write", "update", "forget", "move", "flush", "compact"], [5, 4, 3, 3, 2, 1])[0]
         source, target = chance.choice([(BANK, SHELF), (SHELF, BANK)]) if operation == "move" else (BANK, "")
         held = [item.id for item in ledger.active(place=source)]
         if operation in ("forget", "move") and not held:
@@ -47,6 +47,8 @@ def main(folder: Path, round_name: str, seed: int, operations: int) -> None:
             ledger.move([id], source=source, target=target, namespace="default")
         elif operation == "flush":
             bank.flush()
+        elif operation == "compact":
+            ledger.compact()
         else:
             bank.write(
                 [Knowledge(id, f"Item {id} says something about {key or 'itself'}.", key=key)], namespace="default"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from memory_paths.retrieval.words import Words
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
 
+DAMAGES = int(os.environ.get("MEMORY_PATHS_KILLS", "20"))  # 200 in `make proofs`
 FACTS = [
     OSLO,
     Knowledge("cat", "The cat sleeps on the sofa all day."),
@@ -178,7 +181,8 @@ def test_inverted_lists_find_nearly_all_and_k_under_every_filter() -> None:
         assert found == again.search(queries, 10, allowed)
         assert all(len(hits) == min(10, allowed.sum()) for hits in found)
         hit = [
-            len({row for row, _ in hits} & set(rows)) / max(len(rows), 1) for hits, rows in zip(found, best.tolist())
+            len({row for row, _ in hits} & set(rows)) / max(len(rows), 1)
+            for hits, rows in zip(found, best.tolist(), strict=True)
         ]
         assert np.mean(hit) >= (0.97 if share > 0.5 else 1.0)
         for hits, query in zip(found, queries, strict=True):
@@ -539,6 +543,45 @@ def test_a_damaged_index_is_noticed_and_made_anew(
     encoder = Counting(HashEncoder())
     Bank(None, ledger, encoder, folder=folder).close()
     assert encoder.encoded == []  # what was made anew was saved
+
+
+def test_damaged_indexes_are_noticed_made_anew_and_read_the_same(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, whole, older = random.Random(3), tmp_path / "whole", tmp_path / "older"
+    items = [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in range(60)]
+    queries = [Query(f"Which item has colour {n} and shape {n}?", "default") for n in range(7)]
+    for folder, written in ((older, items[:40]), (whole, items[40:])):
+        bank = Bank(None, ledger, HashEncoder(64), folder=folder, method="fusion", exact_until=30)
+        bank.write(written, "default")
+        bank.close()
+    bank = Bank(None, ledger, HashEncoder(64), folder=whole, method="fusion", exact_until=30)
+    expected = [reading.recalls for reading in bank.read(queries)]
+    bank.close()
+    assert len(list(whole.glob("*.part"))) == 4
+    for case in range(DAMAGES):
+        folder = tmp_path / f"case{case}"
+        shutil.copytree(whole, folder)
+        file = source.choice(sorted([*folder.glob("*.part"), folder / MANIFEST]))
+        data, kind = bytearray(file.read_bytes()), case % 4
+        if kind == 0:
+            file.write_bytes(data[: source.randrange(len(data))])
+        elif kind == 1:
+            data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+            file.write_bytes(data)
+        elif kind == 2:
+            file.unlink()
+        else:  # a file of an older generation under the name of the newer one
+            (other,) = older.glob(f"{file.name.split('-')[0]}*")
+            shutil.copy(other, file)
+        caplog.clear()
+        bank = Bank(None, ledger, HashEncoder(64), folder=folder, method="fusion", exact_until=30)
+        if file.name != MANIFEST or kind != 2:  # without a manifest there is no index to be damaged
+            assert "makes its index anew" in caplog.text, f"{file.name}, {kind}"
+        assert [reading.recalls for reading in bank.read(queries)] == expected
+        assert bank.verify() == []
+        bank.close()
+        shutil.rmtree(folder)
 
 
 def test_an_index_of_another_encoder_or_ledger_is_not_used(ledger: Ledger, tmp_path: Path, caplog) -> None:

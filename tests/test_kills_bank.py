@@ -30,6 +30,7 @@ WRITER = Path(__file__).with_name("_kill_writer.py")
 FAILPOINTS = [
     "ledger.before_commit",
     "ledger.after_commit",
+    "ledger.before_vacuum",
     "index.before_fsync",
     "index.before_rename",
     "index.after_rename",
@@ -39,7 +40,7 @@ State = dict[str, tuple[str, str]]  # id -> key and place, of what is held
 
 def after(state: State, operation: str, id: str, key: str) -> State:
     """What is held once an operation is done. Of a move, `key` is the place that it goes to."""
-    if operation == "flush":
+    if operation in ("flush", "compact"):
         return state
     if operation == "move":
         return state | {id: (state[id][0], key)}
@@ -52,8 +53,9 @@ def run_until_killed(folder: Path, number: int, chance: random.Random) -> list[l
     """One round of the writer, killed at a failpoint (even rounds) or at a random moment; the lines it got out."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     if number % 2 == 0:
-        # Each generation is two files, so that the first to sixth time covers the vectors and the manifest.
-        environment[VARIABLE] = f"{FAILPOINTS[number // 2 % len(FAILPOINTS)]}:{chance.randint(1, 6)}"
+        # Each generation is four files, so that the first to ninth time covers all of them.
+        failpoint = FAILPOINTS[number // 2 % len(FAILPOINTS)]
+        environment[VARIABLE] = f"{failpoint}:{chance.randint(1, 3 if 'vacuum' in failpoint else 9)}"
     command = [sys.executable, str(WRITER), str(folder), f"round{number}", str(chance.randrange(10**6))]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert writer.stdout is not None
@@ -85,7 +87,7 @@ def test_no_kill_loses_an_acknowledged_item_or_brings_one_back_or_leaves_one_at_
         with Ledger(tmp_path / "ledger.sqlite") as ledger:
             assert ledger.verify() == []
             encoder = HashEncoder(64)
-            bank = Bank(None, ledger, encoder, folder=tmp_path / "bank", top_k=1000)
+            bank = Bank(None, ledger, encoder, folder=tmp_path / "bank", top_k=1000, method="fusion")
             placed = [(item.id, (item.key, place)) for place in (BANK, SHELF) for item in ledger.active(place=place)]
             held = dict(placed)
             assert len(placed) == len(held), f"kill {number}: an item is at two places"
@@ -121,7 +123,7 @@ def test_every_acknowledgement_comes_after_an_fsync_of_the_log(tmp_path: Path) -
         if match := re.search(r'write\(1<.*?>, "\[\\"(try|done)\\", \\"(\w+)\\"', line):
             if match[1] == "try":
                 synced, operation = False, match[2]
-            elif operation != "flush":
+            elif operation not in ("flush", "compact"):
                 assert synced, f"acknowledged before it was on disk: {line}"
                 seen += 1
         elif re.search(r"(fsync|fdatasync)\(\d+<[^>]*ledger\.sqlite-wal>\)\s+= 0", line):

@@ -13,7 +13,7 @@ from memory_paths.retrieval.__main__ import main
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.retrieval.generation import MANIFEST
-from memory_paths.types import Knowledge
+from memory_paths.types import Knowledge, Query
 
 SECRET = Knowledge("secret", "Zanzibar quokka xylophone.", key="quokka/key", source="quokka.txt")
 ITEMS = [Knowledge(f"{number}", f"Fact number {number} is a fact.") for number in range(200)]
@@ -52,6 +52,19 @@ def test_what_was_forgotten_leaves_every_file_when_it_is_compacted(kept: tuple[P
         bank.write([SECRET], "default")
         assert bank.get(["secret"], "default") == {"secret": SECRET}
         bank.close()
+
+
+def test_an_index_that_still_has_the_words_of_an_erased_text_lets_go_of_them(kept: tuple[Path, Path]) -> None:
+    file, folder = kept
+    with Ledger(file) as ledger:  # as a crash between the ledger's compaction and the next snapshot leaves them
+        ledger.remove(["secret"], place="rag", namespace="default", reason="forgotten")
+        ledger.compact()
+        bank = Bank(None, ledger, HashEncoder(), folder=folder, method="bm25")
+        (reading,) = bank.read([Query("Zanzibar quokka, or fact number 5?", "default")])
+        assert reading.recalls[0].item.id == "5"
+        assert bank.verify() == []
+        bank.close()
+    assert b"quokka" not in everything_in(folder)
 
 
 def test_compaction_says_so_where_a_reader_still_holds_old_pages(kept: tuple[Path, Path]) -> None:
