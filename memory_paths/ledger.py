@@ -44,6 +44,8 @@ PART = 500  # values in one question; SQLite allows 999 in its oldest versions
 # Forgotten, evicted and moved versions are not among them, whatever time is asked about.
 RECALLABLE = "reason IN ('', 'superseded', 'expired')"
 
+LAST_CHARACTER = "\U0010ffff"  # behind everything that begins the same, by SQLite's comparison of bytes too
+
 _SCHEMA = """
 CREATE TABLE version (
     version     INTEGER PRIMARY KEY,  -- monotonic, never reused: rows are never deleted
@@ -394,6 +396,19 @@ class Ledger:
                 found[row["version"]] = self._version(row)
         return {number: found[number] for number in numbers if number in found}
 
+    def beginning(self, prefix: str, *, place: str, namespace: str) -> list[Version]:
+        """The recallable versions at a place whose ids begin so, in the order of writing: what is held, and what that
+        replaced."""
+        _check_names(place=place, namespace=namespace)
+        rows = self._rows(
+            f"namespace = ? AND id >= ? AND id < ? AND place = ? AND {RECALLABLE} ORDER BY version",
+            namespace,
+            prefix,
+            prefix + LAST_CHARACTER,
+            place,
+        )
+        return [self._version(row) for row in rows]
+
     def changes(self, *, place: str, after: int = 0, known: Iterable[Version] = ()) -> list[Change]:
         """What happened at a place since a position, in order: what a projection replays.
 
@@ -420,10 +435,18 @@ class Ledger:
             changes.append(Change(row["position"], row["action"], row["reason"], versions[row["version"]]))
         return changes
 
-    def namespaces(self, *, place: str) -> tuple[str, ...]:
-        """Every namespace that ever had an item at a place, in alphabetical order."""
-        found = self._query("SELECT DISTINCT namespace FROM version WHERE place = ? ORDER BY namespace", place)
-        return tuple(row["namespace"] for row in found)
+    def namespaces(self, *, place: str, holding: str | None = None) -> tuple[str, ...]:
+        """The namespaces that ever had an item at a place, in alphabetical order.
+
+        Args:
+            place: Where.
+            holding: Only those that hold an item whose id begins so; "": any item.
+        """
+        statement, values = "SELECT DISTINCT namespace FROM version WHERE place = ?", [place]
+        if holding is not None:
+            statement += " AND reason = '' AND id >= ? AND id < ?"
+            values += [holding, holding + LAST_CHARACTER]
+        return tuple(row["namespace"] for row in self._query(f"{statement} ORDER BY namespace", *values))
 
     def history(self, id: str, *, namespace: str) -> list[Version]:
         """Every version of an item at every place, in the order of writing."""

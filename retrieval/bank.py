@@ -127,6 +127,11 @@ class Bank:
         self._start_anew()
         self._open(self._folder)
 
+    @property
+    def encoder(self) -> Encoder:
+        """What turns texts into this bank's vectors."""
+        return self._encoder
+
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """Store items; they are on disk, if the ledger is in a file, when this returns.
 
@@ -231,6 +236,16 @@ class Bank:
         with self._opened():
             gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
             return Receipt(gone, self._catch_up())
+
+    def beginning(self, prefix: str, namespace: str) -> list[Version]:
+        """The versions whose ids begin so, in the order of writing: what is held, and what that replaced."""
+        with self._opened():
+            return self._ledger.beginning(prefix, place=self.name, namespace=namespace)
+
+    def namespaces(self, prefix: str = "") -> tuple[str, ...]:
+        """The namespaces that hold something whose id begins so, in alphabetical order."""
+        with self._opened():
+            return self._ledger.namespaces(place=self.name, holding=prefix)
 
     def items(self, namespace: str) -> list[Knowledge]:
         """What holds now, in the order of writing."""

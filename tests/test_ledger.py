@@ -78,6 +78,29 @@ def test_oslo_then_bergen_then_oslo_again_ends_in_oslo(ledger: Ledger) -> None:
     assert [version.version for version in ledger.history("ada-1", namespace="default")] == [1, 3]
 
 
+def test_versions_and_namespaces_are_found_by_how_ids_begin(ledger: Ledger) -> None:
+    other = Knowledge("ada\U0010fffe", "Ada is the last.")
+    ledger.record([OSLO, BERGEN, TEA, Knowledge("bob", "Bob is here."), other], place="rag", namespace="default")
+    ledger.record([TEA], place="rag", namespace="guest")
+    ledger.record([OSLO], place="icl", namespace="elsewhere")
+    found = ledger.beginning("ada", place="rag", namespace="default")
+    assert [(version.item, version.reason) for version in found] == [
+        (OSLO, "superseded"),
+        (BERGEN, None),
+        (TEA, None),
+        (other, None),
+    ]
+    assert ledger.namespaces(place="rag") == ledger.namespaces(place="rag", holding="") == ("default", "guest")
+    assert ledger.namespaces(place="rag", holding="b") == ("default",)
+    ledger.remove(["ada-1", "ada-3"], place="rag", namespace="default", reason="forgotten")
+    ledger.remove(["ada-3"], place="rag", namespace="guest", reason="forgotten")
+    assert [version.item for version in ledger.beginning("ada-", place="rag", namespace="default")] == [BERGEN]
+    assert ledger.namespaces(place="rag", holding="") == ("default",)
+    assert ledger.namespaces(place="rag") == ("default", "guest")
+    with pytest.raises(ValueError, match="namespace must be a non-empty string"):
+        ledger.beginning("ada", place="rag", namespace="")
+
+
 def test_within_one_batch_the_last_item_of_a_key_holds(ledger: Ledger) -> None:
     assert ledger.record([OSLO, TEA, BERGEN], place="rag", namespace="default").superseded == ("ada-1",)
     assert ledger.active() == [TEA, BERGEN]
