@@ -67,6 +67,7 @@ class BankStore(BaseStore):
             InvalidNamespaceError: An empty namespace to write into, or a label that is empty or holds a period.
             NotImplementedError: A `ttl`.
             TypeError: A value that JSON cannot hold, or something that is no operation.
+            ValueError: A filter with a comparison that does not exist.
         """
         ops = list(ops)
         for op in ops:
@@ -158,6 +159,8 @@ def _check(op: Op) -> None:
     if not isinstance(op, GetOp | SearchOp | ListNamespacesOp | PutOp):
         raise TypeError(f"a store runs GetOp, SearchOp, ListNamespacesOp and PutOp, got {type(op).__name__}")
     validate_op_namespace(op)
+    if isinstance(op, SearchOp):
+        _fits({}, op.filter)  # raises for a comparison that does not exist
     if isinstance(op, PutOp):
         if not op.namespace:
             raise InvalidNamespaceError("a namespace to write into needs at least one label")
