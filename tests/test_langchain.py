@@ -268,17 +268,19 @@ def test_a_kill_while_a_document_is_overwritten_leaves_the_old_one_or_the_new_on
         assert texts(store.get_by_ids(["1"])) == texts(store.similarity_search("text")) == [expected]
 
 
-def test_a_deleted_document_is_gone_with_everything_that_stood_under_its_id(ledger: Ledger, bank: Bank) -> None:
+def test_a_deleted_document_is_gone_with_everything_that_stood_under_its_id() -> None:
+    ledger = Ledger(clock=(clock := Clock(100.0)))
+    bank = Bank(None, ledger, HashEncoder())
     store = BankVectorStore(bank)
     names = ["a", "a#b", "a:b", 'ä "quoted"\n', "document:a"]
-    for text in ("first", "second"):
+    for text, clock.now in (("first", 100.0), ("second", 200.0)):
         store.add_documents([Document(f"{text} {name}", id=name) for name in names])
     bank.write([Knowledge("other", "An item of another sort.")], "default")
+    assert "first a" in texts(store.similarity_search("first a", k=20, as_of=150.0))
     store.delete(["a"])
     assert [document.id for document in store.get_by_ids([*names, "other"])] == [*names[1:], "other"]
-    past = store.similarity_search("first a", k=20, as_of=ledger.now() + 1)
-    assert "first a" not in texts(past)
-    assert "second a" not in texts(past)
+    assert "first a" not in texts(store.similarity_search("first a", k=20, as_of=150.0))
+    assert len(store.similarity_search("first a", k=20, as_of=150.0)) == 4
     store.delete()
     assert texts(store.similarity_search("first", k=20)) == ["An item of another sort."]
 
@@ -482,8 +484,8 @@ def test_a_store_searches_and_filters_as_langgraphs_does(pair: tuple[BankStore, 
         {"missing": None},
     ]
     for query in ("flies planes", None):
-        for filter in filters:
-            both(pair, lambda store, query=query, filter=filter: in_order(store.search((), query=query, filter=filter)))
+        for wanted in filters:
+            both(pair, lambda store, asked={"query": query, "filter": wanted}: in_order(store.search((), **asked)))
         for name in ("ada", "nobody"):
             both(pair, lambda store, query=query, name=name: in_order(store.search(("users", name), query=query)))
     assert [one.namespace for one in both(pair, lambda store: store.search(("users",), query="flies"))] == [
@@ -944,3 +946,20 @@ def test_a_path_over_a_vector_store_is_a_line_of_configuration() -> None:
     path = instantiate(cfg["path"]["memory"], lm=None, ledger=Ledger())
     path.write([Knowledge("home", "Ada lives in Oslo.")], "default")
     assert recalled(path, "Where does Ada live?") == ["home"]
+
+
+# The house
+
+
+def test_nothing_loads_langchain_unasked_and_what_is_missing_is_named() -> None:
+    program = (
+        "import sys, memory_paths.retrieval.bank, memory_paths.retrieval.vector_store\n"
+        "assert not [name for name in sys.modules if name.startswith(('langchain', 'langgraph', 'torch'))]\n"
+        "for package, module in (('langgraph.store.base', 'langgraph'), ('langchain.agents', 'middleware')):\n"
+        "    sys.modules[package + '.middleware.types'] = sys.modules[package] = None\n"
+        "    try: __import__('memory_paths.retrieval.' + module)\n"
+        "    except ModuleNotFoundError as error: print(error)\n"
+    )
+    said = run(sys.executable, "-c", program).stdout.splitlines()
+    assert len(said) == 2
+    assert all("pip install memory_paths[langchain]" in line for line in said)
