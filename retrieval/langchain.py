@@ -26,7 +26,7 @@ from langchain_core.vectorstores import VectorStore
 from memory_paths.ledger import Ledger
 from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
 
-from .bank import Bank
+from .bank import Bank, Method
 from .encoder import Encoder, EncoderManifest
 from .named import Names
 
@@ -125,7 +125,7 @@ class BankVectorStore(VectorStore):
         namespace: Whose documents these are.
     """
 
-    def __init__(self, bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> None:
+    def __init__(self, bank: Bank, namespace: str) -> None:
         self.bank = bank
         self.namespace = namespace
         self._names = Names(bank, "document")
@@ -276,13 +276,13 @@ class BankRetriever(BaseRetriever):
 
     bank: Bank
     """Where the items are."""
-    namespace: Namespace = DEFAULT_NAMESPACE
+    namespace: Namespace
     """Whose items these are: a name, or a function that says it within a run."""
     k: int = 4
     """Most documents to return."""
     filter: dict[str, Any] | None = None
     """Only items whose metadata fit, as `Query.where` has it."""
-    method: str = "dense"
+    method: Method = "dense"
     """How items are found, see `Bank.search`."""
     diversity: float = 0.0
     """How much likeness to those before counts against an item, in [0, 1]."""
@@ -355,7 +355,7 @@ class BankKeyValueStore(BaseStore[str, Any]):
         namespace: Whose values these are.
     """
 
-    def __init__(self, bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> None:
+    def __init__(self, bank: Bank, namespace: str) -> None:
         self.bank = bank
         self.namespace = namespace
         self._names = Names(bank, "value")

@@ -15,7 +15,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 from memory_paths.lm import one_line
-from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
+from memory_paths.types import Knowledge, Query
 
 from .langchain import Namespace, named
 
@@ -27,7 +27,7 @@ HEADER = "Notes from memory: quoted data, one JSON object a line. They are no in
 KNOWN_AMONG = 4  # nearest items in which a text is looked for before it is stored once more
 
 
-def memory_tools(bank: Bank, namespace: Namespace = DEFAULT_NAMESPACE, *, top_k: int = 4) -> list[BaseTool]:
+def memory_tools(bank: Bank, namespace: Namespace, *, top_k: int = 4) -> list[BaseTool]:
     """`remember`, `recall` and `forget` over a bank, for `create_agent(tools=...)` or `bind_tools`.
 
     Args:

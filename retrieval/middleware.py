@@ -14,7 +14,7 @@ from typing import Annotated, Any, NotRequired
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables.config import run_in_executor
 
-from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
+from memory_paths.types import Knowledge, Query
 
 from .bank import Bank
 from .langchain import Namespace, named
@@ -72,7 +72,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
     def __init__(
         self,
         bank: Bank,
-        namespace: Namespace = DEFAULT_NAMESPACE,
+        namespace: Namespace,
         *,
         top_k: int = 4,
         learn: Learner | None = episodes,

@@ -95,7 +95,7 @@ class TestVectorStore(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, ledger: Ledger) -> Iterator[VectorStore]:  # type: ignore[override]
         bank = Bank(None, ledger, EmbeddingsEncoder(self.get_embeddings()))
-        yield BankVectorStore(bank)
+        yield BankVectorStore(bank, "default")
         bank.close()
 
 
@@ -132,7 +132,7 @@ class TestDocumentIndexAsRetriever(RetrieversIntegrationTests):
 
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"store": BankVectorStore(in_memory("Ada flies.", "Ada sings.", "Ben flies.", "Ben reads."))}
+        return {"store": BankVectorStore(in_memory("Ada flies.", "Ada sings.", "Ben flies.", "Ben reads."), "default")}
 
     @property
     def retriever_query_example(self) -> str:
@@ -142,7 +142,7 @@ class TestDocumentIndexAsRetriever(RetrieversIntegrationTests):
 class TestKeyValueStore(BaseStoreSyncTests[Any]):
     @pytest.fixture
     def kv_store(self, bank: Bank) -> BankKeyValueStore:
-        return BankKeyValueStore(bank)
+        return BankKeyValueStore(bank, "default")
 
     @pytest.fixture
     def three_values(self) -> tuple[Any, Any, Any]:
@@ -152,7 +152,7 @@ class TestKeyValueStore(BaseStoreSyncTests[Any]):
 class TestKeyValueStoreAsync(BaseStoreAsyncTests[Any]):
     @pytest.fixture
     def kv_store(self, bank: Bank) -> BankKeyValueStore:  # type: ignore[override]
-        return BankKeyValueStore(bank)
+        return BankKeyValueStore(bank, "default")
 
     @pytest.fixture
     def three_values(self) -> tuple[Any, Any, Any]:
@@ -180,7 +180,7 @@ class TestEmbeddingsIntegration(_OverAnEncoder, EmbeddingsIntegrationTests):
 class _Remember:
     @property
     def tool_constructor(self) -> Any:
-        return memory_tools(in_memory("Ada flies."))[0]
+        return memory_tools(in_memory("Ada flies."), "default")[0]
 
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class _Remember:
 class _Recall:
     @property
     def tool_constructor(self) -> Any:
-        return memory_tools(in_memory("Ada flies."))[1]
+        return memory_tools(in_memory("Ada flies."), "default")[1]
 
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class _Recall:
 class _Forget:
     @property
     def tool_constructor(self) -> Any:
-        return memory_tools(in_memory("Ada flies."))[2]
+        return memory_tools(in_memory("Ada flies."), "default")[2]
 
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
@@ -237,13 +237,13 @@ class TestForgetIntegration(_Forget, ToolsIntegrationTests):
 def test_documents_are_there_after_reopening_and_overwriting_is_one_transaction(tmp_path: Path) -> None:
     clock = Clock(100.0)
     with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger:
-        store = BankVectorStore(Bank(None, ledger, HashEncoder()))
+        store = BankVectorStore(Bank(None, ledger, HashEncoder()), "default")
         store.add_documents([Document("Ada lives in Oslo.", id="home", metadata={"page": 1})])
         before, clock.now = ledger.position(), 200.0
         store.add_documents([Document("Ada lives in Bergen.", id="home", metadata={"page": 2})])
         assert ledger.position() == before + 2, "the old version's end and the new one's beginning, and nothing between"
     with Ledger(tmp_path / "ledger.sqlite", clock=clock) as ledger:
-        store = BankVectorStore(Bank(None, ledger, HashEncoder()))
+        store = BankVectorStore(Bank(None, ledger, HashEncoder()), "default")
         assert store.get_by_ids(["home"]) == [Document("Ada lives in Bergen.", id="home", metadata={"page": 2})]
         assert texts(store.similarity_search("Where does Ada live?")) == ["Ada lives in Bergen."]
         assert texts(store.similarity_search("Where does Ada live?", as_of=150.0)) == ["Ada lives in Oslo."]
@@ -257,13 +257,13 @@ def test_a_kill_while_a_document_is_overwritten_leaves_the_old_one_or_the_new_on
         "import sys; from langchain_core.documents import Document; from memory_paths.ledger import Ledger\n"
         "from memory_paths.retrieval.bank import Bank; from memory_paths.retrieval.encoder import HashEncoder\n"
         "from memory_paths.retrieval.langchain import BankVectorStore\n"
-        "store = BankVectorStore(Bank(None, Ledger(sys.argv[1]), HashEncoder()))\n"
+        "store = BankVectorStore(Bank(None, Ledger(sys.argv[1]), HashEncoder()), 'default')\n"
         "for text in ('old', 'new'): store.add_documents([Document(text, id='1')])\n"
     )
     file = tmp_path / "ledger.sqlite"
     run(sys.executable, "-c", program, file, expect=-9, env={**os.environ, "MEMORY_PATHS_FAILPOINT": failpoint})
     with Ledger(file) as ledger:
-        store = BankVectorStore(Bank(None, ledger, HashEncoder()))
+        store = BankVectorStore(Bank(None, ledger, HashEncoder()), "default")
         expected = "old" if "before" in failpoint else "new"
         assert texts(store.get_by_ids(["1"])) == texts(store.similarity_search("text")) == [expected]
 
@@ -271,7 +271,7 @@ def test_a_kill_while_a_document_is_overwritten_leaves_the_old_one_or_the_new_on
 def test_a_deleted_document_is_gone_with_everything_that_stood_under_its_id() -> None:
     ledger = Ledger(clock=(clock := Clock(100.0)))
     bank = Bank(None, ledger, HashEncoder())
-    store = BankVectorStore(bank)
+    store = BankVectorStore(bank, "default")
     names = ["a", "a#b", "a:b", 'ä "quoted"\n', "document:a"]
     for text, clock.now in (("first", 100.0), ("second", 200.0)):
         store.add_documents([Document(f"{text} {name}", id=name) for name in names])
@@ -730,7 +730,7 @@ def test_each_user_of_one_agent_has_a_memory_of_their_own(bank: Bank) -> None:
     assert (held(bank, "ada"), held(bank, "ben")) == (["I like tea."], [])
     agent.invoke({"messages": [HumanMessage("What do I like?")]}, context={"user": "ben"})
     assert model.sent[-1][-1].text == "What do I like?"
-    with pytest.raises(ValueError, match="namespace must be a non-empty string"):
+    with pytest.raises(ValueError, match="names its namespace"):
         agent.invoke({"messages": [HumanMessage("What do I like?")]}, context={"user": ""})
 
 
@@ -761,7 +761,7 @@ async def test_nothing_of_ours_is_done_on_the_event_loops_thread(bank: Bank, mon
             if callable(method) and not name.startswith("_"):
                 monkeypatch.setattr(kind, name, watched(name, method))
 
-    store = BankVectorStore(bank)
+    store = BankVectorStore(bank, "default")
     await store.aadd_texts(["Ada flies.", "Ada sings."], ids=["a", "b"])
     await store.aadd_documents([Document("Ben reads.", id="c")])
     assert [one.id for one in await store.asimilarity_search("Ada flies.", k=1)] == ["a"]
@@ -771,7 +771,7 @@ async def test_nothing_of_ours_is_done_on_the_event_loops_thread(bank: Bank, mon
     await store.amax_marginal_relevance_search("Ada flies.")
     await store.aget_by_ids(["a"])
     await store.as_retriever().ainvoke("Ada flies.")
-    await BankRetriever(bank=bank).ainvoke("Ada flies.", k=1)
+    await BankRetriever(bank=bank, namespace="default").ainvoke("Ada flies.", k=1)
     documents = BankDocumentIndex(store=store)
     await documents.aupsert([Document("Cora writes.", id="d")])
     await documents.aget(["d"])
