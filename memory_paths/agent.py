@@ -24,6 +24,7 @@ from memory_paths.types import (
     Answer,
     Cost,
     Generates,
+    Generation,
     Knowledge,
     MemoryPath,
     Prompt,
@@ -421,7 +422,7 @@ class Agent:
                 path=name,
                 recalls=reading.recalls,
                 offered=tuple(recall.item.id for recall in offered.recalls),
-                confidence=math.exp(generation.loglikelihood / max(1, len(generation.token_ids))),
+                confidence=_confidence(generation),
                 prompt_hash=generation.prompt_hash,
                 cost=reading.cost + Cost(lm=generation.usage),
             )
@@ -439,6 +440,12 @@ def _as_knowledge(item: Any) -> Knowledge:
     import hashlib
 
     return Knowledge(id=hashlib.sha256(item.encode()).hexdigest()[:16], text=item)
+
+
+def _confidence(generation: Generation) -> float | None:
+    if math.isnan(generation.loglikelihood):
+        return None
+    return math.exp(generation.loglikelihood / max(1, len(generation.token_ids)))
 
 
 def _better(old: Answer | None, new: Answer) -> Answer:

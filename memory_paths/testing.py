@@ -90,6 +90,30 @@ class EchoLM:
         )
 
 
+def scripted_chat_model(reply: Callable[[Sequence[tuple[str, str]]], str]) -> Any:
+    """A LangChain `BaseChatModel` that says what a function makes of its messages, and sees nothing else.
+
+    Args:
+        reply: Is given the messages as (role, text), the roles being "system", "human" and "ai".
+    """
+    from langchain_core.language_models.chat_models import SimpleChatModel
+    from langchain_core.messages import BaseMessage
+
+    class ScriptedChatModel(SimpleChatModel):
+        """See `scripted_chat_model`."""
+
+        model: str = "scripted"
+
+        def _call(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **options: Any) -> str:
+            return reply([(message.type, str(message.text)) for message in messages])
+
+        @property
+        def _llm_type(self) -> str:
+            return "scripted"
+
+    return ScriptedChatModel()
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset("".join(c if c.isalnum() else " " for c in text.lower()).split())
 

@@ -407,7 +407,7 @@ class Generation:
     Args:
         text: Without the token that ended it and without surrounding white space.
         token_ids: The new tokens.
-        loglikelihood: Sum over the new tokens, the stop included, in nats.
+        loglikelihood: Sum over the new tokens, the stop included, in nats; NaN where the model does not tell.
         prompt_hash: SHA-256 of the prompt's token ids.
         usage: Tokens read and written, and the work they took.
         stopped: Whether the model ended by itself (False: the limit on new tokens did).

@@ -70,6 +70,23 @@ def wilson(share: float, count: int, level: float = LEVEL) -> Interval:
     return Interval(low, high)
 
 
+def difference_interval(
+    successes: int, trials: int, other_successes: int, other_trials: int, level: float = LEVEL
+) -> Interval:
+    """The interval of the first share less the other one, each of independent trials (Newcombe 1998, "Interval
+    estimation for the difference between independent proportions", method 10).
+
+    Raises:
+        ValueError: No trials on a side, or more successes than trials.
+    """
+    share, other = successes / max(1, trials), other_successes / max(1, other_trials)
+    first, second = wilson(share, trials, level), wilson(other, other_trials, level)
+    return Interval(
+        share - other - math.hypot(share - first.low, second.high - other),
+        share - other + math.hypot(first.high - share, other - second.low),
+    )
+
+
 def cluster_interval(
     sums: np.ndarray,
     counts: np.ndarray,

@@ -1,0 +1,284 @@
+"""A reasoning bank: an agent that writes down what its attempts teach, and reads it before the next task.
+
+ReasoningBank (Ouyang et al. 2025, arXiv 2509.25140): retrieve, act, judge, extract, append; a stream of tasks, no
+ground truth. Lessons are found by the task they came from, never by their own words, and all of a past task's come
+together. Where the paper's release departs from it, or harms itself, this does not: verdicts may be "unknown" and teach
+nothing then; a task never sees lessons of itself; several attempts are compared only if they differ; lessons that were
+shown and did harm are passed over; and all of it is in the ledger before `learn` returns. The file knows nothing of how
+prompts are worded, how replies are read, or how the bank searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from memory_paths.evaluation.statistics import UNBOUNDED, Interval, difference_interval
+from memory_paths.types import Knowledge, Query, Reading, Receipt
+
+from .extraction import Extraction, check_attempts
+from .solving import Environment, Solver
+from .trajectory import Judged, Lesson, Task, Trajectory, Verdict, digest
+
+MOST_OF_A_TASK = 64  # lessons of one past task that are shown
+NEIGHBOURS = 16  # attempts at similar tasks, beside which a lesson's effect is measured
+LEVEL = 0.9  # of the interval that must lie below 0 for a lesson to be passed over
+LEAST_SHOWN = 3  # times, before that
+
+
+class Memory(Protocol):
+    """The part of `retrieval.bank.Bank` that is used."""
+
+    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
+        """See `types.MemoryPath`."""
+        ...
+
+    def search(self, queries: Sequence[Query], *, top_k: int, method: Any = ...) -> list[Reading]:
+        """See `Bank`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What was done at a task, and the lessons that stood in the prompt meanwhile."""
+
+    trajectory: Trajectory
+    shown: tuple[Knowledge, ...] = ()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What became of attempts that were shown a lesson, beside attempts at similar tasks that were not.
+
+    Args:
+        shown: Attempts that were shown it and of which it is known how they ended.
+        successes: How many of these succeeded.
+        others: Attempts that were not.
+        other_successes: How many of these succeeded.
+        interval: Of the difference of the two shares; (-inf, inf) where one side is empty.
+    """
+
+    shown: int
+    successes: int
+    others: int
+    other_successes: int
+    interval: Interval
+
+    @property
+    def harmful(self) -> bool:
+        """Whether it was shown three times or more and its interval lies below 0."""
+        return self.shown >= LEAST_SHOWN and self.interval.high < 0
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What came of learning from one attempt or several.
+
+    Args:
+        verdicts: One for each attempt, in order.
+        lessons: As they are stored; empty where no verdict is known.
+        problems: Why there are fewer lessons than there might be.
+        extraction: What the lessons were made of; None: nothing could be learnt.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    lessons: tuple[Knowledge, ...] = ()
+    problems: tuple[str, ...] = ()
+    extraction: Extraction | None = None
+
+
+class ReasoningBank:
+    """Solves tasks with the lessons of earlier ones, and learns from how it went. Bound to one namespace.
+
+    A lesson is stored as Knowledge of kind "lesson": its text is title, description and content in one line, its cue
+    the task's text, its source the ids of the trajectories; its metadata hold the task's id and wording, title,
+    description, content, outcome, judge, model, and hashes of prompt and model. An attempt is stored as an "episode"
+    with what was shown and how it ended.
+
+    Args:
+        bank: Where lessons and attempts are kept.
+        solver: What works on tasks; None: attempts come from elsewhere and `solve` is refused.
+        judge: Says whether an attempt succeeded, such as a `judging.Judge`.
+        extractor: Turns judged attempts into lessons, such as an `extraction.Extractor`.
+        namespace: Whose lessons these are: one website, one repository, one model.
+        tasks: Whose lessons are shown: so many nearest past tasks. 0: none, and everything else is the same.
+        leave_out_task: Whether a task is kept from seeing lessons of itself (same id or same wording), as it must be
+            where tasks come again in a measurement.
+        feedback: Whether lessons with a negative measured effect are passed over.
+
+    Raises:
+        ValueError: An empty namespace, or a negative number of tasks.
+    """
+
+    def __init__(
+        self,
+        bank: Memory,
+        *,
+        solver: Solver | None = None,
+        judge: Callable[[Trajectory], Verdict],
+        extractor: Callable[[Sequence[Judged]], Extraction],
+        namespace: str,
+        tasks: int = 1,
+        leave_out_task: bool = True,
+        feedback: bool = True,
+    ) -> None:
+        if not namespace:
+            raise ValueError("a reasoning bank needs a namespace: whose lessons these are")
+        if tasks < 0:
+            raise ValueError(f"tasks must be at least 0, got {tasks}")
+        self.namespace = namespace
+        self._bank = bank
+        self._solver = solver
+        self._judge = judge
+        self._extractor = extractor
+        self._tasks = tasks
+        self._leave_out_task = leave_out_task
+        self._feedback = feedback
+
+    def recall(self, task: Task) -> tuple[Knowledge, ...]:
+        """All lessons of the nearest past tasks, the nearest task first; those that did harm are left out."""
+        where: dict[str, Any] = {"wording": {"$ne": task.wording()}} if self._leave_out_task else {}
+        passed = [task.id] if self._leave_out_task else []
+        recalled: list[Knowledge] = []
+        found = 0
+        while found < self._tasks:
+            nearest = self._lessons(task, {**where, "task": {"$nin": passed}}, 1)
+            if not nearest:
+                break
+            past = nearest[0].metadata["task"]
+            passed.append(past)
+            lessons = self._lessons(task, {**where, "task": past}, MOST_OF_A_TASK)
+            if self._feedback:
+                effects = self.effects(lessons)
+                lessons = [lesson for lesson, effect in zip(lessons, effects, strict=True) if not effect.harmful]
+            recalled += lessons
+            found += bool(lessons)
+        return tuple(recalled)
+
+    def solve(self, task: Task, environment: Environment, *, checks: int = 0) -> Attempt:
+        """One attempt with what is recalled; nothing is learnt until `learn` is given it.
+
+        Args:
+            task: What is to be done.
+            environment: Where.
+            checks: See `Solver.__call__`.
+
+        Raises:
+            RuntimeError: There is no solver, or its model failed.
+        """
+        if self._solver is None:
+            raise RuntimeError("this reasoning bank has no solver; give it one, or make attempts elsewhere")
+        shown = self.recall(task)
+        return Attempt(self._solver(task, environment, [lesson.text for lesson in shown], checks=checks), shown)
+
+    def judge(self, attempt: Attempt) -> Judged:
+        """The attempt's trajectory with what the judge says of it."""
+        return Judged(attempt.trajectory, self._judge(attempt.trajectory))
+
+    def learn(self, attempts: Attempt | Sequence[Attempt], *, verdicts: Sequence[Verdict] | None = None) -> Learnt:
+        """Judge, extract, and store; what is returned is on disk, if the ledger is in a file.
+
+        One attempt gives at most 3 lessons. Several different ones at one task are compared, and give at most 5; where
+        only one of them has a known verdict, it stands alone. A verdict that is unknown gives none.
+
+        Args:
+            attempts: One, or several.
+            verdicts: What was said of them already, in order; None: the judge is asked.
+
+        Raises:
+            ValueError: No attempt, attempts at several tasks, or copies of one run; nothing is stored then.
+        """
+        given = [attempts] if isinstance(attempts, Attempt) else list(attempts)
+        check_attempts([Judged(attempt.trajectory, Verdict("unknown")) for attempt in given])
+        if verdicts is None:
+            verdicts = [self._judge(attempt.trajectory) for attempt in given]
+        judged = [Judged(attempt.trajectory, verdict) for attempt, verdict in zip(given, verdicts, strict=True)]
+        episodes = [_episode(one, attempt.shown) for one, attempt in zip(judged, given, strict=True)]
+        known = [one for one in judged if one.verdict.label != "unknown"]
+        extraction = self._extractor(known) if known else None
+        lessons = [] if extraction is None else [_lesson(lesson, known, extraction) for lesson in extraction.lessons]
+        self._bank.write([*episodes, *lessons], self.namespace)
+        problems = tuple(one.verdict.reason for one in judged if one.verdict.label == "unknown")
+        if extraction is not None:
+            problems += extraction.problems
+        return Learnt(tuple(verdicts), tuple(lessons), problems, extraction)
+
+    def effects(self, lessons: Sequence[Knowledge]) -> list[Effect]:
+        """What each lesson did so far, measured among the 16 judged attempts whose tasks are nearest to its own.
+
+        Attempts that it was made from do not count. The same lesson from several tasks is one lesson.
+        """
+        return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, self._nearest(lessons), strict=True)]
+
+    def _nearest(self, lessons: Sequence[Knowledge]) -> list[list[Knowledge]]:
+        """For each lesson the judged attempts at tasks like its own."""
+        queries = [
+            Query(
+                lesson.cue,
+                self.namespace,
+                kinds=("episode",),
+                where={"outcome": ["success", "failure"], "trajectory": {"$nin": lesson.source.split()}},
+            )
+            for lesson in lessons
+        ]
+        return self._search(queries, NEIGHBOURS)
+
+    def _lessons(self, task: Task, where: dict[str, Any], top_k: int) -> list[Knowledge]:
+        (found,) = self._search([Query(task.text, self.namespace, kinds=("lesson",), where=where)], top_k)
+        return found
+
+    def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
+        readings = self._bank.search(queries, top_k=top_k, method="dense")
+        return [[recall.item for recall in reading.recalls] for reading in readings]
+
+
+def _effect(lesson: Knowledge, episodes: Sequence[Knowledge]) -> Effect:
+    shown: list[bool] = []
+    others: list[bool] = []
+    for episode in episodes:
+        side = shown if lesson.metadata["lesson"] in episode.metadata["shown"] else others
+        side.append(episode.metadata["outcome"] == "success")
+    counts = (sum(shown), len(shown), sum(others), len(others))
+    interval = difference_interval(*counts, level=LEVEL) if shown and others else Interval(*UNBOUNDED)
+    return Effect(len(shown), sum(shown), len(others), sum(others), interval)
+
+
+def _about(task: Task) -> dict[str, Any]:
+    return {"task": task.id, "wording": task.wording()}
+
+
+def _episode(judged: Judged, shown: Sequence[Knowledge]) -> Knowledge:
+    trajectory, verdict = judged.trajectory, judged.verdict
+    metadata = {
+        **_about(trajectory.task),
+        "trajectory": trajectory.id,
+        "outcome": verdict.label,
+        "reason": verdict.reason,
+        "judge": verdict.by,
+        "shown": sorted({lesson.metadata["lesson"] for lesson in shown}),
+    }
+    told = f"Task: {trajectory.task.text}\n{trajectory.told()}\nResult: {verdict.label}"
+    item = Knowledge("episode", told, "episode", cue=trajectory.task.text, source=trajectory.id, metadata=metadata)
+    return _identified(item)
+
+
+def _lesson(lesson: Lesson, judged: Sequence[Judged], extraction: Extraction) -> Knowledge:
+    (task,) = {one.trajectory.task for one in judged}
+    metadata = {
+        **_about(task),
+        **vars(lesson),
+        "lesson": lesson.id,
+        "outcome": "/".join(sorted({one.verdict.label for one in judged})),
+        "judge": "/".join(sorted({one.verdict.by for one in judged})),
+        "model": extraction.model,
+        "prompt_hash": extraction.prompt_hash,
+        "model_hash": extraction.model_hash,
+    }
+    sources = " ".join(one.trajectory.id for one in judged)
+    return _identified(Knowledge("lesson", lesson.text, "lesson", cue=task.text, source=sources, metadata=metadata))
+
+
+def _identified(item: Knowledge) -> Knowledge:
+    """With an id by content, so that the same thing learnt twice is one item."""
+    return replace(item, id=f"{item.kind}/{digest(item.to_json())}")
