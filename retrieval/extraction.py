@@ -109,7 +109,9 @@ def check_attempts(attempts: Sequence[Judged]) -> None:
     if not attempts:
         raise ValueError("lessons need at least one attempt, got none")
     if len(tasks := {attempt.trajectory.task.id for attempt in attempts}) > 1:
-        raise ValueError(f"attempts at one task can be compared, got attempts at {len(tasks)}; learn from each alone")
+        raise ValueError(
+            f"attempts at one task can be compared, got attempts at {len(tasks)} tasks; learn from each alone"
+        )
     if (different := len({attempt.trajectory.id for attempt in attempts})) < len(attempts):
         raise ValueError(
             f"{len(attempts)} attempts hold {different} different ones: copies of one run have no contrast; leave them"

@@ -9,6 +9,7 @@ import pytest
 
 from memory_paths.evaluation.statistics import (
     Interval,
+    difference_interval,
     generator_for,
     mean_interval,
     paired_interval,
@@ -110,3 +111,17 @@ def test_the_same_seed_gives_the_same_interval_and_names_keep_generators_apart()
 def test_values_without_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="one cluster for each value"):
         mean_interval([1.0, 0.0], ["a"], generator=np.random.default_rng(0))
+
+
+def test_the_difference_of_two_shares_is_that_of_the_published_examples() -> None:
+    """Newcombe 1998, table II, method 10."""
+    for counts, low, high in (
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
+        ((0, 10, 0, 10), -0.2775, 0.2775),
+    ):
+        interval = difference_interval(*counts)
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+    with pytest.raises(ValueError, match="at least one trial"):
+        difference_interval(0, 0, 1, 2)
