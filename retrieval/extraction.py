@@ -108,7 +108,7 @@ def check_attempts(attempts: Sequence[Judged]) -> None:
     """
     if not attempts:
         raise ValueError("lessons need at least one attempt, got none")
-    if len(tasks := {attempt.trajectory.task.id for attempt in attempts}) > 1:
+    if len(tasks := {attempt.trajectory.task for attempt in attempts}) > 1:
         raise ValueError(
             f"attempts at one task can be compared, got attempts at {len(tasks)} tasks; learn from each alone"
         )

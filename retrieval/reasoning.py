@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from memory_paths.evaluation.statistics import UNBOUNDED, Interval, difference_interval
 from memory_paths.types import Knowledge, Query, Reading, Receipt
@@ -34,7 +34,9 @@ class Memory(Protocol):
         """See `types.MemoryPath`."""
         ...
 
-    def search(self, queries: Sequence[Query], *, top_k: int, method: Any = ...) -> list[Reading]:
+    def search(
+        self, queries: Sequence[Query], *, top_k: int, method: Literal["dense"], diversity: float
+    ) -> list[Reading]:
         """See `Bank`."""
         ...
 
@@ -209,34 +211,27 @@ class ReasoningBank:
 
         Attempts that it was made from do not count. The same lesson from several tasks is one lesson.
         """
-        return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, self._nearest(lessons), strict=True)]
-
-    def _nearest(self, lessons: Sequence[Knowledge]) -> list[list[Knowledge]]:
-        """For each lesson the judged attempts at tasks like its own."""
-        queries = [
-            Query(
-                lesson.cue,
-                self.namespace,
-                kinds=("episode",),
-                where={"outcome": ["success", "failure"], "trajectory": {"$nin": lesson.source.split()}},
-            )
-            for lesson in lessons
-        ]
-        return self._search(queries, NEIGHBOURS)
+        # One filter for all, which the bank then keeps; a lesson's own attempts are taken out afterwards.
+        judged = {"outcome": ["success", "failure"]}
+        queries = [Query(lesson.cue, self.namespace, kinds=("episode",), where=judged) for lesson in lessons]
+        own = max((len(lesson.source.split()) for lesson in lessons), default=0)
+        found = self._search(queries, NEIGHBOURS + own)
+        return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, found, strict=True)]
 
     def _lessons(self, task: Task, where: dict[str, Any], top_k: int) -> list[Knowledge]:
         (found,) = self._search([Query(task.text, self.namespace, kinds=("lesson",), where=where)], top_k)
         return found
 
     def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
-        readings = self._bank.search(queries, top_k=top_k, method="dense")
+        readings = self._bank.search(queries, top_k=top_k, method="dense", diversity=0.0)
         return [[recall.item for recall in reading.recalls] for reading in readings]
 
 
 def _effect(lesson: Knowledge, episodes: Sequence[Knowledge]) -> Effect:
     shown: list[bool] = []
     others: list[bool] = []
-    for episode in episodes:
+    sources = lesson.source.split()
+    for episode in [episode for episode in episodes if episode.source not in sources][:NEIGHBOURS]:
         side = shown if lesson.metadata["lesson"] in episode.metadata["shown"] else others
         side.append(episode.metadata["outcome"] == "success")
     counts = (sum(shown), len(shown), sum(others), len(others))

@@ -35,7 +35,22 @@ def _without_forgetting(said: str) -> None:
     assert "refused: 32 of the 32 rows" in said
 
 
-SAYS = {"01_three_paths": _three_paths, "02_learning_without_forgetting": _without_forgetting}
+def _reasoning_bank(said: str) -> None:
+    """A refused piece teaches what it should have been; with a bank the second half of the orders goes well."""
+    refused, lesson = re.findall(r"should have been treated by (\w+)|^lesson:  Treat by (\w+)", said, re.MULTILINE)[:2]
+    assert refused[0] == lesson[1]
+    assert f"A lesson says to treat by {lesson[1]}." in said
+    assert "lessons for the first order itself: 0" in said
+    halves = re.findall(r"^(.+): +first half (\d\.\d\d), second half (\d\.\d\d)$", said, re.MULTILINE)
+    (_, _, without), (_, early, late), (_, _, unfitting) = halves
+    assert float(late) > float(early) + 0.2 > 0.2 > max(float(without), float(unfitting))
+
+
+SAYS = {
+    "01_three_paths": _three_paths,
+    "02_learning_without_forgetting": _without_forgetting,
+    "03_reasoning_bank": _reasoning_bank,
+}
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
