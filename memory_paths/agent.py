@@ -32,6 +32,7 @@ from memory_paths.types import (
     Reading,
     Receipt,
     Scores,
+    Spills,
     TooLarge,
     Trains,
 )
@@ -75,7 +76,7 @@ class Agent:
 
     Raises:
         ValueError: No path at all, one that holds a single namespace and has another one already, or a
-            `max_new_tokens` for which the window has no room.
+            `max_new_tokens` for which the window has no room; or a path spills to one that is not there.
         TypeError: The model cannot generate.
     """
 
@@ -102,6 +103,11 @@ class Agent:
             if path.name != name:
                 raise ValueError(
                     f"path {path.name!r} is given under the name {name!r}; its name is its place in the ledger"
+                )
+            if isinstance(path, Spills) and path.spills_to not in (None, *paths):
+                raise ValueError(
+                    f"path {name!r} spills to {path.spills_to!r}, and this agent has the paths {list(paths)}; add that"
+                    " path, as with +path@extra=rag +more_paths.rag='${extra.memory}', or choose another eviction"
                 )
             if path.capabilities.namespaces:
                 continue

@@ -6,19 +6,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
+from memory_paths.eviction import ORIGINALS_AT, SUMMARY_OF, Eviction, Recency, Spill, Summarise
 from memory_paths.files import read_json
 from memory_paths.ledger import Ledger, Version
 from memory_paths.types import (
@@ -109,64 +110,12 @@ def pack(
     return ()
 
 
-class Eviction(Protocol):
-    """Who has to go when the window is full. `keep`: the share of the budget to which it is emptied then, in (0, 1]."""
-
-    @property
-    def keep(self) -> float:
-        """In chunks, since every eviction changes the prompt's beginning and voids what was computed for it."""
-        ...
-
-    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
-        """The items (given in the order of writing), the first to go first; none, if none of them may go."""
-        ...
-
-
-@dataclass(frozen=True)
-class Recency:
-    """The oldest go first."""
-
-    keep: float = 0.7
-
-    def __post_init__(self) -> None:
-        _check_keep(self.keep)
-
-    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
-        """See `Eviction`."""
-        return list(items)
-
-
-@dataclass(frozen=True)
-class Importance:
-    """The least trusted go first, the oldest among equals."""
-
-    keep: float = 0.7
-
-    def __post_init__(self) -> None:
-        _check_keep(self.keep)
-
-    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
-        """See `Eviction`."""
-        return sorted(items, key=lambda item: item.trust)
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Nothing goes: what does not fit is refused with TooLarge."""
-
-    keep: ClassVar[float] = 1.0
-
-    def __call__(self, items: Sequence[Knowledge]) -> list[Knowledge]:
-        """See `Eviction`."""
-        return []
-
-
 class InContext:
     """The path into the context window: every item that is held stands in every prompt, in the order of writing.
 
     It keeps nothing itself: what it holds is what the ledger has at its place. Notes only ever come at the end, so that
-    the model's work on the earlier ones can be reused from question to question. When they outgrow their room, some are
-    evicted, in one chunk, and the ledger says so.
+    the model's work on the earlier ones can be reused from question to question. When they outgrow their room, some
+    leave, in one chunk, and the ledger says so.
 
     Args:
         lm: The model whose window it is; it counts the tokens.
@@ -176,11 +125,12 @@ class InContext:
         reserve: Tokens of the window that are kept free for the answer.
         question_room: Tokens of the budget that are kept free for a question. A longer question costs the oldest notes,
             for that question.
-        eviction: Who goes when the notes outgrow `budget - question_room`; None: `Recency()`.
+        eviction: Who goes when the notes outgrow `budget - question_room`, and where to; None: `Recency()`.
         order: How `pack` should arrange the notes.
 
     Raises:
-        ValueError: A budget that is over the window less the reserve, or has no room for notes.
+        ValueError: A budget that is over the window less the reserve, or has no room for notes; an eviction to the
+            path's own place.
         TooLarge: The ledger holds more than fits, and the eviction refuses.
     """
 
@@ -211,32 +161,48 @@ class InContext:
         self._lm = lm
         self._ledger = ledger
         self._eviction: Eviction = Recency() if eviction is None else eviction
+        self._originals = f"{name}/originals"
+        if self.spills_to == name:
+            raise ValueError(f"path {name!r} cannot spill to itself; name another path of the agent")
+        # When each item was last written or asked for, by namespace and id.
+        self._used: dict[str, dict[str, int]] = {}
         self._lock = threading.RLock()
         self._closed = False
         self.flush()
 
+    @property
+    def spills_to(self) -> str | None:
+        """Name of the path to which what has no room moves, which the same agent must have; None: there is none."""
+        return self._eviction.place if isinstance(self._eviction, Spill | Summarise) else None
+
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
-        """Store items and, if they outgrow the budget, evict in one chunk; `details` names the superseded and evicted.
+        """Store items and, if they outgrow the budget, let some go in one chunk.
+
+        `details` names the superseded, the evicted (no longer held) and the moved (held elsewhere in the ledger).
 
         Raises:
             TooLarge: An item alone is larger than the budget, or they do not fit and the eviction refuses.
-            ValueError: An id that is active with other content. In either case nothing of the call is stored.
+            ValueError: An id that is active with other content, or the metadata of a summary. In any case nothing of
+                the call is stored.
         """
         self._check_open()
         started = time.perf_counter()
         with self._lock:
             for item in items:
+                if SUMMARY_OF in item.metadata:
+                    raise ValueError(f"item {item.id!r} has {SUMMARY_OF!r} in its metadata, which only summaries have")
                 if (tokens := self._tokens([item])) > self.note_budget:
                     raise TooLarge(
                         f"item {item.id!r} needs {tokens} tokens, path {self.name!r} has {self.note_budget} for notes;"
                         " split it, raise the budget, or teach it to another path",
                         items=[item.id],
                     )
-            self._leaving(self._after(items, namespace))  # may refuse, before anything is stored
+            self._leaving(self._after(items, namespace), namespace)  # may refuse, before anything is stored
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
-            evicted = self._settle(namespace)
+            self._note_use([item.id for item in items], namespace)
+            evicted, moved = self._settle(namespace)
         cost = Cost(index=Usage(seconds=time.perf_counter() - started))
-        details = {"superseded": recorded.superseded, "evicted": evicted}
+        details = {"superseded": recorded.superseded, "evicted": evicted, "moved": moved}
         kept = dict.fromkeys(item.id for item in items if item.id not in evicted)
         return Receipt(tuple(kept), cost, details=details)
 
@@ -247,8 +213,8 @@ class InContext:
             TooLarge: Some of them would be evicted at once.
         """
         self._check_open()
-        moved = {item.id for item in items}
-        if lost := moved.intersection(self._leaving(self._after(items, namespace))):
+        leaving = {item.id for item in self._leaving(self._after(items, namespace), namespace)}
+        if lost := leaving.intersection(item.id for item in items):
             raise TooLarge(f"path {self.name!r} has no room for {sorted(lost)}; move fewer, or raise its budget")
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
@@ -265,23 +231,64 @@ class InContext:
             started = time.perf_counter()
             group = (query.namespace, query.as_of)
             if group not in held:
-                items = self._ledger.active(place=self.name, namespace=query.namespace, as_of=query.as_of)
+                items = self._holding(query.namespace, query.as_of)
                 held[group] = tuple(Recall(item, float(score)) for score, item in enumerate(items))[::-1]
             found = tuple(one for one in held[group] if query.admits(one.item.kind, one.item.metadata))
-            self._refuse_overflow(query, [recall.item for recall in reversed(found)])
+            self._refuse_overflow(query, [recall.item for recall in reversed(found)], query.namespace)
             cost = Cost(index=Usage(seconds=time.perf_counter() - started))
             readings.append(Reading(found, cost, self.order, self.budget))
         return readings
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Stop holding these ids. Ids that are not held are ignored."""
+        """Stop holding these ids. Ids that are not held are ignored.
+
+        No summary speaks on of what was forgotten; a summary is forgotten together with what it stands for.
+        """
         self._check_open()
-        return Receipt(self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten"))
+        with self._lock:
+            items = {
+                item.id: item
+                for place in self._places
+                for item in self._ledger.active(place=place, namespace=namespace)
+            }
+            behind = [original for id in ids if id in items for original in _behind(items[id], items)]
+            gone = [
+                id
+                for place in self._places
+                for id in self._ledger.remove([*ids, *behind], place=place, namespace=namespace, reason="forgotten")
+            ]
+            if self._take_apart(namespace):
+                self._settle(namespace)
+        return Receipt(tuple(dict.fromkeys(gone)))
+
+    def use(self, ids: Sequence[str], namespace: str) -> None:
+        """Say that these were asked for, so that policies that look at use keep them longer.
+
+        Reading by itself is no use: every note stands in every prompt, and an evaluation must not change what is kept.
+        Ids that are not held are ignored. Kept by `save`; after a new start without it all count as unused.
+        """
+        self._check_open()
+        with self._lock:
+            held = {item.id for item in self._ledger.active(place=self.name, namespace=namespace)}
+            self._note_use([id for id in ids if id in held], namespace)
+
+    def originals(self, id: str, namespace: str) -> list[Knowledge]:
+        """What a summary stands for, summaries in turn among them, in the order of writing.
+
+        Raises:
+            ValueError: The id is not held, or is no summary.
+        """
+        self._check_open()
+        items = {item.id: item for item in self._ledger.active(namespace=namespace)}
+        if id not in items or not items[id].metadata.get(SUMMARY_OF):
+            raise ValueError(f"path {self.name!r} holds no summary {id!r}; items() lists what it holds")
+        behind = set(_behind(items[id], items))
+        return [item for item in items.values() if item.id in behind]
 
     def items(self, namespace: str) -> list[Knowledge]:
         """What this path holds now, in the order of writing."""
         self._check_open()
-        return self._ledger.active(place=self.name, namespace=namespace)
+        return self._holding(namespace)
 
     def model(self, lm: Any) -> AbstractContextManager[Any]:
         """The given model as it is."""
@@ -303,14 +310,14 @@ class InContext:
         return digest.hexdigest()
 
     def stored_bytes(self) -> int:
-        """Bytes of the items, as the ledger stores them."""
+        """Bytes of the items, as the ledger stores them, and of what summaries stand for."""
         self._check_open()
-        return self._ledger.stored_bytes(place=self.name)
+        return sum(self._ledger.stored_bytes(place=place) for place in self._places)
 
     def save(self, folder: Path) -> None:
-        """Note which state this is; the items themselves are saved with the ledger."""
+        """Note which state this is and what was used when; the items themselves are saved with the ledger."""
         self._check_open()
-        _save_manifest(folder, self.name, self.state_hash())
+        _save_manifest(folder, self.name, self.state_hash(), used=self._used)
 
     def load(self, folder: Path) -> None:
         """Check that the ledger, loaded by its owner, holds what it held on saving.
@@ -320,7 +327,7 @@ class InContext:
             ValueError: It was saved with another ledger, under another name, or with other options.
         """
         self._check_open()
-        _check_manifest(folder, self.name, self.state_hash())
+        self._used = _check_manifest(folder, self.name, self.state_hash()).get("used", {})
 
     def close(self) -> None:
         """End the use of this path; the ledger stays open, for it belongs to whoever opened it."""
@@ -347,20 +354,106 @@ class InContext:
             held[item.id] = item
         return list(held.values())
 
-    def _settle(self, namespace: str) -> tuple[str, ...]:
-        with self._lock:
-            leaving = self._leaving(self._ledger.active(place=self.name, namespace=namespace))
-            if not leaving:
-                return ()
-            logger.info("path %r evicts %d items of namespace %r", self.name, len(leaving), namespace)
-            return self._ledger.remove(leaving, place=self.name, namespace=namespace, reason="evicted")
+    @property
+    def _places(self) -> tuple[str, str]:
+        """Where the window's own items are: in sight, and behind summaries."""
+        return self.name, self._originals
 
-    def _leaving(self, items: Sequence[Knowledge]) -> list[str]:
-        """Ids to evict so that the rest fits: none, or enough to come down to the share that eviction keeps."""
+    def _holding(self, namespace: str, as_of: float | None = None) -> list[Knowledge]:
+        """The items in sight, without summaries that no longer hold."""
+        items = self._ledger.active(place=self.name, namespace=namespace, as_of=as_of)
+        stale = {item.id for item in self._stale(items, namespace)}
+        return [item for item in items if item.id not in stale]
+
+    def _stale(self, items: Sequence[Knowledge], namespace: str) -> list[Knowledge]:
+        """The summaries among the items that speak of something that no longer holds."""
+
+        @functools.cache
+        def held(place: str) -> dict[str, Knowledge]:
+            return {item.id: item for item in self._ledger.active(place=place, namespace=namespace)}
+
+        def holds(item: Knowledge) -> bool:
+            ids = item.metadata.get(SUMMARY_OF, ())
+            archived = held(self._archive(item)) if ids else {}
+            return all(id in archived and holds(archived[id]) for id in ids)
+
+        return [item for item in items if not holds(item)]
+
+    def _archive(self, summary: Knowledge) -> str:
+        return str(summary.metadata.get(ORIGINALS_AT) or self._originals)
+
+    def _take_apart(self, namespace: str) -> bool:
+        """Bring back what is left behind summaries that no longer hold, and drop these; whether there were any."""
+        found = False
+        while stale := self._stale(self._ledger.active(place=self.name, namespace=namespace), namespace):
+            found = True
+            for summary in stale:
+                place = self._archive(summary)
+                kept = {item.id for item in self._ledger.active(place=place, namespace=namespace)}
+                back = [id for id in summary.metadata[SUMMARY_OF] if id in kept]
+                self._ledger.move(back, source=place, target=self.name, namespace=namespace)
+            # Only now: an interruption before it leaves a summary that is taken apart again.
+            self._ledger.remove([one.id for one in stale], place=self.name, namespace=namespace, reason="evicted")
+        return found
+
+    def _settle(self, namespace: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Let go what does not fit: the ids that are no longer held, and those that moved."""
+        evicted: list[str] = []
+        moved: list[str] = []
+        with self._lock:
+            self._take_apart(namespace)
+            # More than once where a summary needs room in turn; each is shorter than what it stands for.
+            while leaving := self._leaving(self._ledger.active(place=self.name, namespace=namespace), namespace):
+                ids = [item.id for item in leaving]
+                logger.info("path %r lets %d items of namespace %r go", self.name, len(ids), namespace)
+                if place := self._place_for(leaving, namespace):
+                    moved += self._ledger.move(ids, source=self.name, target=place, namespace=namespace)
+                else:
+                    evicted += self._drop(leaving, namespace)
+                for id in ids:
+                    self._used.get(namespace, {}).pop(id, None)
+        return tuple(evicted), tuple(moved)
+
+    def _place_for(self, leaving: Sequence[Knowledge], namespace: str) -> str | None:
+        """Where they go; None: nowhere. A summary of them, if there is one, stands in the window on return."""
+        if isinstance(self._eviction, Spill):
+            return self._eviction.place
+        if not isinstance(self._eviction, Summarise):
+            return None
+        place = self._eviction.place or self._originals
+        summary = self._eviction.summary(self._lm, leaving, place)
+        if summary is None:
+            return None
+        longest = sum(_note_tokens(self._lm, item.text) for item in leaving)
+        if _note_tokens(self._lm, summary.text) >= longest or self._tokens([summary]) > self.note_budget:
+            logger.warning("path %r does not use a summary that is no shorter than what it stands for", self.name)
+            return None
+        self._ledger.record([summary], place=self.name, namespace=namespace)
+        self._note_use([summary.id], namespace)
+        return place
+
+    def _drop(self, leaving: Sequence[Knowledge], namespace: str) -> list[str]:
+        """Evict items, and with a summary what it stands for."""
+        archived = {item.id: item for item in self._ledger.active(place=self._originals, namespace=namespace)}
+        behind = [id for item in leaving for id in _behind(item, archived)]
+        ids = [*(item.id for item in leaving), *behind]
+        return [
+            id
+            for place in self._places
+            for id in self._ledger.remove(ids, place=place, namespace=namespace, reason="evicted")
+        ]
+
+    def _note_use(self, ids: Sequence[str], namespace: str) -> None:
+        used = self._used.setdefault(namespace, {})
+        latest = max(used.values(), default=0)
+        used.update({id: latest + 1 + place for place, id in enumerate(ids)})
+
+    def _leaving(self, items: Sequence[Knowledge], namespace: str) -> list[Knowledge]:
+        """What has to go so that the rest fits: nothing, or enough to come down to the share that eviction keeps."""
         if (tokens := self._tokens(items)) <= self.note_budget:
             return []
         staying = {item.id: item for item in items}
-        for item in self._eviction(items):
+        for item in self._order(items, namespace):
             enough = tokens <= self._eviction.keep * self.note_budget or len(staying) == 1
             if enough and self._tokens(list(staying.values())) <= self.note_budget:
                 break
@@ -371,10 +464,14 @@ class InContext:
                 f"{len(staying)} notes need {tokens} tokens, path {self.name!r} has {self.note_budget} for notes"
                 " and may evict none of them"
             )
-        return [item.id for item in items if item.id not in staying]
+        return [item for item in items if item.id not in staying]
 
-    def _refuse_overflow(self, query: Query, items: Sequence[Knowledge]) -> None:
-        if not items or self._eviction(items):
+    def _order(self, items: Sequence[Knowledge], namespace: str) -> list[Knowledge]:
+        used = self._used.get(namespace, {})
+        return self._eviction(items, {item.id: used.get(item.id, 0) for item in items})
+
+    def _refuse_overflow(self, query: Query, items: Sequence[Knowledge], namespace: str) -> None:
+        if not items or self._order(items, namespace):
             return
         room = min(self.budget, query.token_budget or self.budget)
         tokens = self._lm.count_tokens(query.prompt([item.text for item in items]))
@@ -493,21 +590,22 @@ def _arrangement(order: str) -> Callable[[Sequence[Recall]], list[Recall]]:
     return ORDERS[order]
 
 
-def _check_keep(keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be in (0, 1], a share of the budget, got {keep}")
+def _behind(item: Knowledge, items: Mapping[str, Knowledge]) -> list[str]:
+    """Ids of all that a summary stands for, those of summaries among them included."""
+    ids = item.metadata.get(SUMMARY_OF, ())
+    return [*ids, *(id for one in ids if one in items for id in _behind(items[one], items))]
 
 
-def _save_manifest(folder: Path, name: str, state_hash: str) -> None:
+def _save_manifest(folder: Path, name: str, state_hash: str, **more: Any) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; save into an empty or missing folder")
-    manifest = {"format": FORMAT, "name": name, "state_hash": state_hash}
+    manifest = {"format": FORMAT, "name": name, "state_hash": state_hash, **more}
     (folder / "path.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _check_manifest(folder: Path, name: str, state_hash: str) -> None:
+def _check_manifest(folder: Path, name: str, state_hash: str) -> dict[str, Any]:
     file = Path(folder) / "path.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no saved path: path.json is missing")
@@ -519,3 +617,4 @@ def _check_manifest(folder: Path, name: str, state_hash: str) -> None:
             f"{file} was saved by path {manifest['name']!r} in another state; open the ledger that was saved with it"
             " and give the same options"
         )
+    return manifest

@@ -494,6 +494,16 @@ class Trains(Protocol):
 
 
 @runtime_checkable
+class Spills(Protocol):
+    """A path that hands on what it has no more room for."""
+
+    @property
+    def spills_to(self) -> str | None:
+        """Name of the path that takes it; None: there is none."""
+        ...
+
+
+@runtime_checkable
 class MemoryPath(Protocol):
     """Where knowledge goes. Final classes implement it by shape; nothing needs to be inherited.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 
-from memory_paths.context import Importance, InContext, NoMemory, Recency, Refuse, pack
+from memory_paths.agent import Agent
+from memory_paths.context import InContext, NoMemory, pack
+from memory_paths.eviction import Importance, Recency, RecencyOfUse, Refuse, Spill, Summarise
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
+from memory_paths.retrieval.bank import Bank
+from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.testing import EchoLM, check_path
 from memory_paths.types import (
     Generates,
@@ -164,7 +169,9 @@ def test_packing_again_counts_single_notes_no_more(tiny_lm: CausalLM) -> None:
     assert len(counted) == 2, "the bare question, and the prompt as it is laid out"
 
 
-@pytest.mark.parametrize("eviction", [None, Importance(), Refuse()])
+@pytest.mark.parametrize(
+    "eviction", [None, RecencyOfUse(), Importance(), Refuse(), Summarise(summariser=lambda texts: "in short")]
+)
 @pytest.mark.parametrize("model", ["echo", "tiny_lm"])
 def test_the_context_path_keeps_the_contract(eviction: Any, model: str, request: pytest.FixtureRequest) -> None:
     lm = None if model == "echo" else request.getfixturevalue(model)
@@ -211,6 +218,196 @@ def test_the_least_trusted_are_evicted_first(ledger: Ledger) -> None:
     path.write([item(f"n{number}", trust=0.1 if number % 2 else 0.9) for number in range(10)], namespace="default")
     path.write([item("new", trust=0.5)], namespace="default")
     assert names(path.items(namespace="default")) == ["n0", "n2", "n4", "n6", "n8", "new"]
+
+
+def test_what_was_not_used_for_longest_is_evicted_first(ledger: Ledger, tmp_path: Path) -> None:
+    path = notes_path(ledger, RecencyOfUse(keep=0.7), 50)
+    for number in range(10):
+        path.write([item(f"n{number}")], namespace="default")
+    before = path.state_hash()
+    path.use(["n0", "n2", "never-held"], namespace="default")
+    path.write([item("n4")], namespace="default")  # said again
+    path.read([QUERY])
+    assert path.state_hash() == before, "use changes no answer by itself"
+    path.save(tmp_path / "path")
+    reopened = notes_path(ledger, RecencyOfUse(keep=0.7), 50)
+    reopened.load(tmp_path / "path")
+    assert reopened.write([item("new")], namespace="default").details["evicted"] == ("n1", "n3", "n5", "n6", "n7")
+    assert names(reopened.items(namespace="default")) == ["n0", "n2", "n4", "n8", "n9", "new"]
+
+
+def test_importance_is_trust_that_fades_with_disuse() -> None:
+    held = [item("old", trust=1.0), item("used", trust=0.6), item("middle", trust=0.6), item("new", trust=0.32)]
+    used = {"old": 1, "middle": 2, "new": 3, "used": 4}
+    assert names(Importance(half_life=math.inf)(held, used)) == ["new", "middle", "used", "old"]
+    assert names(Importance(half_life=1.0)(held, used)) == ["old", "middle", "new", "used"]  # 1/8, .6/4, .32/2, .6
+    with pytest.raises(ValueError, match="half_life must be above 0"):
+        Importance(half_life=0.0)
+
+
+def test_what_is_spilled_is_found_by_the_bank_of_the_same_agent(ledger: Ledger) -> None:
+    lm = EchoLM(window=200)
+    window = InContext(lm, ledger, budget=53, question_room=0, reserve=0, eviction=Spill(place="rag"))
+    with Agent(lm, {"icl": window, "rag": Bank(lm, ledger, HashEncoder())}, ledger) as agent:
+        facts = [Knowledge(f"n{n}", f"Person{n} lives in town{n}.") for n in range(15)]
+        for fact in facts:
+            assert agent.learn(fact).ids == (fact.id,), "what moves at once is stored all the same"
+        there, here = (names(agent.paths[name].items("default")) for name in ("rag", "icl"))
+        assert there == [fact.id for fact in facts[: len(there)]]
+        assert there + here == [fact.id for fact in facts]
+        assert [entry.reason for entry in ledger.history("n0", namespace="default")] == ["moved", None]
+        (reading,) = agent.paths["rag"].read([Query("Where does Person0 live?", "default")])
+        assert reading.recalls[0].item == facts[0]
+        agent.forget(["n0", facts[-1].id])
+        assert {"n0", facts[-1].id}.isdisjoint(item.id for item in agent.items())
+
+
+def test_an_agent_without_the_path_to_spill_to_is_refused(ledger: Ledger) -> None:
+    path = InContext(EchoLM(), ledger, eviction=Spill(place="rag"))
+    with pytest.raises(ValueError, match=r"spills to 'rag'.*has the paths \['icl'\]"):
+        Agent(EchoLM(), {"icl": path}, ledger)
+    with pytest.raises(ValueError, match="cannot spill to itself"):
+        InContext(EchoLM(), ledger, eviction=Spill(place="icl"))
+
+
+def shortly(texts: Sequence[str]) -> str:
+    return "in short " + " ".join(text.split()[0] for text in texts)
+
+
+def summarising(ledger: Ledger, summariser: Any = shortly, **more: Any) -> InContext:
+    path = notes_path(ledger, Summarise(summariser=summariser, **more), 50)
+    for number in range(11):
+        path.write([item(f"n{number}", key=f"k{number}", trust=1 - number / 10)], namespace="default")
+    return path
+
+
+def test_a_summary_stands_for_what_went_and_names_it(ledger: Ledger) -> None:
+    path = summarising(ledger)
+    assert names(path.items("default"))[:-1] == [f"n{number}" for number in range(5, 11)]
+    summary = path.items("default")[-1]
+    assert (summary.text, summary.kind, summary.trust) == ("in short n0 n1 n2 n3 n4", "fact", 0.6)
+    assert names(path.originals(summary.id, "default")) == ["n0", "n1", "n2", "n3", "n4"]
+    assert [one.text for one in path.originals(summary.id, "default")] == [item(f"n{n}").text for n in range(5)]
+    with pytest.raises(ValueError, match="no summary 'n5'"):
+        path.originals("n5", "default")
+    with pytest.raises(ValueError, match="which only summaries have"):
+        path.write([item("forged", metadata=dict(summary.metadata))], "default")
+    reopened = notes_path(ledger, Summarise(summariser=shortly), 50)
+    assert reopened.state_hash() == path.state_hash()
+
+
+@pytest.mark.parametrize("said", ["", "  \n", "word " * 26, None])
+def test_an_empty_or_longer_summary_and_one_that_fails_replace_nothing(
+    ledger: Ledger, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def summariser(texts: Sequence[str]) -> str:
+        if said is None:
+            raise OSError("no network")
+        return said
+
+    path = summarising(ledger, summariser)
+    assert names(path.items("default")) == [f"n{number}" for number in range(5, 11)]
+    assert ledger.history("n0", namespace="default")[-1].reason == "evicted"
+    assert ledger.history("n0", namespace="default")[-1].item.text == item("n0").text
+    assert ("summary" in caplog.text) is bool(said is None or said.strip())
+
+
+@pytest.mark.parametrize("change", ["forget", "supersede", "expire", "elsewhere"])
+def test_a_summary_goes_when_something_behind_it_no_longer_holds_and_the_rest_comes_back(change: str) -> None:
+    now = [10.0]
+    with Ledger(clock=lambda: now[0]) as ledger:
+        path = notes_path(ledger, Summarise(summariser=shortly, order=Recency(keep=0.4)), 50)
+        path.write([item("n0", valid_until=20.0)], "default")
+        path.write([item(f"n{number}", key=f"k{number}") for number in range(1, 11)], "default")
+        summary = path.items("default")[-1]
+        assert path.originals(summary.id, "default")[1].id == "n1"
+        if change == "forget":
+            assert path.forget(["n1"], "default").ids == ("n1",)
+        elif change == "supersede":
+            path.write([item("later", key="k1")], "default")
+        elif change == "expire":
+            now[0] = 30.0
+        else:
+            ledger.record([item("later", key="k1")], place="rag", namespace="default")
+        gone = {"n0"} if change == "expire" else {"n1"}
+        shown = path.read([QUERY])[0].recalls
+        assert summary.id not in {recall.item.id for recall in shown}, "at once, whoever changed it"
+        path.flush()
+        behind = [
+            original.id
+            for one in path.items("default")
+            if one.metadata
+            for original in path.originals(one.id, "default")
+        ]
+        held = [*path.items("default"), *ledger.active(place="icl/originals", namespace="default")]
+        assert {one.id for one in held} == {*names(path.items("default")), *behind}, "nothing is left behind unseen"
+        stay = {f"n{number}" for number in range(11)} - gone | ({"later"} if change == "supersede" else set())
+        assert {one.id for one in held if not one.metadata} == stay
+        assert not any(id in one.text.split() for one in held for id in gone)
+
+
+def test_a_summary_of_summaries_reaches_down_to_all_originals(ledger: Ledger) -> None:
+    path = summarising(ledger)
+    for number in range(11, 40):
+        path.write([item(f"n{number}")], "default")
+    held = path.items("default")
+    summaries = [one for one in held if one.metadata]
+    originals = [one for summary in summaries for one in path.originals(summary.id, "default")]
+    behind = [one.id for one in originals if not one.metadata]
+    assert len(behind) < len(originals), "some stand for summaries in turn"
+    assert sorted([*behind, *(one.id for one in held if not one.metadata)]) == sorted(f"n{n}" for n in range(40))
+    path.forget(["n0"], "default")
+    texts_left = [one.text for one in (*path.items("default"), *ledger.active(namespace="default"))]
+    assert not any("n0" in text.split() for text in texts_left)
+    path.forget([one.id for one in path.items("default")], "default")
+    assert ledger.active(namespace="default") == [], "a summary is forgotten together with what it stands for"
+
+
+def test_the_model_of_the_window_summarises_where_nothing_else_is_given(ledger: Ledger) -> None:
+    lm = EchoLM(window=200)
+    path = InContext(
+        lm, ledger, budget=60, question_room=0, reserve=0, eviction=Summarise(instruction="Which note is short?")
+    )
+    path.write([Knowledge("short", "A short note")], "default")
+    for number in range(12):
+        path.write([item(f"n{number}")], "default")
+    assert "A short note" in [one.text for one in path.items("default") if one.metadata], "what it answered"
+
+
+def test_originals_of_a_summary_may_live_in_the_bank(ledger: Ledger) -> None:
+    path = summarising(ledger, place="rag")
+    bank = Bank(EchoLM(), ledger, HashEncoder())
+    assert names(bank.items("default")) == ["n0", "n1", "n2", "n3", "n4"]
+    summary = path.items("default")[-1]
+    bank.forget(["n2"], "default")
+    assert summary not in path.items("default")
+    bank.close()
+
+
+@pytest.mark.parametrize("eviction", [Recency(), RecencyOfUse(), Importance(), Spill(), Summarise(summariser=shortly)])
+def test_random_writes_never_outgrow_the_notes_and_lose_only_what_the_ledger_says(
+    tiny_lm: CausalLM, eviction: Any
+) -> None:
+    source = random.Random(0)
+    with Ledger() as ledger:
+        path = InContext(tiny_lm, ledger, budget=220, eviction=eviction)
+        for step in range(60):
+            words = " ".join(source.choices(["on", "the", "日本", "inner", "</s>", "x" * 9], k=source.randint(1, 8)))
+            key = f"k{source.randint(0, 20)}" if source.random() < 0.5 else ""
+            path.write([Knowledge(f"n{step}", words, key=key, trust=source.random())], "default")
+            if source.random() < 0.2:
+                path.forget([f"n{source.randint(0, step)}"], "default")
+            path.use([f"n{source.randint(0, step)}"], "default")
+            notes = tuple(one.text for one in path.items("default"))
+            summaries = [one.id for one in path.items("default") if one.metadata]
+            behind = {original.id for id in summaries for original in path.originals(id, "default")}
+            assert behind == set(names(ledger.active(place="icl/originals", namespace="default")))
+            assert tiny_lm.count_tokens(Prompt("", notes)) <= path.note_budget
+        reasons = {
+            entry.reason for n in range(60) for entry in ledger.history(f"n{n}", namespace="default") if entry.reason
+        }
+        expected = "moved" if isinstance(eviction, Spill | Summarise) else "evicted"
+        assert reasons & {"moved", "evicted"} == {expected}
 
 
 def test_an_item_that_alone_nearly_fills_the_budget_is_kept(ledger: Ledger) -> None:
@@ -352,7 +549,7 @@ def test_an_impossible_budget_is_refused(ledger: Ledger, options: dict[str, Any]
         InContext(EchoLM(), ledger, **options)
 
 
-@pytest.mark.parametrize("policy", [Recency, Importance])
+@pytest.mark.parametrize("policy", [Recency, RecencyOfUse, Importance])
 def test_a_share_to_keep_outside_0_to_1_is_refused(policy: Any) -> None:
     for keep in (0.0, 1.1, -1.0):
         with pytest.raises(ValueError, match="keep must be in"):
