@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def pack(
         ValueError: An unknown order, or a budget over the window less the reserve.
     """
     arrange = _arrangement(order)
-    room = _room(lm, query, budget, reserve)
+    most = most_tokens(lm, budget, reserve)
+    room = most if query.token_budget is None else min(most, query.token_budget)
     bare = lm.count_tokens(query.prompt())
     if bare > room:
         raise TooLarge(
@@ -151,7 +152,7 @@ class InContext:
         _arrangement(order)
         self.name = name
         self.order = order
-        self.budget = _room(lm, Query(""), budget, reserve)
+        self.budget = most_tokens(lm, budget, reserve)
         self.note_budget = self.budget - question_room
         if question_room < 0 or self.note_budget < lm.count_tokens(Prompt("")) + _heading_tokens(lm):
             raise ValueError(
@@ -570,8 +571,12 @@ def _heading_tokens(lm: Generates) -> int:
     return known[None]
 
 
-def _room(lm: Generates, query: Query, budget: int | None, reserve: int) -> int:
-    """Most tokens that a prompt may have."""
+def most_tokens(lm: Generates, budget: int | None, reserve: int) -> int:
+    """Most tokens that a laid-out prompt may have: the budget, or else the window less the reserve.
+
+    Raises:
+        ValueError: A reserve outside the window, or a budget over what it leaves.
+    """
     if not 0 <= reserve < lm.window:
         raise ValueError(f"reserve must be at least 0 and less than the window of {lm.window} tokens, got {reserve}")
     most = lm.window - reserve
@@ -580,8 +585,7 @@ def _room(lm: Generates, query: Query, budget: int | None, reserve: int) -> int:
             f"budget must be between 1 and {most} tokens (the window of {lm.window} less the reserve of {reserve}),"
             f" got {budget}"
         )
-    given: Iterable[int | None] = (budget, query.token_budget, most)
-    return min(tokens for tokens in given if tokens is not None)
+    return most if budget is None else budget
 
 
 def _arrangement(order: str) -> Callable[[Sequence[Recall]], list[Recall]]:

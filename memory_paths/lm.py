@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import logging
 import math
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memory_paths.types import Generation, Phrasing, Prompt, TooLarge, Usage
+from memory_paths.prefixes import Prefix, Prefixes, common, read_prefix, write_prefix
+from memory_paths.types import Generation, Phrasing, Prompt, TooLarge, ToolCall, Turn, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 PREFIX_BLOCK = 64
 # A prefix pays when many prompts of a call share it; small groups would only break up the batches.
 PREFIX_SHARE = 0.25
+# Of the control tokens that chat templates make by themselves, by what is laid out.
+CONTROLS_KEPT = 1024
 
 
 def one_line(text: str) -> str:
@@ -41,13 +46,39 @@ def one_line(text: str) -> str:
 
 
 def layout(prompt: Prompt) -> str:
-    """The prompt as the text that a model without a chat template continues with `" " + answer`."""
+    """The prompt as the text that a model without a chat template continues with `" " + answer`.
+
+    What is data cannot pose as a turn: none of its lines stands at the beginning of a line of the prompt.
+    """
     asked = one_line(prompt.question)
-    return f"{_notes(prompt)}{asked}" if prompt.continues else f"{_notes(prompt)}Question: {asked}\nAnswer:"
+    given = f"{_tools(prompt)}{''.join(map(_said, prompt.turns))}{_notes(prompt)}"
+    if prompt.continues:
+        return f"{given}{asked}"
+    return f"{given}Question: {asked}\nAnswer:" if asked or not prompt.turns else f"{given}Answer:"
 
 
 def _notes(prompt: Prompt) -> str:
     return "Notes:\n" + "".join(f"- {one_line(note)}\n" for note in prompt.notes) + "\n" if prompt.notes else ""
+
+
+def _tools(prompt: Prompt) -> str:
+    return "Tools:\n" + "".join(f"- {_json(tool)}\n" for tool in prompt.tools) + "\n" if prompt.tools else ""
+
+
+def _said(turn: Turn) -> str:
+    """A turn in lines of its own, as a model without roles reads it."""
+    heads = {"system": "Instructions", "user": "Question", "assistant": "Answer", "tool": f"Result {turn.answers}"}
+    lines = [f"{one_line(heads[turn.role])}: {_indented(turn.text)}\n"] if turn.text or not turn.calls else []
+    lines += [f"Call {one_line(call.id)}: {one_line(call.name)} {_json(call.arguments)}\n" for call in turn.calls]
+    return "".join(lines)
+
+
+def _indented(text: str) -> str:
+    return "\n  ".join(text.strip().splitlines())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -56,15 +87,6 @@ class _Row:
 
     ids: tuple[int, ...]
     start: int
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """Keys and values of a token prefix, a pair for each layer, each tensor [1, heads, tokens, width]."""
-
-    ids: tuple[int, ...]
-    layers: tuple[tuple[Any, Any], ...]
-    weights: int
 
 
 class CausalLM:
@@ -144,15 +166,17 @@ class CausalLM:
         self._lead = self._read_lead()
         self._control_ids = self._read_control_ids()
         self._chats = bool(chat_template and getattr(self.tokenizer, "chat_template", None))
-        self._chat_controls: tuple[int, ...] | None = None
-        self._kept: _Prefix | None = None
+        self._chat_controls: dict[str, tuple[int, ...]] = {}
+        self._prefixes = Prefixes()
+        self._revision: tuple[int, str] = (0, "")
         self._lock = threading.RLock()
 
     def token_ids(self, prompt: Prompt) -> list[int]:
-        """The exact tokens of the laid-out prompt. Notes and question are data: no control token can come from them.
+        """The exact tokens of the laid-out prompt. All texts in it are data: no control token can come from them.
 
         Raises:
-            ValueError: The tokenizer or its chat template makes a control token of plain text all the same.
+            ValueError: The tokenizer or its chat template makes a control token of plain text all the same, or the
+                template refuses the order of the turns.
         """
         with self._lock:
             if self._chats and not prompt.continues:
@@ -308,6 +332,64 @@ class CausalLM:
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def save_prefix(self, prompt: Prompt, file: str | Path) -> int:
+        """Store the work on a prompt's beginning, in whole blocks, so that another process need not do it again.
+
+        Returns:
+            How many tokens it covers; at least `PREFIX_BLOCK`.
+
+        Raises:
+            ValueError: The model keeps no prefixes, or the prompt is shorter than a block.
+            TooLarge: A prompt longer than the window.
+            OSError: The disk is full or cannot be written; an older file is untouched.
+        """
+        with self._lock, self._evaluating():
+            if not self._keeps_prefixes():
+                raise ValueError(
+                    f"{self.name!r} keeps no prefixes; set prefix_cache=true, or take plain attention layers"
+                )
+            ids = tuple(self.token_ids(prompt))
+            self._check_window([_Row(ids, len(ids))])
+            if not (tokens := len(ids) // PREFIX_BLOCK * PREFIX_BLOCK):
+                raise ValueError(f"a prefix has at least {PREFIX_BLOCK} tokens, the prompt has {len(ids)}")
+            write_prefix(Path(file), self._prefix(ids[:tokens]), made_by=self._made_by())
+        return tokens
+
+    def load_prefix(self, file: str | Path) -> int:
+        """Take what `save_prefix` stored; prompts that begin with the same tokens are read from there on.
+
+        The first call after a change of the weights hashes all of them.
+
+        Returns:
+            How many tokens it covers.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or this model would not have made it: other weights, settings, or dtype. Or the
+                model is spread over several devices.
+        """
+        with self._lock:
+            if len({parameter.device for parameter in self.module.parameters()}) > 1:
+                raise ValueError(
+                    f"{self.name!r} is spread over devices, to which a stored prefix cannot be; compute it"
+                )
+            prefix = read_prefix(Path(file), made_by=self._made_by(), weights=self._weights_version())
+            device = self.module.get_input_embeddings().weight.device
+            layers = tuple((keys.to(device), values.to(device)) for keys, values in prefix.layers)
+            self._prefixes.keep(replace(prefix, layers=layers))
+        return len(prefix.ids)
+
+    def _made_by(self) -> str:
+        """What keys and values depend on beside the tokens, the same in every process."""
+        version = self._weights_version()
+        if self._revision[0] != version:
+            settings = self.module.config.to_dict()
+            for name in ("_name_or_path", "transformers_version", "architectures"):
+                settings.pop(name, None)
+            said = json.dumps([self.weights_hash(), str(self.module.dtype), settings], sort_keys=True, default=str)
+            self._revision = (version, hashlib.sha256(said.encode()).hexdigest())
+        return self._revision[1]
+
     def weights_changed(self) -> None:
         """Drop all that was computed with the weights as they were. Call it after every change to `module`.
 
@@ -315,7 +397,8 @@ class CausalLM:
         writes through `.data`, which torch does not count, are not.
         """
         with self._lock:
-            self._kept = None
+            self._prefixes.clear()
+            self._revision = (0, "")
 
     @contextmanager
     def altered(self) -> Iterator[None]:
@@ -357,24 +440,80 @@ class CausalLM:
         return list(ids)
 
     def _chat_ids(self, prompt: Prompt) -> list[int]:
-        text = f"{_notes(prompt)}Question: {one_line(prompt.question)}" if prompt.notes else one_line(prompt.question)
-        if self._chat_controls is None:
+        messages, tools = self._messages(prompt)
+        ids = self._apply_template(messages, tools)
+        # What the template makes of the same turns with nothing in them.
+        bare = json.dumps([_bare(messages), self._nameless(tools)])
+        if bare not in self._chat_controls:
+            if len(self._chat_controls) >= CONTROLS_KEPT:
+                self._chat_controls.clear()
             added = set(self.tokenizer.added_tokens_decoder) - self._unknown_ids()
-            self._chat_controls = tuple(id for id in self._apply_template("x") if id in added)
-        ids = self._apply_template(text)
-        self._refuse_controls(ids, self._chat_controls, text)
+            self._chat_controls[bare] = tuple(id for id in self._apply_template(*json.loads(bare)) if id in added)
+        self._refuse_controls(ids, self._chat_controls[bare], " ".join(str(message) for message in messages))
         return ids
 
-    def _apply_template(self, content: str) -> list[int]:
-        return list(
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                sanitize_control_tokens=True,
-                enable_thinking=False,
-                return_dict=False,
+    def _messages(self, prompt: Prompt) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What the chat template is given: messages, those of one role in a row as one, and tools.
+
+        Where the template knows no tools, they stand in the system's message, and calls and results are written out.
+        """
+        template = self.tokenizer.get_chat_template(tools=list(prompt.tools) or None)
+        knows_calls, knows_tools = "tool_calls" in template, bool(re.search(r"\btools\b", template))
+        messages: list[dict[str, Any]] = []
+
+        def say(role: str, content: str, **more: Any) -> None:
+            last = messages[-1] if messages else {}
+            if last.get("role") == role != "tool" and not more and "tool_calls" not in last:
+                last["content"] = f"{last['content']}\n\n{content}".strip()
+            else:
+                messages.append({"role": role, "content": content, **more})
+
+        if prompt.tools and not knows_tools:
+            say("system", _tools(prompt).strip())
+        for turn in prompt.turns:
+            if turn.calls and knows_calls:
+                say("assistant", turn.text, tool_calls=[_function(call) for call in turn.calls])
+            elif turn.role == "tool" and knows_calls:
+                say("tool", turn.text, tool_call_id=turn.answers)
+            elif turn.calls or turn.role == "tool":
+                say("assistant" if turn.calls else "user", _said(turn).strip())
+            else:
+                say(turn.role, turn.text)
+        asked = one_line(prompt.question)
+        if prompt.notes:
+            say("user", f"{_notes(prompt)}Question: {asked}" if asked or not prompt.turns else _notes(prompt).strip())
+        elif asked or not prompt.turns:
+            say("user", asked)
+        return messages, [dict(tool) for tool in prompt.tools] if knows_tools else []
+
+    def _apply_template(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools or None,
+                    add_generation_prompt=True,
+                    sanitize_control_tokens=True,
+                    enable_thinking=False,
+                    return_dict=False,
+                )
             )
-        )
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(f"the chat template of {self.name!r} refuses turns of {roles}: {error}") from error
+
+    def _nameless(self, value: Any) -> Any:
+        """The value without the names of control tokens; of tools all else matters to a template."""
+        if isinstance(value, dict):
+            return {self._nameless(key): self._nameless(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._nameless(one) for one in value]
+        if isinstance(value, str):
+            for token in self.tokenizer.added_tokens_decoder.values():
+                value = value.replace(token.content, "x")
+        return value
 
     def _refuse_controls(self, ids: Sequence[int], expected: tuple[int, ...], text: str) -> None:
         watched = self._control_ids.union(expected)
@@ -412,7 +551,7 @@ class CausalLM:
                 )["offset_mapping"]
                 start = next((index for index, (_, end) in enumerate(offsets) if end > len(given)), len(ids))
             else:
-                start = _common(ids, self._text_ids(given))
+                start = common(ids, self._text_ids(given))
         return _Row((*self._lead, *ids), len(self._lead) + start)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -446,7 +585,7 @@ class CausalLM:
             for module in training:
                 module.training = True
 
-    def _groups(self, rows: Sequence[_Row]) -> Iterator[tuple[list[int], _Prefix | None]]:
+    def _groups(self, rows: Sequence[_Row]) -> Iterator[tuple[list[int], Prefix | None]]:
         """Rows that share a frozen prefix together, one group at a time, then all others without one."""
         groups = shared_prefixes([row.ids[: row.start - 1] for row in rows]) if self._keeps_prefixes() else {}
         for prefix, members in groups.items():
@@ -463,29 +602,22 @@ class CausalLM:
             return False
         return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.module.config).layers)
 
-    def _prefix(self, ids: tuple[int, ...]) -> _Prefix:
+    def _prefix(self, ids: tuple[int, ...]) -> Prefix:
         import torch
 
-        weights = self._weights_version()
-        kept = self._kept
-        if kept is None or kept.weights != weights:
-            kept = self._kept = _Prefix((), (), weights)
-        common = _common(kept.ids, ids) // PREFIX_BLOCK * PREFIX_BLOCK
-        # Virtual tokens, if there are any, stand before all others.
-        lead = kept.layers[0][0].shape[2] - len(kept.ids) if kept.layers else 0
-        cut = tuple((k[:, :, : lead + common], v[:, :, : lead + common]) for k, v in kept.layers)
-        found = _Prefix(ids[:common], cut, weights)
-        if common == len(ids):
+        found = self._prefixes.longest(ids, self._weights_version(), block=PREFIX_BLOCK)
+        if found.ids == ids:
             return found
-        cache = self._cache(found if common else None, 1)
-        for start in range(common, len(ids), PREFIX_BLOCK):
+        cache = self._cache(found if found.ids else None, 1)
+        for start in range(len(found.ids), len(ids), PREFIX_BLOCK):
             end = min(start + PREFIX_BLOCK, len(ids))
             block = torch.tensor([ids[start:end]])
             self._forward(block, torch.ones(1, end, dtype=torch.int64), torch.arange(start, end)[None], cache, keep=1)
-        self._kept = _Prefix(ids, tuple((layer.keys, layer.values) for layer in cache.layers), weights)
-        return self._kept
+        computed = Prefix(ids, tuple((layer.keys, layer.values) for layer in cache.layers), found.weights)
+        self._prefixes.keep(computed)
+        return computed
 
-    def _cache(self, prefix: _Prefix | None, rows: int) -> Any:
+    def _cache(self, prefix: Prefix | None, rows: int) -> Any:
         """A cache of its own for a batch: what the batch adds never reaches the kept prefix."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -546,7 +678,7 @@ class CausalLM:
     def _answer(
         self,
         rows: Sequence[_Row],
-        prefix: _Prefix | None,
+        prefix: Prefix | None,
         max_new_tokens: int,
         temperature: float,
         draws: Sequence[random.Random],
@@ -598,7 +730,7 @@ def shared_prefixes(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], li
             continue
         # The longest prefix common to all is the one common to the first and the last in sorted order.
         first, last = min(rows[i] for i in members), max(rows[i] for i in members)
-        length = _common(first, last) // PREFIX_BLOCK * PREFIX_BLOCK
+        length = common(first, last) // PREFIX_BLOCK * PREFIX_BLOCK
         groups[first[:length]] = members
     return groups
 
@@ -614,9 +746,19 @@ def _wants_given(module: Any) -> list[Any]:
     return [child for child in module.children() if hasattr(child, "given")]
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+def _function(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+
+
+def _bare(value: Any, key: str = "") -> Any:
+    """Messages with "x" for every text that is data, and what is empty left so."""
+    if isinstance(value, dict):
+        if key == "arguments":
+            return {f"x{place}": _bare(one) for place, one in enumerate(value.values())}
+        return {name: _bare(one, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_bare(one) for one in value]
+    return "x" if isinstance(value, str) and value.strip() and key not in ("role", "type") else value
 
 
 def _batches(group: Sequence[int], rows: Sequence[_Row], size: int) -> Iterator[list[int]]:

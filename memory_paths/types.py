@@ -24,6 +24,7 @@ QuestionKind = Literal[
     "prior",  # known before any learning
     "unknown",  # never taught; the right answer is an abstention
 ]
+Role = Literal["system", "user", "assistant", "tool"]
 DEFAULT_NAMESPACE = "default"
 
 
@@ -111,7 +112,7 @@ class Knowledge:
         if self.span is not None:
             object.__setattr__(self, "span", _span(self.id, self.span))
         if self.metadata:
-            object.__setattr__(self, "metadata", _as_json(self.id, self.metadata))
+            object.__setattr__(self, "metadata", _as_json(f"metadata of item {self.id!r}", self.metadata))
 
     def to_json(self) -> str:
         """The item as one line of canonical JSON (sorted keys), the form that is stored and hashed."""
@@ -144,15 +145,13 @@ def _span(id: str, span: Sequence[int]) -> tuple[int, int]:
     return int(first), int(end)
 
 
-def _as_json(id: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        if not all(isinstance(name, str) for name in metadata):
+        if not all(isinstance(name, str) for name in values):
             raise TypeError("its names must be str")
-        return dict(json.loads(json.dumps(dict(metadata), allow_nan=False)))
+        return dict(json.loads(json.dumps(dict(values), allow_nan=False)))
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"metadata of item {id!r} must be what JSON can hold, got {metadata!r:.200}: {error}"
-        ) from error
+        raise TypeError(f"{what} must be what JSON can hold, got {values!r:.200}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -386,18 +385,82 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """What a model asks a tool to do.
+
+    Args:
+        id: By which the result says what it answers.
+        name: Of the tool.
+        arguments: By name, as JSON has them.
+
+    Raises:
+        TypeError: Arguments that JSON cannot hold.
+        ValueError: An empty id or name.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.id or not self.name:
+            raise ValueError(f"a tool call needs an id and a name, got id={self.id!r}, name={self.name!r}")
+        object.__setattr__(self, "arguments", _as_json(f"arguments of call {self.id!r}", self.arguments))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation.
+
+    Args:
+        role: Whose it is.
+        text: What was said, or what the tool gave.
+        calls: What tools the assistant calls; their results follow it.
+        answers: Id of the call whose result this is, for the role "tool" alone.
+        pinned: Whether it stays, however old it is; turns of the system always do.
+
+    Raises:
+        ValueError: An unknown role, calls by another role than the assistant, two calls of one id, or a result that
+            does not say what it answers.
+    """
+
+    role: Role
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    answers: str = ""
+    pinned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise ValueError(f"role of a turn must be one of {get_args(Role)}, got {self.role!r}")
+        if self.calls and self.role != "assistant":
+            raise ValueError(f"only the assistant calls tools, got calls in a turn of role {self.role!r}")
+        if len({call.id for call in self.calls}) < len(self.calls):
+            raise ValueError(f"calls of a turn need ids of their own, got {[call.id for call in self.calls]}")
+        if bool(self.answers) is not (self.role == "tool"):
+            raise ValueError(
+                f"`answers` names the call of a tool's result, and only of that; got role={self.role!r},"
+                f" answers={self.answers!r}"
+            )
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What a model is asked: a question, and notes that are data. How it is laid out is the model's matter.
 
     Args:
-        question: The question in words.
+        question: The question in words. Empty after turns: the model goes on from the last of them.
         notes: Texts that stand before the question, the first one first.
         continues: Whether the question is no question but the beginning of a text, to be continued as it stands.
+        turns: What was said before, ahead of the notes.
+        tools: What the model may call, as JSON schemas, ahead of all else.
     """
 
     question: str
     notes: tuple[str, ...] = ()
     continues: bool = False
+    turns: tuple[Turn, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
 
 @dataclass(frozen=True)
