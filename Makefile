@@ -72,6 +72,7 @@ proofs: .venv/tools
 	MEMORY_PATHS_KILLS=500 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py
 	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_evaluation.py tests/test_bank.py -k "kill or damaged"
 	MEMORY_PATHS_KILLS=20 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_weights.py
+	MEMORY_PATHS_HISTORIES=3400 $(BIN)/python -m pytest --timeout 3600 tests/test_conversation.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -6,15 +6,18 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from conftest import peak_bytes, plain_aim
+from conftest import build_tokenizer, peak_bytes, plain_aim
 from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from memory_paths.conversation import fit, without
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
@@ -27,7 +30,7 @@ from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.streams.world import biographies, rehearsal
 from memory_paths.testing import EchoLM
-from memory_paths.types import Knowledge, Prompt, Query
+from memory_paths.types import Knowledge, Prompt, Query, Turn
 
 Benchmark = Any
 ITEMS = [item for experience in biographies(2000).experiences for item in experience.items]
@@ -101,6 +104,47 @@ def test_answers(benchmark: Benchmark, lm: CausalLM, kind: str) -> None:
         benchmark.pedantic(lm.generate, args=(prompts,), kwargs={"max_new_tokens": 4}, rounds=5, warmup_rounds=1)
     finally:
         lm.prefix_cache = True
+
+
+@pytest.mark.parametrize("kind", ["frozen prefix", "prefix from a file", "whole prompt each time"])
+@pytest.mark.benchmark(
+    group="first token of an answer in a conversation of 4,096 tokens (Llama, 4 layers of width 256)"
+)
+def test_prefill(benchmark: Benchmark, kind: str, tmp_path: Path) -> None:
+    def load(name: str) -> tuple[Any, Any]:
+        tokenizer = build_tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            max_position_embeddings=8192,
+        )
+        return LlamaForCausalLM(config), tokenizer
+
+    lm = CausalLM("random", loader=load, prefix_cache=kind != "whole prompt each time")
+    asked = iter(range(1000))
+    whole = Prompt("Who?", turns=tuple(Turn("user", item.text) for item in ITEMS[:200]))
+    whole = without(whole, fit(lm, whole, budget=3840, keep=1.0))
+
+    def prompt() -> Prompt:
+        return replace(whole, question=f"Who was number {next(asked)}?", notes=tuple(i.text for i in ITEMS[500:504]))
+
+    if kind == "prefix from a file":
+        lm.save_prefix(whole, tmp_path / "prefix.safetensors")
+
+    def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kind == "prefix from a file":
+            lm.weights_changed()
+        return ([prompt()],), {"max_new_tokens": 1}
+
+    def answer(prompts: list[Prompt], **options: Any) -> Any:
+        if kind == "prefix from a file":
+            lm.load_prefix(tmp_path / "prefix.safetensors")
+        return lm.generate(prompts, **options)
+
+    benchmark.pedantic(answer, setup=setup, rounds=3, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("kind", ["sparse memory", "lora", "full"])

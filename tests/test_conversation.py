@@ -20,7 +20,7 @@ from memory_paths.testing import EchoLM
 from memory_paths.types import Prompt, TooLarge, ToolCall, Turn
 
 Make = Callable[..., CausalLM]
-HISTORIES = int(os.environ.get("MEMORY_PATHS_HISTORIES", "40"))  # of each tokenizer; `make proofs` has many more
+HISTORIES = int(os.environ.get("MEMORY_PATHS_HISTORIES", "12"))  # of each tokenizer; `make proofs` has many more
 TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}},)
 TOOL_TEMPLATE = (
     "{% for tool in tools or [] %}<|tool|>{{ tool | tojson }}<|end|>{% endfor %}"
