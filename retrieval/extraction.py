@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from memory_paths.lm import one_line
 
-from .conversation import ChatModel, ask, indented
+from .asking import ChatModel, ask, indented
 from .trajectory import Judged, Lesson
 
 MOST = 3  # lessons of one attempt

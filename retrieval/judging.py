@@ -14,7 +14,7 @@ from typing import cast
 
 from memory_paths.lm import one_line
 
-from .conversation import ChatModel, ask, indented
+from .asking import ChatModel, ask, indented
 from .trajectory import Label, Trajectory, Verdict
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .conversation import ChatModel, ask, indented
+from .asking import ChatModel, ask, indented
 from .reasoning import Attempt, Learnt, ReasoningBank
 from .solving import Environment
 from .trajectory import Judged, Task, Verdict

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from memory_paths.lm import one_line
 
-from .conversation import ChatModel, ask, indented
+from .asking import ChatModel, ask, indented
 from .trajectory import Step, Task, Trajectory
 
 SYSTEM = """You solve a task step by step. Reply with two lines and nothing else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Callable
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_insert(benchmark: Benchmark, kind: str, tmp_path: Path) -> None:
 
     def bank() -> tuple[tuple[Any, ...], dict[str, Any]]:
         opened = Bank(EchoLM(), Ledger(tmp_path / f"{next(made)}.sqlite"), HashEncoder())
-        return (opened.write,), {}
+        return (partial(opened.write, namespace="default"),), {}
 
     def sqlite() -> tuple[tuple[Any, ...], dict[str, Any]]:
         connection = sqlite3.connect(tmp_path / f"{next(made)}.sqlite", isolation_level=None)
