@@ -6,8 +6,8 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Callable
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 

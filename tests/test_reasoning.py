@@ -11,8 +11,8 @@ import pytest
 from memory_paths.build import load
 from memory_paths.chat_lm import ChatLM, harmless
 from memory_paths.ledger import Ledger
-from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.asking import ask
+from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.retrieval.extraction import Extractor, read_lessons
 from memory_paths.retrieval.judging import Judge, read_verdict
