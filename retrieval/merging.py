@@ -24,8 +24,8 @@ from .encoder import Encoder
 
 # Fitted by `python -m memory_paths.retrieval.merging_figures` on its tuning half, for all-MiniLM-L6-v2: the log-odds
 # that a pair without a veto says the same, from the cosine of the texts and that of the words that they do not share.
-BIAS, TEXTS, REST = -13.27, 15.9, 3.88
-THRESHOLD = 0.932
+BIAS, TEXTS, REST = -12.92, 16.05, 3.27
+THRESHOLD = 0.922
 SHARED_WORDS = 3  # most words that two parts which changed places may begin or end with alike
 # What must be equal besides the text, for one item to stand for both in every search and at every time.
 FIELDS = ("kind", "key", "cue", "valid_from", "valid_until", "metadata")
@@ -42,7 +42,8 @@ _LIGHT = _LINKS - _BE - _PREPOSITIONS
 _NEGATIONS = frozenset(
     "not no never none nobody nothing nowhere neither nor without cannot hardly barely scarcely rarely seldom false"
     " untrue wrong incorrect fail fails failed deny denies denied refuse refuses refused lack lacks lacked stopped"
-    " ceased longer except unlike former formerly".split()
+    " ceased longer except unlike former formerly myth lie lies hoax rumour rumor disproved refuted debunked mistaken"
+    " supposedly allegedly alleged maybe perhaps possibly might doubt doubtful unlikely pretend pretends".split()
 )
 _QUANTIFIERS = tuple(
     frozenset(words.split())
@@ -274,7 +275,7 @@ def differences(first: str, second: str) -> tuple[str, ...]:
     found = {
         "number": one.numbers != two.numbers,
         "date": one.months != two.months,
-        "negation": one.negations != two.negations,
+        "negation": one.negations != two.negations or one.remarks_on(two) or two.remarks_on(one),
         "name": any(place for place in (*names[0], *names[1])) or all(names),
         "quantifier": any(bool(group & one.words) != bool(group & two.words) for group in _QUANTIFIERS),
         "person": any(bool(group & one.words) != bool(group & two.words) for group in _PERSONS),
@@ -302,6 +303,11 @@ class _Reading:
         for pattern in _DATES:
             plain = pattern.sub(_date, plain)
         plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
+        self.parts = [
+            re.findall(r"[^\W_]+", part.lower())
+            for sentence in re.split(r"[.!?:]\s", plain)
+            for part in re.split(r"(?<=^)((?:It|You|He|She|They|We|I|There)\b.*?)\bthat\b", sentence, maxsplit=1)
+        ]
         written = re.findall(r"[^\W_]+(?:\.\d+)?", plain)
         spoken = [word.lower() for word in written]
         numeric = [word in _NUMBER_WORDS or any(sign.isdigit() for sign in word) for word in spoken]
@@ -321,6 +327,12 @@ class _Reading:
             if written[place][0].isupper() and word not in _LINKS and not numeric[place]
         ]
         self.order = ["be" if word in _BE else word for word in spoken if word not in _LIGHT]
+
+    def remarks_on(self, other: _Reading) -> bool:
+        """Whether a part of this text shares nothing with the other: "It is ... that", or a sentence of its own."""
+        shared = set(other.stems) | {_stem(word) for word in other.words}
+        parts = [{_stem(word) for word in part if word not in _LINKS} for part in self.parts]
+        return any(part and not part & shared for part in parts)
 
     def beyond(self, other: _Reading) -> list[str]:
         """Words of content that the other text lacks."""

@@ -25,10 +25,11 @@ from memory_paths.types import Knowledge
 from .encoder import Encoder, SentenceEncoder
 from .merging import BIAS, REST, TEXTS, THRESHOLD, Merging, Proposal, cosines, differences
 
-TUNING_PRECISION = 0.998  # above the .99 that is wanted of texts it was not tuned on
+TUNING_PRECISION = 0.997  # above the .99 that is wanted of texts it was not tuned on
 # Relations of ParaRel that share subjects or objects, so that none of them tells of another half's texts.
 TUNING_RELATIONS = ("P17 P30 P276 P361", "P178", "P108 P937", "P136 P1303")
 HELD_OUT_RELATIONS = ("P37 P103 P407 P1412", "P47 P190 P530", "P138", "P264 P449")
+OTHER_RELATION = {"P103": ("P1412",), "P1412": ("P103",)}  # a native language is not any language that one speaks
 SYMMETRIC = ("P47", "P190", "P530")
 OTHERWISE = {
     "mother": "father",
@@ -56,10 +57,10 @@ OTHERWISE = {
 MONTHS = (
     "January February March April May June July August September October November December".split()
 )  # fmt: skip
-OTHER_RELATION = {"P103": ("P1412",), "P1412": ("P103",)}  # a native language is not any language that one speaks
 FACTS_OF_A_RELATION = 45
-# Two names that change places while the words between them change as well: told, and beyond what a guard can read.
-BEYOND = "roles, other words"
+# Told beside the figures: another relation between the same two names, and names that change places while the words
+# between them change as well. Only who understands the sentence can tell these from a rephrasing.
+BEYOND = ("relation", "roles, other words")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Pair:
 
 def labelled_pairs(folder: Path) -> list[Pair]:
     """Pairs of real texts from the sets `zsre_portability` and `pararel` in a folder, in the same order each time."""
-    draw = random.Random(0)
+    draw = random.Random(1)
     return [
         *_questions(folder / "zsre_portability" / "zsre.jsonl.gz", draw),
         *_facts(folder / "pararel" / "pararel.jsonl.gz", draw),
@@ -93,7 +94,7 @@ def _questions(file: Path, draw: random.Random) -> Iterator[Pair]:
     for number, record in enumerate(records):
         held_out = bool(number % 2)
         answer = record["answers"][0]
-        source = f"zsre/{record['pred']}/{record['subject']}"
+        source = f"zsre/{record['subject']}/{answer}"
         first, second = f"{record['src']} {answer}", f"{record['rephrase']} {answer}"
         yield Pair(first, second, True, "rephrasing", source, held_out)
         other = records[(number + 2 * draw.randrange(1, len(records) // 2)) % len(records)]
@@ -234,9 +235,16 @@ def _negated(text: str, held_out: bool, draw: random.Random) -> str:
             put = draw.choice(("no longer", "hardly ever") if held_out else ("never", "does not")) + f" {said}"
         return text.replace(verb[0], f" {put} ", 1)
     form = draw.choice(
-        ("It is false that {}", "Nobody would say: {}", "{} That is wrong.", "It is a myth that {}")
+        (
+            "It is false that {}",
+            "Nobody would say: {}",
+            "{} That is wrong.",
+            "It is a fairy tale that {}",
+            "{} Only in dreams.",
+            "You would err to think that {}",
+        )
         if held_out
-        else ("It is not true that {}", "{} Not at all.")
+        else ("It is not true that {}", "{} Not at all.", "It is a myth that {}")
     )
     return form.format(text)
 
@@ -288,12 +296,12 @@ def calibrate(pairs: Sequence[Pair], features: Sequence[tuple[float, float]], *,
 def table(pairs: Sequence[Pair], proposals: Sequence[Proposal]) -> str:
     """Precision and recall of automatic merges over all pairs, then a row for each kind, in Markdown."""
     judged = list(zip(pairs, proposals, strict=True))
-    counted = [(pair.same, proposal.automatic) for pair, proposal in judged if pair.kind != BEYOND]
+    counted = [(pair.same, proposal.automatic) for pair, proposal in judged if pair.kind not in BEYOND]
     right = sum(same and automatic for same, automatic in counted)
     said, there = sum(automatic for _, automatic in counted), sum(same for same, _ in counted)
     lines = [
         f"{len(counted)} pairs, {there} of them the same; merged {said}, {right} of them rightly:"
-        f" precision {_share(right, said)}, recall {_share(right, there)}.",
+        f" precision {share(right, said)}, recall {share(right, there)}.",
         "",
         "| kind | pairs | vetoed | merged |",
         "|---|---|---|---|",
@@ -301,7 +309,7 @@ def table(pairs: Sequence[Pair], proposals: Sequence[Proposal]) -> str:
     for kind in dict.fromkeys(pair.kind for pair in pairs):
         rows = [proposal for pair, proposal in judged if pair.kind == kind]
         vetoed, merged = sum(bool(row.vetoes) for row in rows), sum(row.automatic for row in rows)
-        lines.append(f"| {kind}{' (not counted above)' * (kind == BEYOND)} | {len(rows)} | {vetoed} | {merged} |")
+        lines.append(f"| {kind}{' (not counted above)' * (kind in BEYOND)} | {len(rows)} | {vetoed} | {merged} |")
     return "\n".join(lines)
 
 
@@ -320,7 +328,7 @@ def in_a_bank(pairs: Sequence[Pair], merging: Merging, encoder: Encoder) -> str:
     right = sum(sources[proposal.kept.text] == sources[proposal.dropped.text] for proposal in found)
     wrong = [proposal for proposal in found if sources[proposal.kept.text] != sources[proposal.dropped.text]]
     shown = "".join(f"\n- {one.score:.3f} {one.kept.text!r} and {one.dropped.text!r}" for one in wrong[:5])
-    return f"{len(sources)} texts in one bank: {len(found)} pairs merged, precision {_share(right, len(found))}.{shown}"
+    return f"{len(sources)} texts in one bank: {len(found)} pairs merged, precision {share(right, len(found))}.{shown}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -329,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="holds the folders zsre_portability and pararel")
     pairs = labelled_pairs(parser.parse_args(arguments).folder)
     encoder = SentenceEncoder()
-    tuning = [pair for pair in pairs if not pair.held_out and pair.kind != BEYOND]
+    tuning = [pair for pair in pairs if not pair.held_out and pair.kind not in BEYOND]
     tuning = [pair for pair in tuning if not differences(pair.first, pair.second)]
     features = cosines(encoder, [(pair.first, pair.second) for pair in tuning])
     tuned = calibrate(tuning, features, precision=TUNING_PRECISION)
@@ -342,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Held out: {table(held_out, merging.compare(items))}\n\n{in_a_bank(held_out, merging, encoder)}")
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
     """A share with its 95 % interval (Wilson 1927)."""
     if not whole:
         return "-"

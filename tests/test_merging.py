@@ -1,0 +1,289 @@
+"""Items that say the same become one, near-misses never do, and a merge that is undone leaves no trace in the bank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Clock
+
+from memory_paths.ledger import Ledger
+from memory_paths.retrieval.bank import Bank
+from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
+from memory_paths.retrieval.merging import Merging, Proposal, differences, merge, merged, rest, undo
+from memory_paths.retrieval.merging_figures import Pair, calibrate, labelled_pairs, share, table
+from memory_paths.types import Knowledge, Query
+
+NAMESPACE = "default"
+
+
+class MergingLedger:
+    """A ledger with the two methods that a merge needs, `supersede` and `reinstate`, until the ledger has them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.record, self.remove, self.active = ledger.record, ledger.remove, ledger.active
+
+    def supersede(self, successors: Mapping[str, str], *, place: str, namespace: str) -> tuple[str, ...]:
+        ended = []
+        with self._ledger._transaction():
+            now = self._ledger._settled()
+            for id, successor in successors.items():
+                row, by = (self._ledger._held(one, place, namespace) for one in (id, successor))
+                if row is not None and by is not None:
+                    self._ledger._end(row, "superseded", ended_at=now, now=now, successor=by["version"])
+                    self._ledger._replan(row["key"], namespace, now)
+                    ended.append(id)
+        return tuple(ended)
+
+    def reinstate(self, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
+        back = []
+        with self._ledger._transaction():
+            now = self._ledger._settled()
+            for id in ids:
+                rows = self._ledger._rows(
+                    "namespace = ? AND place = ? AND id = ? ORDER BY version", namespace, place, id
+                )
+                if rows and rows[-1]["reason"] == "superseded":
+                    self._ledger._set(rows[-1], "", ended_at=None, successor=None)
+                    self._ledger._log(place, rows[-1]["version"], "add", "recorded", now)
+                    self._ledger._replan(rows[-1]["key"], namespace, now)
+                    back.append(id)
+        return tuple(back)
+
+
+@pytest.fixture(scope="module")
+def merging() -> Merging:
+    return Merging(SentenceEncoder())
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite", clock=Clock()) as ledger:
+        yield ledger
+
+
+def compare(merging: Merging, first: str, second: str, **fields: Any) -> Proposal:
+    (found,) = merging.compare([(Knowledge("a", first), Knowledge("b", second, **fields))])
+    return found
+
+
+# The guard
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "veto"),
+    [
+        ("The bridge has 3 lanes.", "The bridge has 4 lanes.", "number"),
+        ("The bridge has three lanes.", "The bridge has four lanes.", "number"),
+        ("It costs 1,000 francs.", "It costs 10,000 francs.", "number"),
+        ("He died on 4 May 1945.", "He died on 5 May 1945.", "number"),
+        ("He died in May.", "He died in June.", "date"),
+        ("Ada lives in Oslo.", "Ada does not live in Oslo.", "negation"),
+        ("Ada lives in Oslo.", "Ada doesn't live in Oslo.", "negation"),
+        ("Ada lives in Oslo.", "Ada no longer lives in Oslo.", "negation"),
+        ("Ada lives in Oslo.", "It is claimed that Ada lives in Oslo.", "negation"),
+        ("Ada lives in Oslo.", "Ada lives in Oslo. Only in dreams.", "negation"),
+        ("Ada lives in Oslo.", "Ada lives in Bergen.", "name"),
+        ("Ada lives in Oslo.", "Bob lives in Oslo.", "name"),
+        ("Ada Byron lives in Oslo.", "Ada King lives in Oslo.", "name"),
+        ("Oslo Festival is in Oslo.", "Oslo Festival is in Bergen.", "name"),
+        ("All cats sleep.", "Some cats sleep.", "quantifier"),
+        ("I like tea.", "You like tea.", "person"),
+        ("Who is the mother of Ada?", "Who is the father of Ada?", "opposite"),
+        ("Oslo is part of Norway.", "Norway is part of Oslo.", "order"),
+        ("Oslo Festival is located in Oslo.", "Oslo is located in Oslo Festival.", "order"),
+        ("The capital of Norway is Oslo.", "The capital of Oslo is Norway.", "order"),
+    ],
+)
+def test_a_near_miss_is_vetoed_for_what_it_differs_in(first: str, second: str, veto: str) -> None:
+    assert veto in differences(first, second)
+    assert set(differences(first, second)) == set(differences(second, first))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("He died on 4 May 1945.", "He died on May 4th, 1945."),
+        ("He died on 4 May 1945.", "He died on 1945-05-04."),
+        ("It costs 1,000 francs.", "It costs 1000 francs."),
+        ("There are three bridges.", "There are 3 bridges."),
+        ("Zoë's mother tongue is French.", "French is the mother tongue of Zoe."),
+        ("Oslo borders with Bergen.", "Bergen borders with Oslo."),
+        ("Ada plays the piano.", "Ada is a piano player."),
+        ("What war did Ada fight in? World War II", "In what war did Ada fight? World War II"),
+    ],
+)
+def test_another_way_to_write_the_same_is_not_vetoed(first: str, second: str) -> None:
+    assert differences(first, second) == ()
+
+
+def test_the_rest_is_what_the_other_text_does_not_say() -> None:
+    assert rest("Ada works for Apple.", "Ada is employed by Apple.") == ("works", "employed")
+    assert rest("statistics is part of statistics", "statistics is part of law") == ("statistics", "law")
+    assert rest("Ada lives in Oslo.", "Ada lives in Oslo, 12 years.")[0] == ""
+
+
+# Proposals
+
+
+def test_a_rephrasing_is_merged_and_a_neighbour_is_not(merging: Merging) -> None:
+    found = compare(merging, "The mother tongue of Ada is Norwegian.", "Ada's native language is Norwegian.")
+    assert found.automatic
+    assert found.score > 0.9
+    assert not compare(merging, "Ada plays the trumpet.", "Ada plays the violin.").automatic
+    assert not compare(merging, "A cat sleeps.", "An engine burns fuel.").automatic
+    vetoed = compare(merging, "Ada was born in 1815.", "Ada was born in 1816.")
+    assert (vetoed.score, vetoed.vetoes, vetoed.automatic) == (0.0, ("number",), False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "lesson"},
+        {"key": "ada/city"},
+        {"cue": "where?"},
+        {"valid_until": 5.0},
+        {"metadata": {"tenant": 2}},
+    ],
+)
+def test_items_that_are_found_or_hold_otherwise_stay_two(merging: Merging, fields: dict[str, Any]) -> None:
+    found = compare(merging, "Ada lives in Oslo.", "Ada lives in Oslo!", **fields)
+    assert found.vetoes == tuple(fields)
+    assert not found.automatic
+
+
+def test_the_more_trusted_item_is_kept_and_else_the_first(merging: Merging) -> None:
+    pair = Knowledge("a", "Ada lives in Oslo.", trust=0.5), Knowledge("b", "Ada lives in Oslo!", trust=0.5)
+    (equal,) = merging.compare([pair])
+    (trusted,) = merging.compare([(pair[0], replace(pair[1], trust=0.9))])
+    assert (equal.kept.id, equal.dropped.id) == ("a", "b")
+    assert (trusted.kept.id, trusted.dropped.id) == ("b", "a")
+
+
+def test_a_threshold_outside_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
+        Merging(HashEncoder(), threshold=2)
+
+
+# Merging and undoing
+
+ITEMS = [
+    Knowledge("cat", "The cat sleeps on the sofa all day."),
+    Knowledge("works", "Ada works for Apple.", source="mail"),
+    Knowledge("bread", "Sourdough rises without any baker's yeast."),
+    Knowledge("employed", "Ada is employed by Apple.", source="chat", trust=0.7),
+    Knowledge("works-2", "Ada works for Apple!"),
+    Knowledge("bob", "Bob works for Apple."),
+]
+
+
+def state(ledger: Ledger, bank: Bank) -> str:
+    """All that the bank tells of itself, and every column of the rows at its place."""
+    rows = ledger._rows("place = ? ORDER BY version", bank.name)
+    (reading,) = bank.read([Query("Who works for Apple?", NAMESPACE)])
+    return json.dumps(
+        [
+            bank.state_hash(),
+            [item.to_json() for item in bank.items(NAMESPACE)],
+            [[recall.item.to_json(), recall.score] for recall in reading.recalls],
+            [dict(row) for row in rows],
+        ]
+    )
+
+
+def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: Merging, ledger: Ledger) -> None:
+    bank, merges = Bank(None, ledger, merging._encoder), MergingLedger(ledger)
+    bank.write(ITEMS, NAMESPACE)
+    before = state(ledger, bank)
+    proposals = [proposal for proposal in merging.propose(bank, NAMESPACE) if proposal.automatic]
+    pairs = {frozenset((proposal.kept.id, proposal.dropped.id)) for proposal in proposals}
+    assert pairs == {frozenset(pair) for pair in (("works", "employed"), ("works", "works-2"), ("employed", "works-2"))}
+    assert [proposal.score for proposal in proposals] == sorted((one.score for one in proposals), reverse=True)
+
+    dropped = merge(merges, proposals, place=bank.name, namespace=NAMESPACE)
+    assert set(dropped) == {"employed", "works-2"}
+    assert merged(merges, place=bank.name, namespace=NAMESPACE) == dict.fromkeys(dropped, "works")
+    assert [item.id for item in bank.items(NAMESPACE)] == ["cat", "works", "bread", "bob"]
+    assert state(ledger, bank) != before
+    assert ledger.history("employed", namespace=NAMESPACE)[0].superseded_by == "works"
+
+    back = undo(merges, dropped, place=bank.name, namespace=NAMESPACE)
+    assert back == dropped
+    assert state(ledger, bank) == before
+    assert merged(merges, place=bank.name, namespace=NAMESPACE) == {}
+    assert (ledger.verify(), bank.verify()) == ([], [])
+
+    reopened = Bank(None, ledger, merging._encoder)
+    assert state(ledger, reopened) == before
+    assert set(merge(merges, proposals, place=bank.name, namespace=NAMESPACE)) == {"employed", "works-2"}, "and again"
+
+
+def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refused(
+    merging: Merging, ledger: Ledger
+) -> None:
+    bank, merges = Bank(None, ledger, HashEncoder()), MergingLedger(ledger)
+    bank.write(ITEMS, NAMESPACE)
+    (rightly,) = merging.compare([(ITEMS[1], ITEMS[3])])
+    bank.forget(["works"], NAMESPACE)
+    assert merge(merges, [rightly], place=bank.name, namespace=NAMESPACE) == ()
+    assert "employed" in {item.id for item in bank.items(NAMESPACE)}
+    (vetoed,) = merging.compare([(ITEMS[3], ITEMS[5])])
+    with pytest.raises(ValueError, match="'employed' and 'bob' differ in name"):
+        merge(merges, [vetoed], place=bank.name, namespace=NAMESPACE)
+    with pytest.raises(ValueError, match="were not merged"):
+        undo(merges, ["cat"], place=bank.name, namespace=NAMESPACE)
+
+
+def test_what_is_yet_to_be_written_is_proposed_against_what_is_held(merging: Merging, ledger: Ledger) -> None:
+    bank = Bank(None, ledger, merging._encoder)
+    bank.write(ITEMS[:3], NAMESPACE)
+    found = merging.propose(bank, NAMESPACE, [Knowledge("new", "Apple employs Ada."), ITEMS[5]], least=0.0)
+    assert {(one.kept.id, one.dropped.id) for one in found if one.score > 0.5} == {("works", "new")}
+
+
+# The figures
+
+
+def test_the_labelled_pairs_are_many_and_no_source_is_in_both_halves(data_folder: Path) -> None:
+    pairs = labelled_pairs(data_folder)
+    assert len(pairs) >= 2000
+    assert {"number", "date", "negation", "entity"} <= {pair.kind for pair in pairs if pair.held_out}
+    halves = [{pair.source for pair in pairs if pair.held_out is half} for half in (True, False)]
+    assert not halves[0] & halves[1]
+    assert pairs == labelled_pairs(data_folder)
+
+
+def test_near_misses_of_real_texts_are_vetoed_and_rephrasings_are_not(data_folder: Path) -> None:
+    counted = {"rephrasing": [0, 0], "number": [0, 0], "date": [0, 0], "negation": [0, 0], "entity": [0, 0]}
+    for pair in labelled_pairs(data_folder):
+        if pair.held_out and pair.kind in counted:
+            counted[pair.kind][0] += 1
+            counted[pair.kind][1] += bool(differences(pair.first, pair.second))
+    vetoed = {kind: count / total for kind, (total, count) in counted.items()}
+    assert vetoed["rephrasing"] < 0.05
+    assert min(vetoed["number"], vetoed["date"]) == 1.0
+    assert min(vetoed["entity"], vetoed["negation"]) > 0.9
+
+
+def test_the_threshold_is_the_lowest_that_keeps_the_precision() -> None:
+    pairs = [Pair("a", "b", same, "made", str(number), False) for number, same in enumerate([1, 1, 0, 1, 1, 0, 0, 0])]
+    features = [(1 - number / 10, 1.0) for number in range(8)]
+    sure, loose = (calibrate(pairs, features, precision=precision).threshold for precision in (1.0, 0.75))
+    weights = calibrate(pairs, features, precision=1.0).weights
+    assert weights[1] > 0
+    assert sure > loose
+    with pytest.raises(ValueError, match="no threshold gives"):
+        calibrate([replace(pair, same=not pair.same) for pair in pairs[:2]] + pairs[2:], features, precision=1.01)
+
+
+def test_the_table_counts_what_was_merged() -> None:
+    pairs = [Pair("a", "b", True, "rephrasing", "1", True), Pair("a", "c", False, "entity", "1", True)]
+    item = Knowledge("a", "a")
+    proposals = [Proposal(item, item, 1.0, (), True), Proposal(item, item, 0.0, ("name",), False)]
+    assert table(pairs, proposals).splitlines()[-2:] == ["| rephrasing | 1 | 0 | 1 |", "| entity | 1 | 1 | 0 |"]
+    assert share(95, 100) == "0.950 [0.888 0.978]"  # Wilson's interval, as in Newcombe 1998
