@@ -24,8 +24,8 @@ from .encoder import Encoder
 
 # Fitted by `python -m memory_paths.retrieval.merging_figures` on its tuning half, for all-MiniLM-L6-v2: the log-odds
 # that a pair without a veto says the same, from the cosine of the texts and that of the words that they do not share.
-BIAS, TEXTS, REST = -12.92, 16.05, 3.27
-THRESHOLD = 0.922
+WEIGHTS = (-9.62, 13.62, 2.08)
+THRESHOLD = 0.962
 SHARED_WORDS = 3  # most words that two parts which changed places may begin or end with alike
 # What must be equal besides the text, for one item to stand for both in every search and at every time.
 FIELDS = ("kind", "key", "cue", "valid_from", "valid_until", "metadata")
@@ -138,17 +138,21 @@ class Merging:
     """Finds items that say the same.
 
     Args:
-        encoder: What turns texts into vectors; scores are calibrated for "minilm".
+        encoder: What turns texts into vectors.
+        weights: Of the score, see `score`; those for another encoder than "minilm" are others.
         threshold: Score from which on a pair without a veto is merged without being asked about, in [0, 1].
 
     Raises:
         ValueError: A threshold outside [0, 1].
     """
 
-    def __init__(self, encoder: Encoder, *, threshold: float = THRESHOLD) -> None:
+    def __init__(
+        self, encoder: Encoder, *, weights: tuple[float, float, float] = WEIGHTS, threshold: float = THRESHOLD
+    ) -> None:
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self._encoder = encoder
+        self._weights = weights
         self._threshold = threshold
 
     def compare(self, pairs: Sequence[tuple[Knowledge, Knowledge]]) -> list[Proposal]:
@@ -165,11 +169,8 @@ class Merging:
         proposals = []
         for (first, second), forbidden in zip(pairs, vetoes, strict=True):
             kept, dropped = (second, first) if second.trust > first.trust else (first, second)
-            score = 0.0
-            if not forbidden:
-                texts, apart = next(found)
-                score = 1 / (1 + math.exp(-(BIAS + TEXTS * texts + REST * apart)))
-            proposals.append(Proposal(kept, dropped, score, forbidden, not forbidden and score >= self._threshold))
+            value = 0.0 if forbidden else score(next(found), self._weights)
+            proposals.append(Proposal(kept, dropped, value, forbidden, not forbidden and value >= self._threshold))
         return proposals
 
     def propose(
@@ -207,6 +208,11 @@ def cosines(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[tuple[fl
         (float(vectors[first] @ vectors[second]), float(vectors[one] @ vectors[two]) if one and two else 1.0)
         for (first, second), (one, two) in zip(pairs, rests, strict=True)
     ]
+
+
+def score(cosines: tuple[float, float], weights: tuple[float, float, float] = WEIGHTS) -> float:
+    """How surely two texts without a veto say the same, in [0, 1]: logistic in their `cosines`, after a bias."""
+    return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, (1.0, *cosines), strict=True))))
 
 
 def merge(ledger: Supersedes, proposals: Sequence[Proposal], *, place: str, namespace: str) -> tuple[str, ...]:
@@ -326,7 +332,8 @@ class _Reading:
             for place, word in enumerate(spoken)
             if written[place][0].isupper() and word not in _LINKS and not numeric[place]
         ]
-        self.order = ["be" if word in _BE else word for word in spoken if word not in _LIGHT]
+        ordered = re.findall(r"[^\W_]+(?:\.\d+)?|,", plain.lower())
+        self.order = ["be" if word in _BE else word for word in ordered if word not in _LIGHT]
 
     def remarks_on(self, other: _Reading) -> bool:
         """Whether a part of this text shares nothing with the other: "It is ... that", or a sentence of its own."""
@@ -346,7 +353,7 @@ class _Reading:
 
     def shared(self, other: _Reading) -> list[str]:
         """The words and numbers that both texts have, words of grammar left out, in the order of this one."""
-        both = frozenset(self.order) & frozenset(other.order) - _PREPOSITIONS - {"be"}
+        both = frozenset(self.order) & frozenset(other.order) - _PREPOSITIONS - {"be", ","}
         return [word for word in self.order if word in both]
 
     def names_beyond(self, other: _Reading) -> list[int]:

@@ -15,7 +15,7 @@ from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.merging import Merging, Proposal, differences, merge, merged, rest, undo
-from memory_paths.retrieval.merging_figures import Pair, calibrate, labelled_pairs, share, table
+from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, labelled_pairs, share, table
 from memory_paths.types import Knowledge, Query
 
 NAMESPACE = "default"
@@ -174,18 +174,18 @@ def test_a_threshold_outside_its_range_is_refused() -> None:
 
 ITEMS = [
     Knowledge("cat", "The cat sleeps on the sofa all day."),
-    Knowledge("works", "Ada works for Apple.", source="mail"),
+    Knowledge("tongue", "The mother tongue of Ada is Norwegian.", source="mail"),
     Knowledge("bread", "Sourdough rises without any baker's yeast."),
-    Knowledge("employed", "Ada is employed by Apple.", source="chat", trust=0.7),
-    Knowledge("works-2", "Ada works for Apple!"),
-    Knowledge("bob", "Bob works for Apple."),
+    Knowledge("native", "Ada's native language is Norwegian.", source="chat", trust=0.7),
+    Knowledge("tongue-2", "The mother tongue of Ada is Norwegian!"),
+    Knowledge("bob", "The mother tongue of Bob is Norwegian."),
 ]
 
 
 def state(ledger: Ledger, bank: Bank) -> str:
     """All that the bank tells of itself, and every column of the rows at its place."""
     rows = ledger._rows("place = ? ORDER BY version", bank.name)
-    (reading,) = bank.read([Query("Who works for Apple?", NAMESPACE)])
+    (reading,) = bank.read([Query("What is Ada's mother tongue?", NAMESPACE)])
     return json.dumps(
         [
             bank.state_hash(),
@@ -202,15 +202,15 @@ def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: 
     before = state(ledger, bank)
     proposals = [proposal for proposal in merging.propose(bank, NAMESPACE) if proposal.automatic]
     pairs = {frozenset((proposal.kept.id, proposal.dropped.id)) for proposal in proposals}
-    assert pairs == {frozenset(pair) for pair in (("works", "employed"), ("works", "works-2"), ("employed", "works-2"))}
+    assert pairs == {frozenset(pair) for pair in (("tongue", "native"), ("tongue", "tongue-2"), ("native", "tongue-2"))}
     assert [proposal.score for proposal in proposals] == sorted((one.score for one in proposals), reverse=True)
 
     dropped = merge(merges, proposals, place=bank.name, namespace=NAMESPACE)
-    assert set(dropped) == {"employed", "works-2"}
-    assert merged(merges, place=bank.name, namespace=NAMESPACE) == dict.fromkeys(dropped, "works")
-    assert [item.id for item in bank.items(NAMESPACE)] == ["cat", "works", "bread", "bob"]
+    assert set(dropped) == {"native", "tongue-2"}
+    assert merged(merges, place=bank.name, namespace=NAMESPACE) == dict.fromkeys(dropped, "tongue")
+    assert [item.id for item in bank.items(NAMESPACE)] == ["cat", "tongue", "bread", "bob"]
     assert state(ledger, bank) != before
-    assert ledger.history("employed", namespace=NAMESPACE)[0].superseded_by == "works"
+    assert ledger.history("native", namespace=NAMESPACE)[0].superseded_by == "tongue"
 
     back = undo(merges, dropped, place=bank.name, namespace=NAMESPACE)
     assert back == dropped
@@ -220,7 +220,7 @@ def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: 
 
     reopened = Bank(None, ledger, merging._encoder)
     assert state(ledger, reopened) == before
-    assert set(merge(merges, proposals, place=bank.name, namespace=NAMESPACE)) == {"employed", "works-2"}, "and again"
+    assert set(merge(merges, proposals, place=bank.name, namespace=NAMESPACE)) == {"native", "tongue-2"}, "and again"
 
 
 def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refused(
@@ -229,11 +229,11 @@ def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refus
     bank, merges = Bank(None, ledger, HashEncoder()), MergingLedger(ledger)
     bank.write(ITEMS, NAMESPACE)
     (rightly,) = merging.compare([(ITEMS[1], ITEMS[3])])
-    bank.forget(["works"], NAMESPACE)
+    bank.forget(["tongue"], NAMESPACE)
     assert merge(merges, [rightly], place=bank.name, namespace=NAMESPACE) == ()
-    assert "employed" in {item.id for item in bank.items(NAMESPACE)}
+    assert "native" in {item.id for item in bank.items(NAMESPACE)}
     (vetoed,) = merging.compare([(ITEMS[3], ITEMS[5])])
-    with pytest.raises(ValueError, match="'employed' and 'bob' differ in name"):
+    with pytest.raises(ValueError, match="'bob' and 'native' differ in name"):
         merge(merges, [vetoed], place=bank.name, namespace=NAMESPACE)
     with pytest.raises(ValueError, match="were not merged"):
         undo(merges, ["cat"], place=bank.name, namespace=NAMESPACE)
@@ -242,8 +242,10 @@ def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refus
 def test_what_is_yet_to_be_written_is_proposed_against_what_is_held(merging: Merging, ledger: Ledger) -> None:
     bank = Bank(None, ledger, merging._encoder)
     bank.write(ITEMS[:3], NAMESPACE)
-    found = merging.propose(bank, NAMESPACE, [Knowledge("new", "Apple employs Ada."), ITEMS[5]], least=0.0)
-    assert {(one.kept.id, one.dropped.id) for one in found if one.score > 0.5} == {("works", "new")}
+    found = merging.propose(
+        bank, NAMESPACE, [Knowledge("new", "Norwegian is Ada's native language."), ITEMS[5]], least=0.0
+    )
+    assert {(one.kept.id, one.dropped.id) for one in found if one.score > 0.5} == {("tongue", "new")}
 
 
 # The figures
@@ -283,7 +285,6 @@ def test_the_threshold_is_the_lowest_that_keeps_the_precision() -> None:
 
 def test_the_table_counts_what_was_merged() -> None:
     pairs = [Pair("a", "b", True, "rephrasing", "1", True), Pair("a", "c", False, "entity", "1", True)]
-    item = Knowledge("a", "a")
-    proposals = [Proposal(item, item, 1.0, (), True), Proposal(item, item, 0.0, ("name",), False)]
-    assert table(pairs, proposals).splitlines()[-2:] == ["| rephrasing | 1 | 0 | 1 |", "| entity | 1 | 1 | 0 |"]
+    outcomes = [Outcome(vetoed=False, merged=True), Outcome(vetoed=True, merged=False)]
+    assert table(pairs, outcomes).splitlines()[-2:] == ["| rephrasing | 1 | 0 | 1 |", "| entity | 1 | 1 | 0 |"]
     assert share(95, 100) == "0.950 [0.888 0.978]"  # Wilson's interval, as in Newcombe 1998
