@@ -24,8 +24,8 @@ from .encoder import Encoder
 
 # Fitted by `python -m memory_paths.retrieval.merging_figures` on its tuning half, for all-MiniLM-L6-v2: the log-odds
 # that a pair without a veto says the same, from the cosine of the texts and that of the words that they do not share.
-WEIGHTS = (-9.62, 13.62, 2.08)
-THRESHOLD = 0.962
+WEIGHTS = (-9.52, 13.15, 3.0)
+THRESHOLD = 0.954
 SHARED_WORDS = 3  # most words that two parts which changed places may begin or end with alike
 # What must be equal besides the text, for one item to stand for both in every search and at every time.
 FIELDS = ("kind", "key", "cue", "valid_from", "valid_until", "metadata")
