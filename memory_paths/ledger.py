@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -313,6 +313,59 @@ class Ledger:
                 self._replan(here["key"], namespace, now)
                 moved.append(id)
         return tuple(moved)
+
+    def supersede(self, successors: Mapping[str, str], *, place: str, namespace: str) -> tuple[str, ...]:
+        """End held items in favour of others that are held at the same place, whatever their keys, in one transaction.
+
+        Args:
+            successors: By the id that is to end, the id that says the same; pairs of which one is not held are ignored.
+            place: Where.
+            namespace: Whose items these are.
+
+        Returns:
+            The ids that were ended; `reinstate` takes it back.
+        """
+        _check_names(place=place, namespace=namespace)
+        ended = []
+        with self._transaction():
+            now = self._settled()
+            for id, successor in successors.items():
+                row, by = (self._held(one, place, namespace) for one in (id, successor))
+                if row is not None and by is not None and id != successor:
+                    self._end(row, "superseded", ended_at=now, now=now, successor=by["version"])
+                    self._replan(row["key"], namespace, now)
+                    ended.append(id)
+        return tuple(ended)
+
+    def reinstate(self, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
+        """Hold superseded items again, as the versions that they were, in one transaction.
+
+        Args:
+            ids: Of which the last version at the place was superseded; others are ignored.
+            place: Where.
+            namespace: Whose items these are.
+
+        Returns:
+            The ids that are held again.
+
+        Raises:
+            ValueError: Another item holds under the key of one of them by now; nothing has changed then.
+        """
+        _check_names(place=place, namespace=namespace)
+        back = []
+        with self._transaction():
+            now = self._settled()
+            for id in _check_ids(ids):
+                rows = self._rows("namespace = ? AND place = ? AND id = ? ORDER BY version", namespace, place, id)
+                if not rows or rows[-1]["reason"] != "superseded":
+                    continue
+                if holding := [other["id"] for other in self._sharing(rows[-1]["key"], namespace, now)]:
+                    raise ValueError(f"item {id!r} cannot hold again: {holding} hold under its key {rows[-1]['key']!r}")
+                self._set(rows[-1], "", ended_at=None, successor=None)
+                self._log(place, [rows[-1]["version"]], "add", "recorded", now)
+                self._replan(rows[-1]["key"], namespace, now)
+                back.append(id)
+        return tuple(back)
 
     def active(
         self, *, place: str | None = None, namespace: str | None = None, as_of: float | None = None

@@ -13,11 +13,9 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from memory_paths.ledger import Recorded
 from memory_paths.types import Knowledge, MemoryPath, Query
 
 from .encoder import Encoder
@@ -108,32 +106,6 @@ class Proposal:
     automatic: bool
 
 
-class Supersedes(Protocol):
-    """What a merge needs of a ledger beyond `record`, `remove` and `active`."""
-
-    def record(self, items: Sequence[Knowledge], *, place: str, namespace: str) -> Recorded:
-        """See `Ledger.record`."""
-        ...
-
-    def remove(self, ids: Sequence[str], *, place: str, namespace: str, reason: Any) -> tuple[str, ...]:
-        """See `Ledger.remove`."""
-        ...
-
-    def active(self, *, place: str | None = None, namespace: str | None = None) -> list[Knowledge]:
-        """See `Ledger.active`."""
-        ...
-
-    def supersede(self, successors: Mapping[str, str], *, place: str, namespace: str) -> tuple[str, ...]:
-        """End held ids as superseded, from now on, by the held id that each is mapped to, in one transaction; nothing
-        is written. Ids that are not held, or whose successor is not, are left alone. Gives those that were ended."""
-        ...
-
-    def reinstate(self, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
-        """Hold again the latest version of each id, if it ended as superseded, as if it had never ended: the row is
-        byte for byte what it was. Ids that are held are left alone. Gives those that are held again."""
-        ...
-
-
 class Merging:
     """Finds items that say the same.
 
@@ -215,7 +187,7 @@ def score(cosines: tuple[float, float], weights: tuple[float, float, float] = WE
     return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, (1.0, *cosines), strict=True))))
 
 
-def merge(ledger: Supersedes, proposals: Sequence[Proposal], *, place: str, namespace: str) -> tuple[str, ...]:
+def merge(ledger: Ledger, proposals: Sequence[Proposal], *, place: str, namespace: str) -> tuple[str, ...]:
     """Let the kept item of each proposal stand for both, and record why; see `undo`.
 
     A proposal is passed over where an earlier one has taken one of its items away: whatever else says the same is
@@ -245,13 +217,13 @@ def merge(ledger: Supersedes, proposals: Sequence[Proposal], *, place: str, name
     return ledger.supersede(kept, place=place, namespace=namespace)
 
 
-def merged(ledger: Supersedes, *, place: str, namespace: str) -> dict[str, str]:
+def merged(ledger: Ledger, *, place: str, namespace: str) -> dict[str, str]:
     """The ids that are merged now, each with the id of the item that stands for it, in the order of merging."""
     records = ledger.active(place=_records(place), namespace=namespace)
     return {str(record.metadata["dropped"]): str(record.metadata["kept"]) for record in records}
 
 
-def undo(ledger: Supersedes, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
+def undo(ledger: Ledger, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
     """Hold dropped items again, as if they had never been merged: the bank's state has the same bytes as before.
 
     Returns:

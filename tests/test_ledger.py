@@ -561,3 +561,18 @@ def test_a_batch_leaves_what_its_items_leave_one_by_one(tmp_path: Path) -> None:
             assert together.changes(place="rag") == apart.changes(place="rag")
         assert together.position() > 100
         assert together.verify() == apart.verify() == []
+
+
+def test_what_was_ended_in_favour_of_another_holds_again_as_it_was(ledger: Ledger) -> None:
+    ledger.record([TEA, Knowledge("tea", "Ada drinks tea.")], place="rag", namespace="default")
+    before = ledger.history("tea", namespace="default")
+    assert ledger.supersede({"tea": "ada-3", "ada-3": "nobody"}, place="rag", namespace="default") == ("tea",)
+    assert ledger.active() == [TEA]
+    assert ledger.history("tea", namespace="default")[0].superseded_by == "ada-3"
+    assert ledger.reinstate(["tea", "nobody", "ada-3"], place="rag", namespace="default") == ("tea",)
+    assert ledger.history("tea", namespace="default") == before
+    ledger.record([OSLO], place="rag", namespace="default")
+    ledger.record([BERGEN], place="rag", namespace="default")
+    with pytest.raises(ValueError, match=r"'ada-1' cannot hold again: \['ada-2'\] hold under its key"):
+        ledger.reinstate(["ada-1"], place="rag", namespace="default")
+    assert ledger.verify() == []

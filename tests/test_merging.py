@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,41 +19,6 @@ from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, lab
 from memory_paths.types import Knowledge, Query
 
 NAMESPACE = "default"
-
-
-class MergingLedger:
-    """A ledger with the two methods that a merge needs, `supersede` and `reinstate`, until the ledger has them."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.record, self.remove, self.active = ledger.record, ledger.remove, ledger.active
-
-    def supersede(self, successors: Mapping[str, str], *, place: str, namespace: str) -> tuple[str, ...]:
-        ended = []
-        with self._ledger._transaction():
-            now = self._ledger._settled()
-            for id, successor in successors.items():
-                row, by = (self._ledger._held(one, place, namespace) for one in (id, successor))
-                if row is not None and by is not None:
-                    self._ledger._end(row, "superseded", ended_at=now, now=now, successor=by["version"])
-                    self._ledger._replan(row["key"], namespace, now)
-                    ended.append(id)
-        return tuple(ended)
-
-    def reinstate(self, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
-        back = []
-        with self._ledger._transaction():
-            now = self._ledger._settled()
-            for id in ids:
-                rows = self._ledger._rows(
-                    "namespace = ? AND place = ? AND id = ? ORDER BY version", namespace, place, id
-                )
-                if rows and rows[-1]["reason"] == "superseded":
-                    self._ledger._set(rows[-1], "", ended_at=None, successor=None)
-                    self._ledger._log(place, rows[-1]["version"], "add", "recorded", now)
-                    self._ledger._replan(rows[-1]["key"], namespace, now)
-                    back.append(id)
-        return tuple(back)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +162,7 @@ def state(ledger: Ledger, bank: Bank) -> str:
 
 
 def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: Merging, ledger: Ledger) -> None:
-    bank, merges = Bank(None, ledger, merging._encoder), MergingLedger(ledger)
+    bank, merges = Bank(None, ledger, merging._encoder), ledger
     bank.write(ITEMS, NAMESPACE)
     before = state(ledger, bank)
     proposals = [proposal for proposal in merging.propose(bank, NAMESPACE) if proposal.automatic]
@@ -226,7 +191,7 @@ def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: 
 def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refused(
     merging: Merging, ledger: Ledger
 ) -> None:
-    bank, merges = Bank(None, ledger, HashEncoder()), MergingLedger(ledger)
+    bank, merges = Bank(None, ledger, HashEncoder()), ledger
     bank.write(ITEMS, NAMESPACE)
     (rightly,) = merging.compare([(ITEMS[1], ITEMS[3])])
     bank.forget(["tongue"], NAMESPACE)
