@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memory_paths.ledger import Ledger
 from memory_paths.types import Knowledge, MemoryPath, Query
 
 from .encoder import Encoder
