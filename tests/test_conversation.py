@@ -140,7 +140,7 @@ def test_random_histories_fit_exactly_and_no_pair_is_split(lms: Callable[[str], 
             cut += LEFT_OUT in prompt.turns
     hook.remove()
     assert cut > HISTORIES / 10, "budgets were tight, or nothing is tested"
-    assert refused < HISTORIES
+    assert refused < 1.5 * HISTORIES, "of two prompts for each history enough fit, or nothing is tested"
 
 
 def check_what_stands(conversation: Conversation, prompt: Prompt) -> None:

@@ -13,7 +13,8 @@ from _evaluate_slowly import KNOWN, Reader, evaluate, toy_agent, toy_stream
 
 from memory_paths.agent import Agent
 from memory_paths.build import restore
-from memory_paths.context import InContext, NoMemory, Refuse
+from memory_paths.context import InContext, NoMemory
+from memory_paths.eviction import Refuse
 from memory_paths.evaluation import costs, records
 from memory_paths.evaluation.evaluator import Evaluator
 from memory_paths.evaluation.metrics import Metric

@@ -106,7 +106,7 @@ class TestRetriever(RetrieversIntegrationTests):
 
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"bank": in_memory("Ada flies.", "Ada sings.", "Ben flies.", "Ben reads.")}
+        return {"bank": in_memory("Ada flies.", "Ada sings.", "Ben flies.", "Ben reads."), "namespace": "default"}
 
     @property
     def retriever_query_example(self) -> str:

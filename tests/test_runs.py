@@ -186,7 +186,7 @@ def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> No
 def test_an_agent_that_cannot_be_built_leaves_nothing_open(tmp_path: Path) -> None:
     options = ["path=rag", "encoder@path.memory.encoder=hash"]
     options += [f"ledger={tmp_path}/ledger.sqlite", f"path.memory.folder={tmp_path}/bank"]
-    with pytest.raises(Exception, match="in use"):
+    with pytest.raises(Exception, match="two paths are named"):
         memory_paths.load(*options, "+more_paths.second=${path.memory}")
     with pytest.raises(Exception, match="facts must be at least 12"):
         build_run(compose(*options, "stream.facts=3"))
