@@ -904,9 +904,9 @@ class Ledger:
 
     def _log(self, place: str, versions: Sequence[int], action: Action, reason: Reason, now: float) -> None:
         last = self._query("SELECT position, chain FROM change ORDER BY position DESC LIMIT 1")
-        position, chain = (last[0]["position"], last[0]["chain"]) if last else (0, "")
+        before, chain = (last[0]["position"], last[0]["chain"]) if last else (0, "")
         rows = []
-        for position, version in enumerate(versions, start=position + 1):  # noqa: B020 (the last one is where to go on)
+        for position, version in enumerate(versions, start=before + 1):
             row = (position, place, version, action, reason, now)
             checksum = _checksum(row)
             chain = _chained(chain, checksum)

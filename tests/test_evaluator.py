@@ -14,13 +14,13 @@ from _evaluate_slowly import KNOWN, Reader, evaluate, toy_agent, toy_stream
 from memory_paths.agent import Agent
 from memory_paths.build import restore
 from memory_paths.context import InContext, NoMemory
-from memory_paths.eviction import Refuse
 from memory_paths.evaluation import costs, records
 from memory_paths.evaluation.evaluator import Evaluator
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.plan import Plan
 from memory_paths.evaluation.records import RecordError, same_records
 from memory_paths.evaluation.report import Report
+from memory_paths.eviction import Refuse
 from memory_paths.ledger import Ledger
 from memory_paths.types import Answer, Cost, Experience, Knowledge, Query, Question, Usage
 
