@@ -85,8 +85,8 @@ def test_a_frozen_prefix_changes_nothing(make_tiny_lm: Callable[..., CausalLM], 
     prompts = [Prompt(f"When does the harbour of town {number} open?", NOTES) for number in range(4)]
     with lm.altered(), weights.applied(lm.module):
         first = lm.generate(prompts, max_new_tokens=4)
-        assert lm._kept is not None
-        assert len(lm._kept.ids) > 0, "the notes are shared, so that they are frozen"
+        (kept,) = lm._prefixes._kept
+        assert len(kept.ids) > 0, "the notes are shared, so that they are frozen"
         again = lm.generate(prompts, max_new_tokens=4)
         shorter = lm.generate([Prompt("When?", NOTES[:5])], max_new_tokens=4)
         lm.prefix_cache = False
@@ -115,7 +115,7 @@ def test_a_prompt_pool_mixes_for_each_text_the_prompts_that_its_own_words_ask_fo
         pool.register_forward_hook(caught)
         together = lm.generate(prompts, max_new_tokens=4)
         alone = [lm.generate([prompt], max_new_tokens=4)[0] for prompt in prompts]
-        assert lm._kept is None, "all of a prompt is looked at before its first token is read"
+        assert lm._prefixes._kept == [], "all of a prompt is looked at before its first token is read"
         lm.prefix_cache = False
         plain = lm.generate(prompts, max_new_tokens=4)
         for prompt, mixed in zip(prompts, read[1:4], strict=True):

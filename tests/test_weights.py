@@ -508,7 +508,7 @@ def test_an_item_that_does_not_hold_yet_is_refused(lm: CausalLM, ledger: Ledger)
     path = _path(lm, ledger)
     for ask in (path.write, path.admit):
         with pytest.raises(ValueError, match="weights learn at once"):
-            ask([replace(ITEMS[0], valid_from=9e12)])
+            ask([replace(ITEMS[0], valid_from=9e12)], "default")
     assert path.items(namespace="default") == []
 
 
