@@ -114,6 +114,8 @@ class Bank:
             raise ValueError("a bank needs a name: it is its place in the ledger")
         if threshold is not None and not -1 <= threshold <= 1:
             raise ValueError(f"threshold must be a cosine in [-1, 1] or None, got {threshold}")
+        if exact_until < 1:
+            raise ValueError(f"exact_until must be at least 1, got {exact_until}")
         _check_search(top_k, method, diversity)
         self.name = name
         self.top_k, self.method, self.diversity, self.threshold = top_k, method, diversity, threshold
@@ -173,7 +175,7 @@ class Bank:
 
         Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`;
         with "bm25" those that share a word with the query. Scores are cosines in [-1, 1] ("dense"), BM25 scores, or
-        sums of reciprocal ranks ("fusion"); where diversity is asked for, they stay what they were, and fall no longer.
+        sums of reciprocal ranks ("fusion"). With diversity the order is that of the choice, and scores need not fall.
         Queries are encoded together; each reading carries its own tokens and its share of the time.
 
         Args:
@@ -202,7 +204,7 @@ class Bank:
         if not queries:
             return []
         encoding = [Usage()] * len(queries)
-        if vectors is None and (method != "bm25" or diversity):
+        if vectors is None and (method != "bm25" or diversity or self.threshold is not None):
             texts = [query.text for query in queries]
             started = time.perf_counter()
             vectors = self._encoder.encode_queries(texts)

@@ -717,11 +717,11 @@ def test_an_item_with_a_cue_is_found_by_it_and_not_by_its_text(bank: Bank) -> No
 
 
 def test_below_the_threshold_nothing_is_offered(ledger: Ledger) -> None:
-    for method in ("dense", "fusion"):
+    for method in ("dense", "bm25", "fusion"):
         bank = Bank(None, ledger, HashEncoder(), threshold=0.5, method=method)
         bank.write(FACTS, namespace="default")
         assert ids(bank, "The cat sleeps on the sofa.") == ["cat"]
-        assert ids(bank, "Who on earth wrote that?") == []
+        assert ids(bank, "Who on earth wrote that?") == ids(bank, "Who has the oldest engine?") == []
 
 
 def test_get_gives_what_is_held_now(bank: Bank) -> None:
@@ -765,6 +765,8 @@ def test_bad_arguments_are_refused(ledger: Ledger, bank: Bank, tmp_path: Path) -
         Bank(None, ledger, HashEncoder(), method="sparse")
     with pytest.raises(ValueError, match="diversity must be in"):
         Bank(None, ledger, HashEncoder(), diversity=1.0)
+    with pytest.raises(ValueError, match="exact_until must be at least 1"):
+        Bank(None, ledger, HashEncoder(), exact_until=0)
     with pytest.raises(ValueError, match="threshold must be a cosine"):
         Bank(None, ledger, HashEncoder(), threshold=3)
     with pytest.raises(ValueError, match="names its namespace"):
