@@ -155,10 +155,7 @@ class CausalLM:
         self.window = _window(self.name, self.module.config, window)
         # Asked of the bare model once: a wrapper around it (an adapter's) hides the signature and passes arguments on.
         self._accepted = frozenset(inspect.signature(self.module.forward).parameters)
-        if "past_key_values" not in self._accepted:
-            raise ValueError(
-                f"{type(self.module).__name__} ({self.name!r}) keeps no keys and values; use another model"
-            )
+        self._cache_argument = cache_argument(self.module)
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {self.name!r} has no eos token; set eos_token in tokenizer_config.json")
         self._stop_ids = self._read_stop_ids()
@@ -669,8 +666,8 @@ class CausalLM:
         output = self.module(
             input_ids=tokens.to(device),
             attention_mask=attention.to(device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self._cache_argument: cache},
             **extra,
         )
         return output.logits[:, -keep:]
@@ -712,6 +709,19 @@ class CausalLM:
             # Rows that have ended go on being fed beside the others; a learnt position table has no row past its end.
             positions = (positions[:, -1:] + 1).clamp(max=self.window - 1)
         return list(zip(new, total, stopped, strict=True))
+
+
+def cache_argument(module: Any) -> str:
+    """By which name a causal language model takes its keys and values: `cache` since transformers 5.24.
+
+    Raises:
+        ValueError: It takes none.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise ValueError(f"{type(module).__name__} keeps no keys and values; use another model")
 
 
 def shared_prefixes(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memory_paths.lm import cache_argument
 from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
@@ -415,11 +416,12 @@ def _before_every_text(
     from transformers.cache_utils import DynamicCache
 
     leading = [False]  # the model itself may be asked for what stands before
+    name = cache_argument(module)
 
     def hook(one: Any, arguments: Any, given: dict[str, Any]) -> Any:
         if leading[0] or not active():
             return None
-        ids, cache = given["input_ids"], given.get("past_key_values")
+        ids, cache = given["input_ids"], given.get(name)
         rows = len(ids)
         mask = given.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
@@ -436,7 +438,7 @@ def _before_every_text(
             for index, (keys, values) in enumerate(layers):
                 cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         mask = torch.cat([mask.new_ones(rows, tokens), mask], dim=1)
-        changed = {"past_key_values": cache, "attention_mask": mask, "position_ids": positions}
+        changed = {name: cache, "attention_mask": mask, "position_ids": positions}
         return arguments, {**given, **changed}
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -449,6 +451,6 @@ def _keys_and_values(module: Any, embedded: Tensor) -> list[tuple[Tensor, Tensor
     cache = DynamicCache(config=module.config)
     if not all(type(layer) is DynamicLayer for layer in cache.layers):
         raise ValueError(f"{type(module).__name__} does not keep keys and values of every token; use another method")
-    module(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+    module(inputs_embeds=embedded, use_cache=True, **{cache_argument(module): cache})
     layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]

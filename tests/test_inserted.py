@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_setting, plain_aim
+from transformers.cache_utils import DynamicCache
 
-from memory_paths.lm import CausalLM
+from memory_paths.lm import CausalLM, cache_argument
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.growth import Experts, LowRankStack, NewBlocks
 from memory_paths.parametric.inserted import Bottleneck, Inserted, Insertion, PromptPool, VirtualTokens
@@ -163,7 +164,8 @@ def test_a_cartridge_begins_as_the_text_that_it_is_made_of(make_tiny_lm: Callabl
     weights.prepare(lm, [text])
     ids = list(encode(lm, [text])[0].ids[:8])
     with torch.no_grad():
-        cache = lm.module(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+        cache = DynamicCache(config=lm.module.config)
+        lm.module(input_ids=torch.tensor([ids]), use_cache=True, **{cache_argument(lm.module): cache})
         with weights.applied(lm.module):
             new = list(lm.module.inserted)
     for index, layer in enumerate(cache.layers):
