@@ -13,6 +13,7 @@ from memory_paths.ledger import Ledger, LedgerError, salvage
 from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
 
 from .generation import MANIFEST, load_generation
+from .index import VectorIndex
 from .rows import Rows
 
 BATCH = 5_000  # items that are stored, and acknowledged, together
@@ -30,14 +31,15 @@ def verify(ledger: Path, folder: Path | None, place: str) -> list[str]:
             return problems
         try:
             manifest, parts = load_generation(folder)
-            rows = Rows(parts["rows"], manifest.namespaces)
+            rows = Rows(parts["rows"].data, manifest.namespaces)
+            vectors = VectorIndex(manifest.encoder["dimension"], parts)
         except (OSError, ValueError, KeyError) as error:
             return [*problems, f"the index is damaged or missing, and will be made anew: {error}"]
         if manifest.place != place:
             problems.append(f"the index in {folder} belongs to {manifest.place!r}, not to {place!r}")
         elif opened.fingerprint(manifest.position) != manifest.fingerprint:
             problems.append(f"the index in {folder} was made from another ledger, and will be made anew")
-        elif len(parts["vectors"]) != 4 * manifest.encoder["dimension"] * len(rows):
+        elif len(vectors) != len(rows):
             problems.append(f"the index in {folder} does not have one vector for each row, and will be made anew")
     return problems
 

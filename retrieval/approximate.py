@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
     Numbers = NDArray[np.int64]
 
+LISTS = 4  # times the root of the number of rows
 TRAINED_ON = 39  # vectors for each list, the least that FAISS is content with
 PROBED = 64  # stored vectors that are asked for, to find how many lists have to be read
 BLOCK = 65_536  # vectors that are held twice while lists are made
@@ -64,7 +65,7 @@ class InvertedLists:
         import faiss
         import numpy as np
 
-        lists = max(1, min(round(4 * math.sqrt(count)), count // TRAINED_ON))
+        lists = max(1, min(round(LISTS * math.sqrt(count)), count // TRAINED_ON))
         order = np.random.default_rng(seed).permutation(count)
         sample = vectors(np.sort(order[: lists * TRAINED_ON]))
         index: Any = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
@@ -73,28 +74,47 @@ class InvertedLists:
         made = InvertedLists.__new__(InvertedLists)
         made._index = index
         for start in range(0, count, BLOCK):
-            made.add(vectors(np.arange(start, min(count, start + BLOCK))))
+            rows = np.arange(start, min(count, start + BLOCK))
+            made.add(vectors(rows), rows)
         made._calibrate(vectors, order[-PROBED:])
         return made
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def add(self, vectors: Vectors) -> None:
-        """Append the vectors of the rows that follow."""
+    @property
+    def made_for(self) -> float:
+        """For how many rows there are as many lists as these."""
+        lists = self._index.nlist
+        return float(max((lists / LISTS) ** 2, lists * TRAINED_ON))
+
+    def add(self, vectors: Vectors, rows: Numbers) -> None:
+        """Add rows that are new, float32 [n, dimension], under their numbers."""
         if len(vectors):
-            self._index.add(vectors)
+            self._index.add_with_ids(vectors, rows)
 
-    def propose(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None) -> Numbers:
+    def remove(self, rows: Numbers) -> None:
+        """Let go of rows."""
+        self._index.remove_ids(rows)
+
+    def propose(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None, share: float = 1.0) -> Numbers:
         """About the best k rows for each query among those allowed, [n, k], -1 where there were no more in the lists
-        that were read."""
-        return self._propose(queries, k, allowed, int(self._index.nprobe))
+        that were read.
 
-    def to_bytes(self) -> bytes:
+        Args:
+            queries: float32 [n, dimension].
+            k: Most rows for a query.
+            allowed: Which rows may be proposed; None: all.
+            share: Of all rows that are allowed, in (0, 1]: the fewer, the more lists are read to find as many of them.
+        """
+        read = min(int(self._index.nlist), math.ceil(self._index.nprobe / share))
+        return self._propose(queries, k, allowed, read)
+
+    def to_bytes(self) -> memoryview:
         """For `InvertedLists(data)`."""
         import faiss
 
-        data: bytes = faiss.serialize_index(self._index).tobytes()
+        data: memoryview = faiss.serialize_index(self._index).data
         return data
 
     def _propose(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None, read: int) -> Numbers:

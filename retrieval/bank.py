@@ -33,8 +33,8 @@ from memory_paths.types import (
 
 from .encoder import Encoder
 from .fusion import diverse, fuse
-from .generation import Manifest, load_generation, save_generation
-from .index import VectorIndex
+from .generation import Buffer, Manifest, Part, load_generation, save_generation
+from .index import SEGMENT, VectorIndex
 from .rows import Rows, is_recallable
 from .words import Words
 
@@ -51,6 +51,7 @@ Method = Literal["dense", "bm25", "fusion"]
 
 SNAPSHOT_FROM = 4096  # rows; from here on the index is also saved each time it has doubled
 FILTERS_KEPT = 64
+MOST_GONE = 0.1  # of all rows: so many that nobody may recall stay where they are, emptied
 CANDIDATES = 4  # times k: so many are found before they are fused or made diverse, and not fewer than
 FEWEST_CANDIDATES = 32
 
@@ -268,7 +269,7 @@ class Bank:
         with self._opened():
             self._catch_up()
             if self._folder is not None and self._saved_position != self._position:
-                self._snapshot(self._folder)
+                self._vectors.rest_on(self._snapshot(self._folder))
                 self._saved_position, self._unsaved = self._position, 0
 
     def state_hash(self) -> str:
@@ -372,12 +373,15 @@ class Bank:
             self._catch_up()
 
     def _adopt(self, folder: Path) -> None:
+        import numpy as np
+
         manifest, parts = load_generation(folder)
         self._check_manifest(folder, manifest)
-        self._rows = Rows(parts["rows"], manifest.namespaces)
-        self._vectors = VectorIndex(self._encoder.manifest.dimension, parts["vectors"], parts.get("lists"))
-        self._words = Words(parts["words"]) if "words" in parts else None
-        if len(self._vectors) != len(self._rows) or (self._words is not None and len(self._words) != len(self._rows)):
+        self._rows = Rows(parts["rows"].data, manifest.namespaces)
+        self._vectors = VectorIndex(self._encoder.manifest.dimension, parts)
+        self._words = Words(parts["words"].data) if "words" in parts else None
+        recallable = np.count_nonzero(~self._rows.gone)
+        if len(self._vectors) != len(self._rows) or (self._words is not None and len(self._words) != recallable):
             raise ValueError(f"{folder} is damaged: its parts do not have the same number of rows")
         self._position = manifest.position
 
@@ -415,8 +419,7 @@ class Bank:
         self._warn_of_cut_texts(usages)
         started = time.perf_counter()
         words, self._words = self._words, None  # should this be interrupted, they are made anew when they are needed
-        if len(self._vectors) > len(self._rows):  # an interruption left surplus vectors
-            self._keep_vectors(range(len(self._rows)))
+        self._vectors.truncate(len(self._rows))  # an interruption may have left surplus vectors
         self._vectors.add(vectors)
         if any(entry.text == ERASED for entry in gone):
             words = None  # they can be let go of by their text alone, and that was erased
@@ -483,16 +486,16 @@ class Bank:
             self._unsaved = 0  # the items are acknowledged and safe; try again when as many more have come
             _log.warning("bank %r could not save its index: %s", self.name, error)
 
-    def _snapshot(self, folder: Path) -> None:
+    def _snapshot(self, folder: Path) -> dict[str, Part]:
         self._compact()
         if self.method != "dense":
             self._learn_words()
-        if self._vectors.is_exact and len(self._vectors) > self._exact_until:
+        if len(self._vectors) > self._exact_until and (self._vectors.is_exact or self._vectors.has_outgrown_its_lists):
             self._vectors.make_lists()
-        parts = {"rows": self._rows.to_bytes(), **self._vectors.to_parts()}
+        parts: dict[str, Buffer | Part] = {"rows": self._rows.to_bytes(), **self._vectors.to_parts()}
         if self._words is not None:
             parts["words"] = self._words.to_bytes()
-        save_generation(
+        return save_generation(
             folder,
             parts,
             place=self.name,
@@ -503,19 +506,22 @@ class Bank:
         )
 
     def _compact(self) -> None:
-        """Let go of what no question may recall any more: nothing of it is written to disk."""
+        """Let go of what no question may recall any more: nothing of it is written to disk.
+
+        A few rows are emptied where they are; once there are many, the others move together, which writes all anew.
+        """
+        import numpy as np
+
         gone = self._rows.gone
-        if not gone.any():
+        if np.count_nonzero(gone) <= MOST_GONE * len(gone):
+            self._vectors.erase(np.flatnonzero(gone))
             return
-        self._keep_vectors(~gone)
-        self._rows = self._rows.without(gone)
+        kept = VectorIndex(self._vectors.dimension)
+        for start in range(0, len(gone), SEGMENT):
+            kept.add(self._vectors.vectors(start + np.flatnonzero(~gone[start : start + SEGMENT])))
+        self._vectors, self._rows = kept, self._rows.without(gone)
         self._filters.clear()
         self._fitting.clear()
-
-    def _keep_vectors(self, rows: Any) -> None:
-        kept = VectorIndex(self._vectors.dimension)
-        kept.add(self._vectors.vectors(rows))
-        self._vectors = kept
 
     def _allowed(self, query: Query) -> Mask:
         # The answer depends on nothing but these of a query.

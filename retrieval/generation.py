@@ -20,7 +20,7 @@ from memory_paths.files import read_json, write_durably
 
 Buffer = bytes | memoryview  # what a file holds; large files are mapped, not read
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 SUFFIX = ".part"
@@ -49,13 +49,24 @@ class Manifest:
     format: int = FORMAT
 
 
-def save_generation(folder: Path, parts: Mapping[str, Buffer], **described: Any) -> Manifest:
+@dataclass(frozen=True)
+class Part:
+    """What a file of a generation holds, mapped, and its SHA-256 in hex."""
+
+    data: Buffer
+    checksum: str
+
+
+def save_generation(folder: Path, parts: Mapping[str, Buffer | Part], **described: Any) -> dict[str, Part]:
     """Write a generation and remove the one before it.
 
     Args:
         folder: Where; made where it is missing.
-        parts: Content by name.
+        parts: Content by name; what lies in the folder already as this part is not written again.
         described: The other fields of the manifest.
+
+    Returns:
+        The parts as they lie there.
 
     Raises:
         OSError: The disk is full or cannot be written, or another process is writing here; the generation before is
@@ -65,19 +76,25 @@ def save_generation(folder: Path, parts: Mapping[str, Buffer], **described: Any)
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK, timeout=60, fallback_to_soft=False):
-        files = {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()}
+        given = {
+            name: part if isinstance(part, Part) else Part(part, hashlib.sha256(part).hexdigest())
+            for name, part in parts.items()
+        }
+        files = {name: part.checksum for name, part in given.items()}
+        for name, part in given.items():
+            file = folder / _name(name, part.checksum)
+            if part is not parts[name] or not file.exists() or file.stat().st_size != len(part.data):
+                _write(file, part.data)
         manifest = Manifest(**described, files=files)
-        for part, data in parts.items():
-            _write(folder / _name(part, files[part]), data)
         _write(folder / MANIFEST, json.dumps(_signed(asdict(manifest)), indent=1, sort_keys=True).encode())
         kept = {_name(part, checksum) for part, checksum in files.items()} | {MANIFEST, LOCK}
         for old in folder.iterdir():  # what a killed save left begins with a dot
             if old.name not in kept and (old.suffix == SUFFIX or old.name.endswith(".partial")):
                 old.unlink(missing_ok=True)
-    return manifest
+        return {name: Part(_mapped(folder / _name(name, checksum)), checksum) for name, checksum in files.items()}
 
 
-def load_generation(folder: Path) -> tuple[Manifest, dict[str, Buffer]]:
+def load_generation(folder: Path) -> tuple[Manifest, dict[str, Part]]:
     """Read a generation back, every byte compared with its checksum.
 
     Raises:
@@ -116,17 +133,23 @@ def _signed(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "checksum": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
 
 
-def _read(folder: Path, part: str, checksum: str) -> Buffer:
+def _read(folder: Path, part: str, checksum: str) -> Part:
     file = folder / Path(_name(part, checksum)).name
     try:
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+        data = _mapped(file)
     except OSError as error:
         raise ValueError(f"{folder / MANIFEST} names a file that cannot be read: {error}") from error
     if hashlib.sha256(data).hexdigest() != checksum:
         raise ValueError(f"{file} does not match its checksum")
-    return data
+    if isinstance(whole := data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        whole.madvise(mmap.MADV_DONTNEED)  # what was only read to be checked need not stay in memory
+    return Part(data, checksum)
+
+
+def _mapped(file: Path) -> memoryview:
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
 
 
 def _write(file: Path, data: Buffer) -> None:

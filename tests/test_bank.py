@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.fusion import diverse, fuse
-from memory_paths.retrieval.generation import MANIFEST, load_generation
+from memory_paths.retrieval.generation import MANIFEST, Buffer, Part, load_generation
 from memory_paths.retrieval.index import VectorIndex
 from memory_paths.retrieval.words import Words
 from memory_paths.testing import check_path
@@ -124,6 +125,14 @@ def test_the_hash_encoder_is_the_same_in_every_process() -> None:
 # The index
 
 
+def as_parts(contents: Mapping[str, Buffer | Part]) -> dict[str, Part]:
+    """As they would come back from files."""
+    return {
+        name: content if isinstance(content, Part) else Part(bytes(content), hashlib.sha256(content).hexdigest())
+        for name, content in contents.items()
+    }
+
+
 def test_search_equals_brute_force_under_every_filter() -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((2000, 32)).astype(np.float32)
@@ -155,11 +164,13 @@ def test_vectors_that_do_not_fit_are_refused_and_nothing_is_added() -> None:
     with pytest.raises(ValueError, match=r"must be \[n, 2\], got \[1, 3\]"):
         index.add(np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="9 bytes are not vectors of 2"):
-        VectorIndex(2, b"123456789")
+        VectorIndex(2, as_parts({"vectors-0000": b"123456789"}))
+    with pytest.raises(ValueError, match="'vectors-0001' does not follow 0 vectors"):
+        VectorIndex(2, as_parts({"vectors-0001": b"12345678"}))
     with pytest.raises(ValueError, match="for each of 1 rows"):
         index.search(np.ones((1, 2), np.float32), 1, np.ones(2, bool))
     assert len(index) == 1
-    np.testing.assert_array_equal(VectorIndex(2, **index.to_parts()).vectors([0]), [[1.0, 1.0]])
+    np.testing.assert_array_equal(VectorIndex(2, as_parts(index.to_parts())).vectors([0]), [[1.0, 1.0]])
 
 
 def test_inverted_lists_find_nearly_all_and_k_under_every_filter() -> None:
@@ -172,7 +183,7 @@ def test_inverted_lists_find_nearly_all_and_k_under_every_filter() -> None:
     index.add(vectors[:25_000])
     index.make_lists()
     index.add(vectors[25_000:])
-    again = VectorIndex(32, **index.to_parts())
+    again = VectorIndex(32, as_parts(index.to_parts()))
     assert not again.is_exact
     for share in (1.0, 0.9, 0.01, 0.0001):
         allowed = random.random(len(vectors)) < share
@@ -189,10 +200,84 @@ def test_inverted_lists_find_nearly_all_and_k_under_every_filter() -> None:
             np.testing.assert_allclose(
                 [score for _, score in hits], vectors[[row for row, _ in hits]] @ query, atol=1e-6
             )
-    with pytest.raises(ValueError, match="lists of 29900 rows for 10 vectors"):
-        VectorIndex(32, vectors[:10].tobytes(), index.to_parts()["lists"])
+    ten = vectors[:10].tobytes()
+    with pytest.raises(ValueError, match="'lists-29900' with 29900 rows does not fit 10 vectors"):
+        VectorIndex(32, as_parts({"vectors-0000": ten, "lists-29900": index.to_parts()["lists-29900"]}))
     with pytest.raises(ValueError, match="not a FAISS index"):
-        VectorIndex(32, vectors[:10].tobytes(), b"rubbish" * 99)
+        VectorIndex(32, as_parts({"vectors-0000": ten, "lists-10": b"rubbish" * 99}))
+
+
+def test_segments_search_and_come_back_as_one_array_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_paths.retrieval.index.SEGMENT", 64)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((300, 8)).astype(np.float32)
+    index = VectorIndex(8)
+    for start in range(0, 300, 37):
+        index.add(vectors[start : start + 37])
+    index.truncate(250)
+    index.add(vectors[250:])
+    index.rest_on(as_parts(index.to_parts()))
+    index.add(vectors[:5])
+    stored = np.concatenate([vectors, vectors[:5]])
+    again = VectorIndex(8, as_parts(index.to_parts()))
+    again.add(vectors[5:9])
+    np.testing.assert_array_equal(again.vectors(range(309)), [*stored, *vectors[5:9]])
+    for one in (index, VectorIndex(8, as_parts(index.to_parts()))):
+        np.testing.assert_array_equal(one.vectors([304, 0, 64, 299]), stored[[304, 0, 64, 299]])
+        for allowed in (np.ones(305, bool), random.random(305) < 0.5):
+            best = np.flatnonzero(allowed)[np.argsort(-(stored[allowed] @ vectors[7]), kind="stable")[:20]]
+            assert [row for row, _ in one.search(vectors[7:8], 20, allowed)[0]] == best.tolist()
+
+
+def test_what_is_erased_leaves_every_part_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_paths.retrieval.index.SEGMENT", 64)
+    vectors = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = VectorIndex(8)
+    index.add(vectors)
+    index.make_lists()
+    index.rest_on(as_parts(index.to_parts()))
+    before = index.to_parts()
+    index.erase(np.array([70, 71]))
+    parts = index.to_parts()
+    assert [name for name in parts if parts[name] is not before[name]] == ["vectors-0001", "lists-200"]
+    assert all(vectors[row].tobytes() not in bytes(parts["vectors-0001"]) for row in (70, 71))
+    again = VectorIndex(8, as_parts(parts))
+    allowed = np.ones(200, bool)
+    allowed[[70, 71]] = False
+    for one in (index, again):
+        assert len(one) == 200
+        assert not set(range(70, 72)) & {row for row, _ in one.search(vectors[70:71], 198, allowed)[0]}
+        assert one.search(vectors[72:73], 1, allowed)[0][0][0] == 72
+    again.erase(np.array([70, 71]))  # as a bank does once more after opening
+    assert all(isinstance(part, Part) for name, part in again.to_parts().items() if name != "vectors-0003")
+
+
+def test_a_snapshot_writes_what_is_new(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_paths.retrieval.index.SEGMENT", 64)
+    items = [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in range(400)]
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank", exact_until=100)
+    bank.write(items[:390], "default")
+    bank.flush()
+
+    def files() -> dict[str, int]:
+        return {file.name: file.stat().st_ino for file in (tmp_path / "bank").glob("*-*.part")}
+
+    before = files()
+    bank.write(items[390:], "default")
+    bank.close()
+    kept = {name.rsplit("-", 1)[0] for name, inode in files().items() if before.get(name) == inode}
+    assert kept == {*(f"vectors-{number:04d}" for number in range(6)), "lists-390"}
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank", exact_until=100)
+    assert ids(bank, items[395].text)[0] == "395"  # the lists in the file do not cover it
+    bank.forget(["7"], "default")
+    bank.close()
+    kept = {name.rsplit("-", 1)[0] for name, inode in files().items() if before.get(name) == inode}
+    assert kept == {f"vectors-{number:04d}" for number in range(1, 6)}
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank", exact_until=100)
+    assert bank.verify() == []
+    assert "7" not in ids(bank, items[7].text)
+    bank.close()
 
 
 def test_a_bank_of_many_items_makes_lists_when_it_is_saved_and_keeps_them(ledger: Ledger, tmp_path: Path) -> None:
@@ -660,7 +745,7 @@ def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Pa
             bank.flush()
         bank.close()
     assert "closed without a snapshot" in caplog.text
-    assert len(load_generation(folder)[1]["vectors"]) == 4 * 4096 * len(FACTS)
+    assert len(load_generation(folder)[1]["vectors-0000"].data) == 4 * 4096 * len(FACTS)
     bank = Bank(None, ledger, HashEncoder(4096), folder=folder)
     assert len(bank.items(namespace="default")) == 24
     assert bank.verify() == []
