@@ -14,21 +14,22 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from memory_paths.evaluation.report import Report
-from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words
+from memory_paths.evaluation.report import Report, write_lines
+from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
 from memory_paths.evaluation.table import render_markdown, render_table
 
 _failed_folders: list[str] = []
 
 
 def show(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
-    """Collect the runs of a folder, print table and verdict, write the three files, and remember the failures.
+    """Collect the runs of a folder, print table and verdict, write the three files, and remember the failures. For runs
+    that are kept in one file nothing is written.
 
     Raises:
         FileNotFoundError: There is no run in it.
     """
     summary = collect(folder, ignore)
-    page = summary.write(folder)
+    page = summary.write(folder) if Path(folder).is_dir() else None
     print(render_table(summary, shutil.get_terminal_size((200, 24)).columns))
     print()
     print(summary.verdict)
@@ -36,7 +37,8 @@ def show(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         print(words)
     for failure in summary.failures:
         print(f"failed: {failure.folder}: {failure.reason}")
-    print(f"The page: {page}")
+    if page is not None:
+        print(f"The page: {page}")
     _failed_folders.extend(failure.folder for failure in summary.failures)
     return summary
 
@@ -72,7 +74,7 @@ class SweepTable(Callback):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit status 1 where a run failed, 2 where there is none or no such metric."""
     parser = argparse.ArgumentParser(prog="python -m memory_paths.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", help="folder of a run, or of a sweep; searched however deep")
+    parser.add_argument("folder", help="folder of a run, or of a sweep, searched however deep; or a file of --keep")
     parser.add_argument(
         "--markdown",
         nargs="*",
@@ -87,8 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="settings in which runs may differ and are told of as one, such as weights.counted; for runs of versions "
         "that did not all know them",
     )
+    parser.add_argument(
+        "--keep", metavar="FILE", help="write the reports of all runs as one file of JSON lines, and nothing else"
+    )
     given = parser.parse_args(arguments)
     try:
+        if given.keep is not None:
+            reports, failures = reports_of(given.folder)
+            write_lines(reports, given.keep)
+            print(f"{len(reports)} reports in {given.keep}; without one: {len(failures)}")
+            return 1 if failures else 0
         if given.markdown is not None:
             summary = collect(given.folder, given.ignore)
             print(render_markdown(summary, given.markdown))

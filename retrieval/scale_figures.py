@@ -9,13 +9,23 @@ Reading is measured in a process of its own that opens what another one wrote.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import re
-from collections.abc import Iterator, Sequence
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_paths.ledger import Ledger
+from memory_paths.types import Knowledge, Query
+
+from .bank import Bank
 from .encoder import MINILM_SHA256, EncoderManifest, SentenceEncoder
 
 if TYPE_CHECKING:
@@ -102,3 +112,192 @@ def encoded(folder: Path, work: Path) -> tuple[Path, list[str]]:
         np.save(partial := work / "partial.npy", vectors)
         partial.rename(file)
     return file, texts
+
+
+def perturbed(file: Path, count: int, work: Path, seed: int = 0) -> Path:
+    """The file of `count` vectors, float32 [count, 384]: the sentences first, then copies of them.
+
+    A copy of sentence v is v + r u, made of length 1 again: u is a direction by chance, r the distance of some
+    sentence (by chance) from its own nearest neighbour among all.
+    """
+    import numpy as np
+
+    target = work / f"items-{count}.npy"
+    if target.exists():
+        return target
+    base = np.load(file, mmap_mode="r")[:SENTENCES]
+    random = np.random.default_rng(seed)
+    distances = np.sqrt(2 - 2 * _nearest(base))
+    made = np.lib.format.open_memmap(partial := work / "partial.npy", "w+", np.float32, (count, base.shape[1]))
+    for start in range(0, count, BATCH):
+        rows = np.arange(start, min(start + BATCH, count))
+        copies = np.array(base[rows % SENTENCES])
+        moved = rows >= SENTENCES
+        direction = random.standard_normal(copies.shape).astype(np.float32)
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        copies[moved] += (random.choice(distances, len(rows))[:, None] * direction)[moved]
+        made[rows] = copies / np.linalg.norm(copies, axis=1, keepdims=True)
+    made.flush()
+    partial.rename(target)
+    return target
+
+
+def _nearest(vectors: Vectors) -> Vectors:
+    """Of each row the cosine to the nearest other one."""
+    import faiss
+
+    scores: Vectors = faiss.knn(vectors, vectors, 2, metric=faiss.METRIC_INNER_PRODUCT)[0]
+    return scores[:, 1].clip(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A size of the bank, and where its files are."""
+
+    items: int
+    vectors: Path
+    questions: Path
+    work: Path
+
+    @property
+    def ledger(self) -> Path:
+        """Its file."""
+        return self.work / f"bank-{self.items}.sqlite"
+
+    def bank(self, ledger: Ledger) -> Bank:
+        """The bank, opened."""
+        return Bank(None, ledger, Known(self.vectors), folder=self.work / f"bank-{self.items}", top_k=K)
+
+
+def write(sizes: Sizes, texts: Sequence[str]) -> dict[str, Any]:
+    """Make the bank: items a second, and the seconds of its last snapshot, in which lists are made."""
+    from tqdm import tqdm
+
+    with Ledger(sizes.ledger) as ledger:
+        bank = sizes.bank(ledger)
+        started = time.perf_counter()
+        for start in tqdm(range(0, sizes.items, BATCH), unit="batch", disable=not sys.stderr.isatty()):
+            bank.write(
+                [
+                    Knowledge(
+                        str(row),
+                        f"{row} {texts[row % SENTENCES]}",
+                        metadata={name: row % every == 0 for name, every in FILTERS.items() if every > 1},
+                    )
+                    for row in range(start, min(start + BATCH, sizes.items))
+                ],
+                NAMESPACE,
+            )
+        written = time.perf_counter()
+        bank.flush()
+        flushed = time.perf_counter()
+        bank.close()
+    return {
+        "items a second": sizes.items / (written - started),
+        "last snapshot, seconds": flushed - written,
+        "peak while writing, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def read(sizes: Sizes) -> dict[str, Any]:
+    """Open the bank and ask the questions one by one, on one thread."""
+    import faiss
+    import numpy as np
+    import psutil
+
+    faiss.omp_set_num_threads(1)
+    process = psutil.Process()
+    libraries = process.memory_info().rss
+    vectors: Vectors = np.load(sizes.questions, mmap_mode="r")[SENTENCES:]
+    told: dict[str, Any] = {}
+    started = time.perf_counter()
+    with Ledger(sizes.ledger) as ledger:
+        ledger_opened = time.perf_counter()
+        bank = sizes.bank(ledger)
+        opened = time.perf_counter()
+        told["open, seconds"] = opened - started
+        told["of which the ledger"] = ledger_opened - started
+        for name, every in FILTERS.items():
+            query = Query("", NAMESPACE, where={} if every == 1 else {name: True})
+            rows = np.arange(0, sizes.items, every)
+            truth = _truth(sizes, vectors, name, rows)
+            started = time.perf_counter()
+            bank.search([query], vectors=vectors[:1])
+            told[f"filter {name}: the first question, milliseconds"] = 1000 * (time.perf_counter() - started)
+            hits, seconds, short = 0, [], 0
+            for vector, best in zip(vectors, truth, strict=True):
+                started = time.perf_counter()
+                (reading,) = bank.search([query], vectors=vector[None])
+                seconds.append(time.perf_counter() - started)
+                found = {int(recall.item.id) for recall in reading.recalls}
+                hits += len(found & set(best.tolist()))
+                short += len(found) < min(K, len(rows))
+            told[f"filter {name}: recall@{K}"] = hits / truth.size
+            told[f"filter {name}: questions with too few hits"] = short
+            for share in (50, 95):
+                told[f"filter {name}: p{share}, milliseconds"] = 1000 * float(np.percentile(seconds, share))
+            if every == 1:
+                memory = process.memory_full_info()
+                told["resident after the questions, GB"] = memory.rss / 1e9
+                told["of which not in files"] = memory.uss / 1e9
+                told["of which libraries"] = libraries / 1e9
+        told["exact"] = bank._vectors.is_exact
+        bank.close()
+    return told
+
+
+def _truth(sizes: Sizes, questions: Vectors, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The K best of these rows for each question, by comparison with all of them; kept for next time."""
+    import faiss
+    import numpy as np
+
+    file = sizes.work / f"truth-{sizes.items}-{name.replace(' ', '')}.npy"
+    if not file.exists():
+        vectors: Vectors = np.load(sizes.vectors, mmap_mode="r")
+        scores, best = np.zeros((len(questions), 0), np.float32), np.zeros((len(questions), 0), np.int64)
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            compared, found = faiss.knn(
+                questions, np.array(vectors[part]), min(K, len(part)), metric=faiss.METRIC_INNER_PRODUCT
+            )
+            scores, best = np.hstack([scores, compared]), np.hstack([best, part[found]])
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+            scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(best, order, 1)
+        np.save(file, best)
+    found_before: NDArray[np.int64] = np.load(file)
+    return found_before
+
+
+def _apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a function gives in a new process."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write and read a bank of each size; a Markdown table."""
+    parser = argparse.ArgumentParser(prog="python -m memory_paths.retrieval.scale_figures", description=__doc__)
+    parser.add_argument("folder", type=Path, help="holds folders of data sets: JSON lines and plain text")
+    parser.add_argument("--items", type=int, nargs="+", default=[100_000, 200_000, 1_000_000])
+    parser.add_argument("--work", type=Path, default=Path(".work/scale"), help="where vectors and banks are kept")
+    given = parser.parse_args(arguments)
+    file, texts = encoded(given.folder, given.work)
+    columns: list[dict[str, Any]] = []
+    for items in given.items:
+        sizes = Sizes(items, perturbed(file, items, given.work), file, given.work)
+        written = {} if sizes.ledger.exists() else _apart(write, sizes, texts)
+        columns.append(written | _apart(read, sizes))
+        print(json.dumps({"items": items} | columns[-1]), file=sys.stderr)
+    names = dict.fromkeys(name for column in columns for name in column)
+    print("|", *(f"| {items:,} items" for items in given.items), "|")
+    print("|---" * (1 + len(columns)) + "|")
+    for name in names:
+        print(f"| {name} |", *(f"{_told(column.get(name))} |" for column in columns))
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -346,6 +346,18 @@ def test_the_command_prints_table_verdict_and_page_and_its_status_says_whether_a
     assert done.stderr == ""
 
 
+def test_a_sweep_is_kept_as_one_file_that_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = sweep / "kept.jsonl"
+    assert entry.main([str(sweep), "--keep", str(kept)]) == 1, "a run of it failed"
+    assert "8 reports in" in capsys.readouterr().out
+    assert collect(kept).lines == collect(sweep).lines
+    assert entry.main([str(kept)]) == 0
+    assert "The page" not in capsys.readouterr().out
+    kept.write_text(kept.read_text() + '{"schema": 1}\n')
+    assert entry.main([str(kept)]) == 2
+    assert "line 9 of" in capsys.readouterr().err
+
+
 def test_the_command_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main([str(tmp_path)]) == 2
     assert entry.main([str(tmp_path / "missing")]) == 2

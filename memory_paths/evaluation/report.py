@@ -6,7 +6,7 @@ This file knows how a report is written and read again; it knows nothing of how 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,28 @@ class Report:
             return Report.from_json(json.loads(file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def write_lines(reports: Iterable[Report], file: str | Path) -> None:
+    """Write reports as JSON lines, as a whole or not at all: a sweep without its records, to be kept or passed on."""
+    lines = [json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False) for report in reports]
+    write_file(Path(file), "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_lines(file: str | Path) -> list[Report]:
+    """The inverse of `write_lines`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no report; the file and the line are named.
+    """
+    reports = []
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            reports.append(Report.from_json(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"line {number} of {file} is no report: {error}") from error
+    return reports
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from memory_paths.evaluation.costs import MEASURES, break_even, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
-from memory_paths.evaluation.report import REPORT, Report, flattened
+from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
 from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Interval, seeds_interval
 
 LOGGER = logging.getLogger(__name__)
@@ -157,9 +157,7 @@ class Summary:
 
 
 def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
-    """Every run under a folder, however deep.
-
-    A run that left records or a failed.json but no report is a failure and is named by its folder.
+    """Every run under a folder, however deep, or in a file of `report.write_lines`.
 
     Args:
         folder: Where to look.
@@ -167,8 +165,28 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
+        ValueError: The file holds something else.
     """
+    reports, failures = reports_of(folder)
+    groups = _same_name(reports)
+    labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
+    lines = _without_reading(summarise(reports, ignore))
+    read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
+    curves = tuple(
+        curve
+        for measure in (ANSWERS, LIKELIHOODS)
+        for curve in curves_of(labelled, measure)
+        if ((curve.family, curve.load) in read) == (measure == ANSWERS)
+    )
+    return Summary(lines, tuple(failures), curves)
+
+
+def reports_of(folder: str | Path) -> tuple[list[Report], list[Failure]]:
+    """The reports of all runs, in the order of their folders, and the runs without one: a run that left records or a
+    failed.json but no report is a failure and is named by its folder. See `collect`."""
     root = Path(folder)
+    if root.is_file():
+        return read_lines(root), []
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder of a run or of a sweep")
     reports: list[Report] = []
@@ -183,17 +201,7 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
             failures.append(Failure(name, str(error)))
     if not reports and not failures:
         raise FileNotFoundError(f"no run in {root}: there is no {REPORT} anywhere below it")
-    groups = _same_name(reports)
-    labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
-    lines = _without_reading(summarise(reports, ignore))
-    read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
-    curves = tuple(
-        curve
-        for measure in (ANSWERS, LIKELIHOODS)
-        for curve in curves_of(labelled, measure)
-        if ((curve.family, curve.load) in read) == (measure == ANSWERS)
-    )
-    return Summary(lines, tuple(failures), curves)
+    return reports, failures
 
 
 def summarise(reports: Sequence[Report], ignore: Sequence[str] = ()) -> tuple[Line, ...]:
