@@ -20,7 +20,8 @@ typecheck: .venv/tools
 	$(BIN)/mypy
 
 bench: .venv/tools
-	$(BIN)/python -m pytest tests/bench_paths.py tests/bench_memory.py --benchmark-only --benchmark-group-by=group
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pytest tests/bench_paths.py tests/bench_memory.py tests/bench_stores.py --benchmark-only --benchmark-group-by=group
 
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -72,6 +73,7 @@ proofs: .venv/tools
 	MEMORY_PATHS_KILLS=500 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_bank.py
 	MEMORY_PATHS_KILLS=200 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_evaluation.py tests/test_bank.py -k "kill or damaged"
 	MEMORY_PATHS_KILLS=20 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_weights.py
+	MEMORY_PATHS_SECONDS=60 $(BIN)/python -m pytest --timeout 1800 -s tests/test_crowd.py
 	MEMORY_PATHS_HISTORIES=3400 $(BIN)/python -m pytest --timeout 3600 tests/test_conversation.py
 
 clean:
