@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from memory_paths.failpoints import failpoint
 from memory_paths.files import sync
@@ -291,4 +291,5 @@ def without_password(address: str) -> str:
         return "postgresql://..."
     user, at, host = parts.netloc.rpartition("@")
     shown = [(name, value) for name, value in options if "password" not in name.lower()]
-    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=urlencode(shown, safe="/")))
+    query = urlencode(shown, safe="/")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{'?' if query else ''}{query}"
