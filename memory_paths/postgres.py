@@ -30,8 +30,8 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
-# The JSON of an item. PostgreSQL takes nothing out of JSON in which some text has a NUL.
-JSON = r"CAST(replace(content, '\u0000', '\ufffd') AS json)"
+# A column with JSON. PostgreSQL takes nothing out of JSON in which some text has a NUL.
+JSON = r"CAST(replace({}, '\u0000', '\ufffd') AS json)"
 DEFAULT_SCHEMA = "memory_paths"
 DEFAULTS = {"connect_timeout": 10, "application_name": "memory_paths"}
 # The server ends the transaction of a client that has gone silent within it, for nobody else could write.
@@ -57,7 +57,7 @@ class PostgresDatabase:
         ValueError: An address that libpq does not understand, or a schema's name that is no plain word.
     """
 
-    metadata = f"{JSON} ->> 'metadata'"
+    metadata = f"{JSON.format('content')} ->> 'metadata'"
     bytes_of_content = "octet_length(content)"
 
     def __init__(self, address: str, schema: str, version: int) -> None:
@@ -87,10 +87,13 @@ class PostgresDatabase:
         with self.lock, self._explained(), self._connected().cursor() as cursor:
             yield from cursor.stream(statement)
 
-    def insert(self, table: str, rows: Iterable[Sequence[Any]], width: int) -> None:
-        """See `Database`."""
+    def insert(self, table: str, rows: Iterable[Sequence[Any]], width: int, *, unless_there: bool = False) -> None:
+        """See `Database`. With `unless_there`, a row whose primary key is taken is left out."""
+        statement = f"INSERT INTO {table} VALUES ({', '.join(['%s'] * width)})"
+        if unless_there:
+            statement += " ON CONFLICT DO NOTHING"
         with self.lock, self._explained(), self._connected().cursor() as cursor:
-            cursor.executemany(f"INSERT INTO {table} VALUES ({', '.join(['%s'] * width)})", rows)
+            cursor.executemany(statement, rows)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
