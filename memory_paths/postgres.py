@@ -30,8 +30,9 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
-# A column with JSON. PostgreSQL takes nothing out of JSON in which some text has a NUL.
-JSON = r"CAST(replace({}, '\u0000', '\ufffd') AS json)"
+# A column with JSON. PostgreSQL takes nothing out of JSON in which some text has a NUL, which is told here from a
+# backslash before the letters u0000.
+JSON = r"CAST(replace(replace({}, '\\', '\u005c'), '\u0000', '\ufffd') AS json)"
 DEFAULT_SCHEMA = "memory_paths"
 DEFAULTS = {"connect_timeout": 10, "application_name": "memory_paths"}
 # The server ends the transaction of a client that has gone silent within it, for nobody else could write.

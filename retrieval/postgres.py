@@ -42,8 +42,8 @@ FEWEST_CANDIDATES = 32
 FILTERS_KEPT = 64
 
 # What `Ledger.standing` says, as columns that can be compared with a time.
-_VIEW = """CREATE OR REPLACE VIEW {view} AS
-SELECT version, vectors.content, embedding, place, namespace, {item} ->> 'kind' AS kind, reason = '' AS held,
+_VIEW = """SELECT version, version::text AS number, vectors.content, embedding, place, namespace,
+    {item} ->> 'kind' AS kind, reason = '' AS held,
     coalesce(valid_from, '-Infinity') AS holds_from, coalesce(valid_from, recorded_at) AS known_from,
     coalesce(valid_until, 'Infinity') AS holds_until, coalesce(ended_at, 'Infinity') AS replaced_at
 FROM version JOIN {table} AS vectors USING (version) WHERE {recallable}"""
@@ -98,7 +98,7 @@ class PostgresBank:
         self._encoder = encoder
         self._guard = threading.RLock()
         self._closed = False
-        self._fitting: dict[str, tuple[int, set[int]]] = {}
+        self._fitting: dict[str, tuple[int, set[str]]] = {}
         self._vectors = _Vectors(ledger, encoder, name)
         try:
             self._position = self._fill()
@@ -356,16 +356,17 @@ class PostgresBank:
             fits = self._fits(query)
             if not fits:
                 return None
-            wanted.append({"version": {"$in": sorted(fits)}})
+            wanted.append({"number": {"$in": list(fits)}})  # words, for PostgreSQL hashes a list of its column's type
         return wanted
 
-    def _fits(self, query: Query) -> set[int]:
-        """The versions whose metadata a query admits. Contents never change, so that only new ones are looked at."""
+    def _fits(self, query: Query) -> set[str]:
+        """The numbers of the versions whose metadata a query admits. Contents never change, so that only new versions
+        are looked at."""
         group = json.dumps([query.namespace, dict(query.where)], sort_keys=True, default=list)
         after, fits = self._fitting.pop(group, (0, set()))
         admits = replace(query, kinds=()).admits
         told = self._ledger.metadata(place=self.name, namespace=query.namespace, after=after)
-        fits |= {version for version, metadata in told if admits("fact", metadata)}
+        fits |= {str(version) for version, metadata in told if admits("fact", metadata)}
         self._fitting[group] = (told[-1][0] if told else after, fits)
         while len(self._fitting) > FILTERS_KEPT:
             del self._fitting[next(iter(self._fitting))]
@@ -405,20 +406,25 @@ class _Vectors:
         if not isinstance(database, PostgresDatabase):
             raise ValueError(
                 f"this bank keeps its vectors beside the ledger on a server, and the ledger is {ledger.file}; set"
-                " ledger=postgresql://USER@HOST:PORT/DATABASE (a saved agent comes back by memory_paths.build.restore, into"
-                " one on an empty schema)"
+                " ledger=postgresql://USER@HOST:PORT/DATABASE (a saved agent comes back by build.restore, into one on"
+                " an empty schema)"
             )
         self._ledger, self._database, self._place = ledger, database, place
         described = json.dumps([place, encoder.manifest.to_dict()], sort_keys=True)
-        suffix = hashlib.sha256(described.encode()).hexdigest()[:16]
-        self._table, view = f"vectors_{suffix}", f"recallable_{suffix}"
+        self._table = f"vectors_{_short_hash(described)}"
+        definition = _VIEW.format(table=self._table, item=JSON.format("version.content"), recallable=RECALLABLE)
+        view = f"recallable_{_short_hash(definition)}"  # so that another release may have another view
         self._engine = PGEngine.from_connection_string(
             "postgresql+psycopg://", connect_args=database.connection, pool_pre_ping=True
         )
-        columns = {"schema_name": database.schema, "content_column": "content", "embedding_column": "embedding"}
+        columns: dict[str, Any] = {
+            "schema_name": database.schema,
+            "content_column": "content",
+            "embedding_column": "embedding",
+        }
         try:
-            with database.writing():  # others who open the bank for the first time wait until its table is there
-                if not database.query("SELECT to_regclass(?) AS there", self._table)[0]["there"]:
+            with database.writing():  # others who open the bank for the first time wait until all of it is there
+                if not self._is_there(self._table):
                     self._engine.init_vectorstore_table(
                         self._table,
                         encoder.manifest.dimension,
@@ -426,8 +432,8 @@ class _Vectors:
                         store_metadata=False,
                         **columns,
                     )
-                    item = JSON.format("version.content")
-                    database.query(_VIEW.format(view=view, table=self._table, item=item, recallable=RECALLABLE))
+                if not self._is_there(view):
+                    database.query(f"CREATE VIEW {view} AS {definition}")
             embeddings = EncoderEmbeddings(encoder)
             self._store, self._searched = (
                 PGVectorStore.create_sync(self._engine, embeddings, table, id_column="version", **columns)
@@ -459,7 +465,7 @@ class _Vectors:
         found: set[int] = set()
         for start in range(0, len(versions), AT_A_TIME):
             part = versions[start : start + AT_A_TIME]
-            found |= {int(document.id) for document in self._store.get_by_ids(list(part))}
+            found |= {int(str(one.id)) for one in self._store.get_by_ids([str(version) for version in part])}
         return found
 
     def get(self, versions: Sequence[int]) -> dict[int, list[float]]:
@@ -478,13 +484,21 @@ class _Vectors:
         """The nearest versions of which all that is wanted is true, with their cosines, best first; the earlier version
         among equals."""
         found = self._searched.similarity_search_with_score_by_vector(vector.tolist(), k=count, filter={"$and": wanted})
-        hits = [(int(document.id), min(1.0, max(-1.0, 1.0 - distance))) for document, distance in found]
+        hits = [(int(str(document.id)), min(1.0, max(-1.0, 1.0 - distance))) for document, distance in found]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
 
+    def _is_there(self, name: str) -> bool:
+        return self._database.query("SELECT to_regclass(?) IS NOT NULL AS there", name)[0]["there"] is True
+
     def close(self) -> None:
+        """Let go of the server."""
         # The caller's thread may run an event loop of its own, in which this cannot be waited for.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, self._engine.close()).result()
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_search(top_k: int, method: str, diversity: float) -> None:
