@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -29,7 +30,8 @@ from memory_paths.ledger import ERASED, Ledger, LedgerError
 from memory_paths.retrieval.__main__ import main as look_after
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
-from memory_paths.retrieval.langchain import BankVectorStore, EmbeddingsEncoder
+from memory_paths.retrieval.langchain import BankVectorStore, EmbeddingsEncoder, EncoderEmbeddings
+from memory_paths.retrieval.vector_store import VectorStorePath
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, Query
 
@@ -108,6 +110,17 @@ def ids(bank: Any, query: Query, **options: Any) -> list[str]:
 @pytest.mark.parametrize("kind", [PostgresBank, Bank])
 def test_a_bank_on_a_server_keeps_the_contract_of_a_path(kind: Any, server: str) -> None:
     check_path(lambda lm, ledger: kind(lm, ledger, HashEncoder(64)), open_ledger=lambda file: Ledger(on(server)))
+
+
+def test_langchains_own_vector_store_on_a_server_serves_a_ledger_in_a_file(server: str) -> None:
+    from langchain_postgres import PGEngine, PGVectorStore
+
+    engine = PGEngine.from_connection_string(server.replace("postgresql://", "postgresql+psycopg://", 1))
+    table = f"plain_{uuid.uuid4().hex}"
+    engine.init_vectorstore_table(table, 64)
+    store = PGVectorStore.create_sync(engine, EncoderEmbeddings(HashEncoder(64)), table)
+    check_path(lambda lm, ledger: VectorStorePath(lm, ledger, store))
+    asyncio.run(engine.close())
 
 
 class TestVectorStore(VectorStoreIntegrationTests):
