@@ -203,10 +203,17 @@ class PostgresBank:
             return self._ledger.held(ids, place=self.name, namespace=namespace)
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
+        """Stop holding these ids and what they replaced under the same id, for questions about the past too.
+
+        Where their vectors could not be removed the receipt is pending; the items are recalled no more all the same.
+        """
         with self._opened():
             gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
-            return Receipt(gone, self._catch_up())
+            try:
+                return Receipt(gone, self._catch_up())
+            except Exception as error:
+                _log.warning("bank %r could not remove the vectors of what is forgotten yet: %s", self.name, error)
+                return Receipt(gone, pending=True)
 
     def beginning(self, prefix: str, namespace: str) -> list[Version]:
         """The versions whose ids begin so, in the order of writing: what is held, and what that replaced."""
@@ -410,6 +417,7 @@ class _Vectors:
                 " an empty schema)"
             )
         self._ledger, self._database, self._place = ledger, database, place
+        self._failure: type[Exception] = DBAPIError
         described = json.dumps([place, encoder.manifest.to_dict()], sort_keys=True)
         self._table = f"vectors_{_short_hash(described)}"
         definition = _VIEW.format(table=self._table, item=JSON.format("version.content"), recallable=RECALLABLE)
@@ -458,14 +466,16 @@ class _Vectors:
     def remove(self, versions: Sequence[int]) -> None:
         """Those that are not there are ignored."""
         for start in range(0, len(versions), AT_A_TIME):
-            self._store.delete(list(versions[start : start + AT_A_TIME]))
+            with self._explained():
+                self._store.delete(list(versions[start : start + AT_A_TIME]))
 
     def among(self, versions: Sequence[int]) -> set[int]:
         """Those of these versions that have a vector."""
         found: set[int] = set()
         for start in range(0, len(versions), AT_A_TIME):
-            part = versions[start : start + AT_A_TIME]
-            found |= {int(str(one.id)) for one in self._store.get_by_ids([str(version) for version in part])}
+            part = [str(version) for version in versions[start : start + AT_A_TIME]]
+            with self._explained():
+                found |= {int(str(one.id)) for one in self._store.get_by_ids(part)}
         return found
 
     def get(self, versions: Sequence[int]) -> dict[int, list[float]]:
@@ -483,9 +493,19 @@ class _Vectors:
     def nearest(self, vector: Vectors, count: int, wanted: list[dict[str, Any]]) -> list[tuple[int, float]]:
         """The nearest versions of which all that is wanted is true, with their cosines, best first; the earlier version
         among equals."""
-        found = self._searched.similarity_search_with_score_by_vector(vector.tolist(), k=count, filter={"$and": wanted})
+        with self._explained():
+            found = self._searched.similarity_search_with_score_by_vector(
+                vector.tolist(), k=count, filter={"$and": wanted}
+            )
         hits = [(int(str(document.id)), min(1.0, max(-1.0, 1.0 - distance))) for document, distance in found]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except self._failure as error:
+            raise LedgerError(f"{self._database.name}: {getattr(error, 'orig', error)}; ask again") from error
 
     def _is_there(self, name: str) -> bool:
         return self._database.query("SELECT to_regclass(?) IS NOT NULL AS there", name)[0]["there"] is True

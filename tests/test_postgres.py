@@ -33,7 +33,7 @@ from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.retrieval.langchain import BankVectorStore, EmbeddingsEncoder, EncoderEmbeddings
 from memory_paths.retrieval.vector_store import VectorStorePath
 from memory_paths.testing import check_path
-from memory_paths.types import Knowledge, Query
+from memory_paths.types import Knowledge, Query, Receipt
 
 psycopg = pytest.importorskip("psycopg", reason="needs pip install 'memory_paths[postgres]'")
 pytest.importorskip("langchain_postgres", reason="needs pip install 'memory_paths[postgres]'")
@@ -351,7 +351,16 @@ def test_what_one_bank_leaves_undone_another_does(address: str, monkeypatch: pyt
         assert ids(theirs, Query("Who flies?", "default")) == ["a"]
         mine.flush()
         assert ids(mine, Query("Who flies?", "default")) == ["a"]
-        mine.forget(["a"], "default")
+        theirs.write([Knowledge("b", "Ben flies.")], "default")
+        with monkeypatch.context() as broken:
+            broken.setattr(mine.encoder, "encode_documents", fail)  # Ben's vector is there already
+            assert not mine.forget(["b"], "default").pending
+            theirs._ledger.record([Knowledge("c", "Cora flies.")], place="postgres", namespace="default")
+            assert not mine.forget(["c"], "default").pending  # gone before anybody encoded it
+            theirs._ledger.record([Knowledge("d", "Dora flies.")], place="postgres", namespace="default")
+            assert mine.forget(["a"], "default") == Receipt(("a",), pending=True)  # Dora's vector cannot be made
+        assert ids(theirs, Query("Who flies?", "default")) == ["d"]
+        mine.forget(["d"], "default")
         theirs._vectors.add([1], HashEncoder(64).encode_documents(["Ada flies."]))  # by one that was slower, and killed
         assert ids(mine, Query("Who flies?", "default")) == [], "a vector that is left over is found by nobody"
         assert mine.verify() == ["version 1 should have no vector"]
@@ -404,6 +413,22 @@ def test_a_server_that_cuts_connections_off_is_asked_again(
         assert len(bank.items("default")) == 2
         assert bank.verify() == []
         bank.close()
+
+
+def test_what_is_acknowledged_is_synced_whatever_the_server_was_told(address: str) -> None:
+    with Ledger(f"{address}&options=-csynchronous_commit%3Doff") as ledger:
+        assert ledger.database.query("SHOW synchronous_commit") == [{"synchronous_commit": "on"}]
+
+
+def test_a_writer_waits_for_another_one_and_readers_for_nobody(address: str) -> None:
+    with Ledger(address) as first, Ledger(address) as second:
+        second.database.query("SET lock_timeout = '50ms'")
+        with first.database.writing():
+            with pytest.raises(LedgerError, match="being written by somebody else"):
+                second.record([Knowledge("a", "Ada flies.")], place="postgres", namespace="default")
+            assert second.position() == 0
+        second.record([Knowledge("a", "Ada flies.")], place="postgres", namespace="default")
+        assert first.position() == 1
 
 
 def test_a_ledger_goes_from_a_server_into_a_file_and_back(address: str, server: str, tmp_path: Path) -> None:
