@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memory_paths.agent import Agent
+from memory_paths.database import without_password
 from memory_paths.files import read_json
 from memory_paths.ledger import Ledger
 from memory_paths.types import Stream
@@ -81,10 +82,13 @@ def build_agent(cfg: Any) -> Agent:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A configuration as dicts and lists, interpolations resolved."""
+    """A configuration as dicts and lists, interpolations resolved, without a password in the ledger's address."""
     from omegaconf import OmegaConf
 
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    described = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if described.get("ledger"):
+        described["ledger"] = without_password(str(described["ledger"]))
+    return described
 
 
 def build_run(cfg: Any) -> Run:

@@ -1,8 +1,9 @@
-"""The one truth: every item, version, namespace, validity and place, in one SQLite file that only ever grows.
+"""The one truth: every item, version, namespace, validity and place, in one SQLite file that only ever grows, or, for
+several machines, on one PostgreSQL server.
 
 Two tables. `version` holds what was said (a row for each version of an item at a place, with how it stands now);
 `change` is the log of what happened, in order, each row chained to the one before it. Rows carry checksums, which are
-compared whenever a row is read. A transaction is acknowledged once SQLite has synced it (WAL, synchronous=FULL).
+compared whenever a row is read. A transaction is acknowledged once it is synced.
 
 This file knows nothing of models, indexes, prompts or weights: whatever those keep is a projection that replays
 `Ledger.changes` and can be thrown away.
@@ -15,18 +16,18 @@ import json
 import math
 import os
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from memory_paths.failpoints import failpoint
+from memory_paths.database import Database, Row, SqliteDatabase, check_kind, damage, explained, is_server
+from memory_paths.database import LedgerError as LedgerError
 from memory_paths.files import sync
 from memory_paths.types import Knowledge
 
@@ -35,8 +36,6 @@ Removal = Literal["forgotten", "evicted"]
 Reason = Literal["recorded", "superseded", "expired", "forgotten", "evicted", "moved", "planned"]
 
 SCHEMA_VERSION = 2
-APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
-BUSY_SECONDS = 60.0
 ERASED = "[erased]"  # stands where a forgotten text stood
 PART = 500  # values in one question; SQLite allows 999 in its oldest versions
 
@@ -44,7 +43,8 @@ PART = 500  # values in one question; SQLite allows 999 in its oldest versions
 # Forgotten, evicted and moved versions are not among them, whatever time is asked about.
 RECALLABLE = "reason IN ('', 'superseded', 'expired')"
 
-LAST_CHARACTER = "\U0010ffff"  # behind everything that begins the same, by SQLite's comparison of bytes too
+_UNTIL = "({0} IS NULL OR {0} > ?)"
+LAST_CHARACTER = "\U0010ffff"  # behind everything that begins the same, where bytes are compared too
 
 _SCHEMA = """
 CREATE TABLE version (
@@ -63,7 +63,7 @@ CREATE TABLE version (
     checksum    TEXT NOT NULL
 );
 -- One index for two purposes: the versions of an id, and that it is held at most once at a place.
-CREATE UNIQUE INDEX version_id ON version (namespace, id, place, CASE reason WHEN '' THEN 0 ELSE version END);
+CREATE UNIQUE INDEX version_id ON version (namespace, id, place, (CASE reason WHEN '' THEN 0 ELSE version END));
 CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <> '';
 CREATE INDEX version_ending ON version (ended_at) WHERE reason = '' AND ended_at IS NOT NULL;
 CREATE TABLE change (
@@ -82,11 +82,8 @@ _VERSION = (
     "version, namespace, place, id, key, content, recorded_at, valid_from, valid_until, ended_at, reason, successor"
 )
 _CHANGE = "position, place, version, action, reason, recorded_at"
+_COLUMNS = {"version": f"{_VERSION}, checksum", "change": f"{_CHANGE}, checksum, chain"}  # as the tables have them
 _NAMES = {"version": tuple(_VERSION.split(", ")), "change": tuple(_CHANGE.split(", "))}
-
-
-class LedgerError(RuntimeError):
-    """The ledger's file cannot be used as it is: damaged, full, locked, newer than this program, or closed."""
 
 
 @dataclass(frozen=True)
@@ -159,45 +156,39 @@ class Standing:
 
 
 class Ledger:
-    """An append-only store of items; threads may share it, and so may processes that open the same file.
+    """An append-only store of items; threads may share it, and so may processes that open the same file, or, on any
+    number of machines, the same server.
 
     Args:
-        file: The SQLite file, made with its folder where it is missing, or ":memory:" for one that is gone on closing.
-        clock: Gives the present in seconds since the epoch.
+        file: The SQLite file, made with its folder where it is missing, or ":memory:" for one that is gone on closing,
+            or postgresql://USER@HOST:PORT/DATABASE?schema=NAME (see `memory_paths.postgres`).
+        clock: Gives the present in seconds since the epoch. Machines that share a server need clocks that agree.
 
     Raises:
-        LedgerError: The file is not a ledger, is damaged, was written by a newer version, or cannot be opened.
+        LedgerError: The file is not a ledger, is damaged, was written by a newer version, or cannot be opened; the
+            server cannot be reached.
+        ImportError: A server without the extra [postgres].
     """
 
     def __init__(self, file: str | Path = ":memory:", *, clock: Callable[[], float] = time.time) -> None:
-        self.file = str(file)
-        self._clock = clock
-        self._lock = threading.RLock()
-        self._between_processes: Any = nullcontext()
-        if self.file != ":memory:":
-            from filelock import FileLock
+        self._database: Database
+        if is_server(file):
+            from memory_paths.postgres import PostgresDatabase
 
-            path = Path(self.file)
-            if path.is_dir():
-                raise LedgerError(f"the ledger needs a file, but {path} is a folder; name a file inside it")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite before 3.51.3 can damage a WAL that two connections reset and write at the same moment.
-            self._between_processes = FileLock(
-                f"{self.file}.lock",
-                timeout=BUSY_SECONDS,
-                thread_local=False,
-                poll_interval=0.002,
-                fallback_to_soft=False,
-            )
-        with self._locked(), self._explained():
-            self._connection = sqlite3.connect(
-                self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
+            self._database = PostgresDatabase(str(file), _SCHEMA, SCHEMA_VERSION)
+        elif "://" in str(file):
+            raise LedgerError(f"a ledger is a file or postgresql://..., got {str(file).partition('://')[0]}://...")
+        else:
+            self._database = SqliteDatabase(file, _SCHEMA, SCHEMA_VERSION)
+        self.file = self._database.name
+        self._clock = clock
+        self._lock = self._database.lock
+        self._query = self._database.query
+
+    @property
+    def database(self) -> Database:
+        """Where the tables are, for projections that live beside them."""
+        return self._database
 
     def record(self, items: Sequence[Knowledge], *, place: str, namespace: str) -> Recorded:
         """Store items at a place, all or none, in one transaction that is on disk when this returns.
@@ -393,14 +384,14 @@ class Ledger:
         if as_of is not None:
             where += (
                 f" AND {RECALLABLE} AND coalesce(valid_from, recorded_at) <= ?"
-                " AND coalesce(ended_at, 9e999) > ? AND coalesce(valid_until, 9e999) > ?"
+                f" AND {_UNTIL.format('ended_at')} AND {_UNTIL.format('valid_until')}"
             )
             values += [float(as_of)] * 3
             return Standing(self._numbers(where, values), math.inf)
         now = self.now()
-        held = f"{where} AND reason = '' AND coalesce(ended_at, 9e999) > ?"
+        held = f"{where} AND reason = '' AND {_UNTIL.format('ended_at')}"
         values.append(now)
-        valid = f"{held} AND coalesce(valid_from, -9e999) <= ? AND coalesce(valid_until, 9e999) > ?"
+        valid = f"{held} AND (valid_from IS NULL OR valid_from <= ?) AND {_UNTIL.format('valid_until')}"
         edges = " UNION ALL ".join(
             f"SELECT min({edge}) AS edge FROM version WHERE {held} AND {edge} > ?"
             for edge in ("valid_from", "valid_until", "ended_at")
@@ -423,8 +414,8 @@ class Ledger:
             part = ids[start : start + PART]
             rows = self._rows(
                 f"namespace = ? AND place = ? AND id IN ({', '.join('?' * len(part))}) AND reason = ''"
-                " AND coalesce(ended_at, 9e999) > ? AND coalesce(valid_from, -9e999) <= ?"
-                " AND coalesce(valid_until, 9e999) > ?",
+                f" AND {_UNTIL.format('ended_at')} AND (valid_from IS NULL OR valid_from <= ?)"
+                f" AND {_UNTIL.format('valid_until')}",
                 *(namespace, place, *part, now, now, now),
             )
             found.update((row["id"], Knowledge.from_json(row["content"])) for row in rows)
@@ -433,7 +424,7 @@ class Ledger:
     def metadata(self, *, place: str, namespace: str, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
         """The metadata of every version above a number, ascending, whether it is held or not."""
         rows = self._query(
-            "SELECT version, json_extract(content, '$.metadata') AS metadata FROM version"
+            f"SELECT version, {self._database.metadata} AS metadata FROM version"
             " WHERE place = ? AND namespace = ? AND version > ? ORDER BY version",
             *(place, namespace, after),
         )
@@ -484,7 +475,7 @@ class Ledger:
             self._check(row, "change", row["position"])
             if row["version"] not in versions:
                 missing = f"change {row['position']} speaks of a version that is missing"
-                raise LedgerError(_damage(self.file, missing))
+                raise LedgerError(damage(self.file, missing))
             changes.append(Change(row["position"], row["action"], row["reason"], versions[row["version"]]))
         return changes
 
@@ -525,8 +516,9 @@ class Ledger:
         return rows[0]["chain"] if rows else None
 
     def stored_bytes(self, *, place: str) -> int:
-        """Bytes of the recallable items of a place, as stored, without SQLite's own overhead."""
-        size = f"SELECT sum(length(CAST(content AS BLOB))) AS size FROM version WHERE place = ? AND {RECALLABLE}"
+        """Bytes of the recallable items of a place, as stored, without the database's own overhead."""
+        length = self._database.bytes_of_content
+        size = f"SELECT sum({length}) AS size FROM version WHERE place = ? AND {RECALLABLE}"
         return int(self._query(size, place)[0]["size"] or 0)
 
     def verify(self) -> list[str]:
@@ -534,9 +526,9 @@ class Ledger:
         problems: list[str] = []
         stands: dict[int, str] = {}
         chain, expected = "", 0
-        with self._lock:
+        with self._database.reading():
             try:
-                problems += [row[0] for row in self._query("PRAGMA integrity_check") if row[0] != "ok"]
+                problems += self._database.problems()
                 for expected, row in enumerate(self._each("change", f"{_CHANGE}, checksum, chain"), start=1):
                     chain = _chained(chain, row["checksum"])
                     if row["position"] != expected:
@@ -563,43 +555,29 @@ class Ledger:
     def compact(self) -> int:
         """Erase what was forgotten: its text, key and source leave every file of the ledger. Its id and dates stay.
 
+        Of a server, the files of the tables; its log and its backups are in its administrator's hands.
+
         Returns:
             How many versions were erased.
 
         Raises:
             LedgerError: Somebody else is reading or writing, or the disk is full. What is erased stays so; call again.
         """
-        with self._locked(), self._explained():
-            self._connection.execute("PRAGMA secure_delete = ON")
-            try:
-                with self._transaction():
-                    rows = self._rows("reason = 'forgotten'")
-                    erased = [row for row in rows if Knowledge.from_json(row["content"]).text != ERASED]
-                    for row in erased:
-                        values = {"key": "", "content": Knowledge(row["id"], ERASED).to_json()}
-                        self._query(
-                            "UPDATE version SET key = ?, content = ?, checksum = ? WHERE version = ?",
-                            *values.values(),
-                            _checksum([values.get(name, row[name]) for name in _NAMES["version"]]),
-                            row["version"],
-                        )
-                failpoint("ledger.before_vacuum")
-                self._connection.execute("VACUUM")
-                if self.file != ":memory:":
-                    self._connection.execute("PRAGMA busy_timeout = 1000")
-                    (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                    if busy:
-                        raise LedgerError(
-                            f"{self.file} is compact, but somebody is still reading its old pages from the write-ahead"
-                            " log; close the others and compact again"
-                        )
-            finally:
-                self._connection.execute("PRAGMA secure_delete = OFF")
-                self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+        with self._database.erasing(), self._transaction():
+            rows = self._rows("reason = 'forgotten'")
+            erased = [row for row in rows if Knowledge.from_json(row["content"]).text != ERASED]
+            for row in erased:
+                values = {"key": "", "content": Knowledge(row["id"], ERASED).to_json()}
+                self._query(
+                    "UPDATE version SET key = ?, content = ?, checksum = ? WHERE version = ?",
+                    *values.values(),
+                    _checksum([values.get(name, row[name]) for name in _NAMES["version"]]),
+                    row["version"],
+                )
         return len(erased)
 
     def save(self, file: str | Path) -> None:
-        """Write a compact copy of the whole ledger, synced, under a new name.
+        """Write a compact copy of the whole ledger into a new SQLite file, synced, wherever the ledger itself is.
 
         Raises:
             FileExistsError: The file is there already.
@@ -612,8 +590,7 @@ class Ledger:
         temporary = path.with_name(path.name + ".temporary")
         temporary.unlink(missing_ok=True)
         try:
-            with self._locked(), self._explained():
-                self._connection.execute("VACUUM INTO ?", (str(temporary),))
+            self._database.copy(temporary, _COLUMNS)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -635,24 +612,20 @@ class Ledger:
             if self.position():
                 raise ValueError(f"the ledger {self.file} is not empty; restore {path} into a new one")
             with (
-                self._explained(str(path)),
+                explained(str(path)),
                 closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as saved,
             ):
-                if not _check_kind(saved, str(path)):
+                if not check_kind(saved, str(path), SCHEMA_VERSION):
                     raise LedgerError(f"{path} is an empty file; name one that `save` wrote")
-                for table, names in (("version", f"{_VERSION}, checksum"), ("change", f"{_CHANGE}, checksum, chain")):
-                    values = ", ".join("?" * len(names.split(", ")))
-                    self._connection.executemany(
-                        f"INSERT INTO {table} ({names}) VALUES ({values})",
-                        saved.execute(f"SELECT {names} FROM {table}"),
-                    )
+                for table, names in _COLUMNS.items():
+                    rows = saved.execute(f"SELECT {names} FROM {table}")
+                    self._database.insert(table, rows, len(names.split(", ")))
             if problems := self.verify():
-                raise LedgerError(_damage(str(path), problems[0]))
+                raise LedgerError(damage(str(path), problems[0]))
 
     def close(self) -> None:
-        """Release the file. Closing twice is harmless; any other call afterwards is a LedgerError."""
-        with self._locked():
-            self._connection.close()
+        """Release the file or the server. Closing twice is harmless; any other call afterwards is a LedgerError."""
+        self._database.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -662,78 +635,12 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _prepare(self) -> None:
-        connection = self._connection
-        connection.row_factory = sqlite3.Row
-        is_ledger = _check_kind(connection, self.file)
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if self.file != ":memory:" and mode != "wal":
-            raise LedgerError(f"the file system of {self.file} cannot hold a write-ahead log; use a local disk")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA fullfsync = ON")  # only macOS has it: there a plain fsync does not reach the disk
-        if not is_ledger:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-            if self.file != ":memory:":
-                sync(Path(self.file).parent)
-        elif (damage := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise LedgerError(_damage(self.file, damage))
+    def _transaction(self) -> AbstractContextManager[None]:
+        return self._database.writing()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                self._between_processes.__enter__()
-            except TimeoutError as error:
-                raise LedgerError(f"{self.file} is being written by another process; try again") from error
-            except OSError as error:
-                raise LedgerError(f"{self.file} cannot be locked for writing: {error}") from error
-            try:
-                yield
-            finally:
-                self._between_processes.__exit__(None, None, None)
-
-    @contextmanager
-    def _explained(self, file: str = "") -> Iterator[None]:
-        file = file or self.file
-        try:
-            yield
-        except sqlite3.ProgrammingError as error:
-            if "closed" not in str(error):
-                raise
-            raise LedgerError(f"the ledger {file} is closed; open it again") from error
-        except sqlite3.OperationalError as error:
-            raise LedgerError(
-                f"{file}: {error}. Nothing of this call was stored and all that was acknowledged is kept;"
-                " make room on the disk, or check that the file may be written, and try again"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(_damage(file, str(error))) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._locked(), self._explained():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                failpoint("ledger.before_commit")
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            failpoint("ledger.after_commit")
-
-    def _query(self, statement: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, self._explained():
-            return self._connection.execute(statement, values).fetchall()
-
-    def _each(self, table: Literal["version", "change"], names: str) -> Iterator[sqlite3.Row]:
+    def _each(self, table: Literal["version", "change"], names: str) -> Iterator[Row]:
         """All rows in order, without holding them at once."""
-        with self._explained():
-            yield from self._connection.execute(f"SELECT {names} FROM {table} ORDER BY rowid")
+        return self._database.each(f"SELECT {names} FROM {table} ORDER BY 1")
 
     def _last_version(self) -> int:
         return int(self._query("SELECT coalesce(max(version), 0) AS number FROM version")[0]["number"])
@@ -742,7 +649,7 @@ class Ledger:
         rows = self._query(f"SELECT version FROM version WHERE {where} ORDER BY version", *values)
         return tuple(row["version"] for row in rows)
 
-    def _rows(self, where: str, *values: Any) -> list[sqlite3.Row]:
+    def _rows(self, where: str, *values: Any) -> list[Row]:
         # The successor's id comes along, so that a version can be told without another question.
         rows = self._query(
             f"SELECT {_VERSION}, checksum, (SELECT id FROM version AS other WHERE other.version = version.successor)"
@@ -753,11 +660,11 @@ class Ledger:
             self._check(row, "version", row["version"])
         return rows
 
-    def _check(self, row: sqlite3.Row, table: Literal["version", "change"], number: int) -> None:
+    def _check(self, row: Row, table: Literal["version", "change"], number: int) -> None:
         if row["checksum"] != _checksum([row[name] for name in _NAMES[table]]):
-            raise LedgerError(_damage(self.file, f"{table} {number} does not match its checksum"))
+            raise LedgerError(damage(self.file, f"{table} {number} does not match its checksum"))
 
-    def _version(self, row: sqlite3.Row) -> Version:
+    def _version(self, row: Row) -> Version:
         return Version(
             version=row["version"],
             item=Knowledge.from_json(row["content"]),
@@ -769,7 +676,7 @@ class Ledger:
             superseded_by=row["successor_id"],
         )
 
-    def _held(self, id: str, place: str, namespace: str) -> sqlite3.Row | None:
+    def _held(self, id: str, place: str, namespace: str) -> Row | None:
         rows = self._rows("namespace = ? AND place = ? AND id = ? AND reason = ''", namespace, place, id)
         return rows[0] if rows else None
 
@@ -847,7 +754,7 @@ class Ledger:
                 here = here or row["place"] == place
         return here
 
-    def _sharing(self, key: str, namespace: str, now: float) -> list[sqlite3.Row]:
+    def _sharing(self, key: str, namespace: str, now: float) -> list[Row]:
         """What is held under a key, at any place, and has not expired."""
         if not key:
             return []
@@ -882,15 +789,11 @@ class Ledger:
             for offset, (item, _) in enumerate(given)
         ]
 
-    def _end(
-        self, row: sqlite3.Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None
-    ) -> None:
+    def _end(self, row: Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None) -> None:
         self._set(row, reason, ended_at=ended_at, successor=successor)
         self._log(row["place"], [row["version"]], "remove", reason, now)
 
-    def _set(
-        self, row: sqlite3.Row, reason: Reason | Literal[""], *, ended_at: float | None, successor: int | None
-    ) -> None:
+    def _set(self, row: Row, reason: Reason | Literal[""], *, ended_at: float | None, successor: int | None) -> None:
         ended_at = None if ended_at is None else float(ended_at)
         changed = {"ended_at": ended_at, "reason": reason, "successor": successor}
         self._query(
@@ -914,8 +817,7 @@ class Ledger:
         self._insert("change", rows)
 
     def _insert(self, table: Literal["version", "change"], rows: Sequence[tuple[Any, ...]]) -> None:
-        with self._lock, self._explained():
-            self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        self._database.insert(table, rows, len(rows[0]))
 
 
 def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
@@ -951,7 +853,7 @@ def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
         try:
             (count,) = raw.execute("SELECT coalesce(max(version), 0) FROM version").fetchone()
         except sqlite3.DatabaseError as error:
-            raise LedgerError(_damage(str(old), str(error))) from error
+            raise LedgerError(damage(str(old), str(error))) from error
         for number in range(1, count + 1):
             try:
                 row = raw.execute(f"SELECT {_VERSION}, checksum FROM version WHERE version = ?", (number,)).fetchone()
@@ -972,25 +874,6 @@ def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
             chain = _chained(chain, checksum)
             new._insert("change", [(position, *change, checksum, chain)])
     return count - len(lost), lost
-
-
-def _check_kind(connection: sqlite3.Connection, file: str) -> bool:
-    """Whether a database is a ledger (True) or empty (False); anything else is refused."""
-    known, application, tables = (
-        connection.execute(question).fetchone()[0]
-        for question in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
-    )
-    if tables and application != APPLICATION_ID:
-        raise LedgerError(f"{file} is a database of another program; give the ledger a file of its own")
-    if known > SCHEMA_VERSION:
-        raise LedgerError(
-            f"{file} has schema version {known}, and this program reads up to {SCHEMA_VERSION}; upgrade it"
-        )
-    return bool(tables)
-
-
-def _damage(file: str, what: str) -> str:
-    return f"the ledger {file} is damaged ({what}); restore it from a copy"
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -1018,7 +901,7 @@ def _chained(chain: str, checksum: str) -> str:
     return hashlib.sha256(f"{chain}{checksum}".encode()).hexdigest()
 
 
-def _expired(row: sqlite3.Row, now: float) -> bool:
+def _expired(row: Row, now: float) -> bool:
     return row["valid_until"] is not None and row["valid_until"] <= now
 
 
@@ -1029,7 +912,7 @@ def _begin(valid_from: float | None) -> float:
 def _where(**wanted: str | None) -> tuple[str, list[Any]]:
     given = {name: value for name, value in wanted.items() if value is not None}
     _check_names(**given)
-    return " AND ".join(["1", *(f"{name} = ?" for name in given)]), list(given.values())
+    return " AND ".join(["TRUE", *(f"{name} = ?" for name in given)]), list(given.values())
 
 
 def _check_names(**names: str) -> None:

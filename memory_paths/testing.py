@@ -135,7 +135,9 @@ class _Poisoned(Query):
     targets = stale = choices = ("poison",)
 
 
-def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> None:
+def check_path(
+    make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None, open_ledger: Callable[[Path], Ledger] = Ledger
+) -> None:
     """The contract of a memory path. It is written to, read, reopened and closed a few times, with four short facts.
 
     Args:
@@ -143,6 +145,7 @@ def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> 
             several times; each path is closed before the next is made, and what a path keeps in files of its own should
             be in a new place each time.
         lm: The model that the paths are given; None: an `EchoLM`. A path that changes weights needs a real one.
+        open_ledger: Gives an empty ledger for a file that is not there yet, for paths that need it to be elsewhere.
 
     Raises:
         AssertionError: A broken promise, in words.
@@ -166,7 +169,7 @@ def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> 
     )
     for promise in promises:
         with tempfile.TemporaryDirectory(prefix="check_path-") as folder:
-            trial = _Trial(make, lm, Path(folder))
+            trial = _Trial(make, lm, Path(folder), open_ledger)
             with trial.ledger:
                 try:
                     promise(trial)
@@ -180,9 +183,15 @@ def check_path(make: Callable[[Any, Ledger], MemoryPath], *, lm: Any = None) -> 
 class _Trial:
     """A ledger of its own for one promise, and paths on it."""
 
-    def __init__(self, make: Callable[[Any, Ledger], MemoryPath], lm: Any, folder: Path) -> None:
-        self.make, self.lm, self.folder = make, lm, folder
-        self.ledger = Ledger(folder / "ledger.sqlite")
+    def __init__(
+        self,
+        make: Callable[[Any, Ledger], MemoryPath],
+        lm: Any,
+        folder: Path,
+        open_ledger: Callable[[Path], Ledger],
+    ) -> None:
+        self.make, self.lm, self.folder, self.open_ledger = make, lm, folder, open_ledger
+        self.ledger = open_ledger(folder / "ledger.sqlite")
 
     @contextmanager
     def path(self, *items: Knowledge, ledger: Ledger | None = None) -> Iterator[MemoryPath]:
@@ -377,7 +386,7 @@ def _loading_brings_back_what_was_saved(trial: _Trial) -> None:
         trial.ledger.save(trial.folder / "saved" / "ledger.sqlite")
         path.save(trial.folder / "saved" / "path")
         saved, items, recalled = path.state_hash(), path.items(DEFAULT_NAMESPACE), _recalled(path.read(QUERIES))
-    with Ledger(trial.folder / "restored.sqlite") as ledger, trial.path(ledger=ledger) as path:
+    with trial.open_ledger(trial.folder / "restored.sqlite") as ledger, trial.path(ledger=ledger) as path:
         ledger.restore(trial.folder / "saved" / "ledger.sqlite")
         path.load(trial.folder / "saved" / "path")
         assert path.items(DEFAULT_NAMESPACE) == items, "load() brings back the items that were saved"

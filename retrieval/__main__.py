@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from memory_paths.database import is_server
 from memory_paths.ledger import Ledger, LedgerError, salvage
 from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
 
@@ -19,7 +20,7 @@ from .rows import Rows
 BATCH = 5_000  # items that are stored, and acknowledged, together
 
 
-def verify(ledger: Path, folder: Path | None, place: str) -> list[str]:
+def verify(ledger: Path | str, folder: Path | None, place: str) -> list[str]:
     """One line for each problem of a ledger and of the index in a folder, which may lag behind; none if all is well."""
     try:
         opened = Ledger(ledger)
@@ -59,7 +60,7 @@ def repair(ledger: Path, target: Path, folder: Path | None) -> list[str]:
     return [f"{saved} versions saved to {target}, {len(lost)} lost", *lost]
 
 
-def export(ledger: Path, place: str, namespace: str) -> Iterator[str]:
+def export(ledger: Path | str, place: str, namespace: str) -> Iterator[str]:
     """What holds now, one item of JSON a line, in the order of writing."""
     with Ledger(ledger) as opened:
         for item in opened.active(place=place, namespace=namespace):
@@ -84,7 +85,7 @@ def read_items(file: Path) -> Iterator[Knowledge]:
                 ) from error
 
 
-def bring_in(ledger: Path, file: Path, place: str, namespace: str) -> tuple[int, int]:
+def bring_in(ledger: Path | str, file: Path, place: str, namespace: str) -> tuple[int, int]:
     """Store the items of a JSONL file, in batches; started again it goes on where it was stopped, for what is stored is
     stored once.
 
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("import", "store the items of a JSONL file"),
     ):
         command = commands.add_parser(name, help=words, description=words)
-        command.add_argument("ledger", type=Path, help="the ledger's file")
+        command.add_argument("ledger", help="the ledger's file, or postgresql://...")
         command.add_argument("--place", default="rag", help="name of the bank")
         if name in ("verify", "repair"):
             command.add_argument("--folder", type=Path, help="where the bank keeps its index")
@@ -133,14 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
         if name in ("export", "import"):
             command.add_argument("--namespace", default=DEFAULT_NAMESPACE)
     given = parser.parse_args(arguments)
-    if given.command != "import" and not given.ledger.is_file():
+    if given.command == "repair" and is_server(given.ledger):
+        parser.error("a ledger on a server is repaired by its administrator, from a backup")
+    if given.command != "import" and not is_server(given.ledger) and not Path(given.ledger).is_file():
         parser.error(f"there is no ledger {given.ledger}")
     if given.command == "verify":
         problems = verify(given.ledger, given.folder, given.place)
         print("\n".join(problems) or "all is well")
         return 1 if problems else 0
     if given.command == "repair":
-        print("\n".join(repair(given.ledger, given.to, given.folder)))
+        print("\n".join(repair(Path(given.ledger), given.to, given.folder)))
     elif given.command == "compact":
         with Ledger(given.ledger) as ledger:
             print(f"{ledger.compact()} versions erased")

@@ -29,6 +29,7 @@ from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
 from .bank import Bank, Method
 from .encoder import Encoder, EncoderManifest
 from .named import Names
+from .postgres import PostgresBank
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,7 +126,7 @@ class BankVectorStore(VectorStore):
         namespace: Whose documents these are.
     """
 
-    def __init__(self, bank: Bank, namespace: str) -> None:
+    def __init__(self, bank: Bank | PostgresBank, namespace: str) -> None:
         self.bank = bank
         self.namespace = namespace
         self._names = Names(bank, "document")
@@ -274,7 +275,7 @@ class BankRetriever(BaseRetriever):
     `k`, `filter`, `kinds` and `as_of` may also be given with `invoke`.
     """
 
-    bank: Bank
+    bank: Bank | PostgresBank
     """Where the items are."""
     namespace: Namespace
     """Whose items these are: a name, or a function that says it within a run."""
@@ -355,7 +356,7 @@ class BankKeyValueStore(BaseStore[str, Any]):
         namespace: Whose values these are.
     """
 
-    def __init__(self, bank: Bank, namespace: str) -> None:
+    def __init__(self, bank: Bank | PostgresBank, namespace: str) -> None:
         self.bank = bank
         self.namespace = namespace
         self._names = Names(bank, "value")

@@ -18,6 +18,7 @@ from memory_paths.types import Knowledge, Query
 
 from .bank import Bank
 from .named import Names, current
+from .postgres import PostgresBank
 
 try:
     from langgraph.store.base import (
@@ -55,7 +56,7 @@ class BankStore(BaseStore):
             whole value. A put may name others in `index`, or False to be found by no query.
     """
 
-    def __init__(self, bank: Bank, *, fields: Sequence[str] = ("$",)) -> None:
+    def __init__(self, bank: Bank | PostgresBank, *, fields: Sequence[str] = ("$",)) -> None:
         self.bank = bank
         self._fields = tuple(fields)
         self._names = Names(bank, "entry")

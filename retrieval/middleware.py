@@ -19,6 +19,7 @@ from memory_paths.types import Knowledge, Query
 from .bank import Bank
 from .langchain import Namespace, named
 from .memory_tools import MARK, marks, memory_tools, plain, quoted
+from .postgres import PostgresBank
 
 try:
     from langchain.agents.middleware.types import (
@@ -71,7 +72,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
 
     def __init__(
         self,
-        bank: Bank,
+        bank: Bank | PostgresBank,
         namespace: Namespace,
         *,
         top_k: int = 4,

@@ -15,6 +15,7 @@ from memory_paths.ledger import Version
 from memory_paths.types import Knowledge, KnowledgeKind
 
 from .bank import Bank
+from .postgres import PostgresBank
 
 HASH_LENGTH = 16  # hex digits of an item's content in its id
 
@@ -28,7 +29,7 @@ class Names:
         sort: What the names are of, such as "document"; sorts do not see one another.
     """
 
-    bank: Bank
+    bank: Bank | PostgresBank
     sort: str
 
     def item(
