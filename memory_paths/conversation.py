@@ -282,12 +282,14 @@ class Conversation:
 
 
 def drawn_from(answer: str, question: str, recalls: Sequence[Recall]) -> tuple[str, ...]:
-    """Ids of the notes that an answer was probably drawn from: those that share most of the words that the question
-    does not have; none, where none shares any."""
-    telling = _words(answer) - _words(question)
-    shared = [len(telling & _words(recall.item.text)) for recall in recalls]
-    most = max(shared, default=0)
-    return tuple(recall.item.id for recall, count in zip(recalls, shared, strict=True) if count == most > 0)
+    """Ids of the notes that an answer was probably drawn from: those that share most of its words that the question
+    does not have, and among these most of all its words; none, where none shares a word that the question lacks."""
+    said = _words(answer)
+    told = said - _words(question)
+    noted = [_words(recall.item.text) for recall in recalls]
+    shared = [(len(told & words), len(said & words)) for words in noted]
+    most = max(shared, default=(0, 0))
+    return tuple(recall.item.id for recall, of in zip(recalls, shared, strict=True) if of == most and most[0])
 
 
 def _words(text: str) -> frozenset[str]:
