@@ -80,7 +80,7 @@ class Agent:
         config: What built this agent, kept so that `Agent.load` can build it again.
 
     Raises:
-        ValueError: No path at all, one that holds a single namespace and has another one already, or a
+        ValueError: No path or namespace at all, a path that holds a single namespace and has another one already, or a
             `max_new_tokens` for which the window has no room; a path spills to one that is not there, or has the
             name of the quarantine's place; or a `ttl` that is not above 0.
         TypeError: The model cannot generate.
@@ -101,6 +101,8 @@ class Agent:
     ) -> None:
         if not paths:
             raise ValueError("an agent needs at least one path")
+        if not namespace.strip():
+            raise ValueError(f"an agent needs a namespace: whose knowledge is it? Got {namespace!r}")
         if not isinstance(lm, Generates):
             raise TypeError(
                 f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -303,15 +303,15 @@ class Ledger:
         return tuple(dict.fromkeys(row["id"] for row in rows))
 
     def under(self, keys: Sequence[str], *, namespace: str) -> list[Version]:
-        """Every version that was ever written under one of these keys, at every place, in the order of writing. Looks
-        at all versions of the namespace."""
+        """Every version that was ever written under one of these keys, at every place, in the order of writing; what
+        was forgotten without its content. Looks at all versions of the namespace."""
         _check_names(namespace=namespace)
         given = [key for key in _check_ids(keys) if key]
         found: list[Version] = []
         for start in range(0, len(given), PART):
             part = given[start : start + PART]
             rows = self._rows(f"namespace = ? AND key IN ({', '.join('?' * len(part))})", namespace, *part)
-            found += map(self._version, rows)
+            found += [_untold(self._version(row)) for row in rows]
         return sorted(found, key=lambda version: version.version)
 
     def holding(self, key: str, *, namespace: str) -> list[Knowledge]:
@@ -550,9 +550,10 @@ class Ledger:
         return tuple(row["namespace"] for row in self._query(f"{statement} ORDER BY namespace", *values))
 
     def history(self, id: str, *, namespace: str) -> list[Version]:
-        """Every version of an item at every place, in the order of writing."""
+        """Every version of an item at every place, in the order of writing; what was forgotten without its content."""
+        _check_names(namespace=namespace)
         rows = self._rows("namespace = ? AND id = ? ORDER BY version", namespace, id)
-        return [self._version(row) for row in rows]
+        return [_untold(self._version(row)) for row in rows]
 
     def now(self) -> float:
         """The present by the ledger's clock, in seconds since the epoch."""
@@ -1095,6 +1096,12 @@ def _chained(chain: str, checksum: str) -> str:
 
 def _expired(row: sqlite3.Row, now: float) -> bool:
     return row["valid_until"] is not None and row["valid_until"] <= now
+
+
+def _untold(version: Version) -> Version:
+    if version.reason != "forgotten":
+        return version
+    return replace(version, item=Knowledge(version.item.id, ERASED))
 
 
 def _is_late(item: Knowledge, sharing: Sequence[sqlite3.Row], now: float) -> bool:
