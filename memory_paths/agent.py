@@ -6,30 +6,33 @@ It knows nothing of how a path stores what it is given, of configuration, or of 
 from __future__ import annotations
 
 import json
-import math
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from memory_paths.context import pack
+from memory_paths.answering import ask, better, lay_out
+from memory_paths.conversation import Conversation
+from memory_paths.door import Door
 from memory_paths.files import whole_folder
 from memory_paths.ledger import Ledger
+from memory_paths.quarantine import Held, Quarantine
 from memory_paths.router import Fixed, Router
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
     Answer,
     Cost,
+    CountsUse,
     Generates,
-    Generation,
+    KeepsPrefixes,
     Knowledge,
+    KnowledgeKind,
     MemoryPath,
-    Prompt,
     Query,
-    Reading,
+    Recall,
     Receipt,
     Scores,
     Spills,
@@ -72,11 +75,14 @@ class Agent:
         router: Where items go and who answers.
         namespace: Whose knowledge this is.
         max_new_tokens: Longest answer in tokens.
+        quarantine: Who is let in by `learn`; None: everything.
+        ttl: For how many seconds from their writing items of a kind hold; a kind that is not named holds for good.
         config: What built this agent, kept so that `Agent.load` can build it again.
 
     Raises:
-        ValueError: No path at all, one that holds a single namespace and has another one already, or a
-            `max_new_tokens` for which the window has no room; or a path spills to one that is not there.
+        ValueError: No path or namespace at all, a path that holds a single namespace and has another one already, or a
+            `max_new_tokens` for which the window has no room; a path spills to one that is not there, or has the
+            name of the quarantine's place; or a `ttl` that is not above 0.
         TypeError: The model cannot generate.
     """
 
@@ -89,10 +95,14 @@ class Agent:
         router: Router | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         max_new_tokens: int = 32,
+        quarantine: Quarantine | None = None,
+        ttl: Mapping[KnowledgeKind, float] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         if not paths:
             raise ValueError("an agent needs at least one path")
+        if not namespace.strip():
+            raise ValueError(f"an agent needs a namespace: whose knowledge is it? Got {namespace!r}")
         if not isinstance(lm, Generates):
             raise TypeError(
                 f"an agent needs a model that generates; {type(lm).__name__} lacks it (see types.Generates)"
@@ -116,6 +126,9 @@ class Agent:
                     f"path {name!r} holds one namespace and has {sorted(others)} already; this agent is bound to"
                     f" {namespace!r}: give it a path and a ledger of its own"
                 )
+        self._quarantine = Quarantine(ledger, trusted_from=0.0) if quarantine is None else quarantine
+        if self._quarantine.place in paths:
+            raise ValueError(f"the quarantine has the place {self._quarantine.place!r}; give that path another name")
         self.lm = lm
         self.paths = dict(paths)
         self.ledger = ledger
@@ -123,6 +136,7 @@ class Agent:
         self.namespace = namespace
         self.config = dict(config) if config is not None else None
         self._max_new_tokens = max_new_tokens
+        self._door = Door(ledger, self._quarantine, namespace, ttl)
         self._lock = threading.RLock()
 
     @property
@@ -130,32 +144,65 @@ class Agent:
         """Name of the default path."""
         return next(iter(self.paths))
 
-    def learn(self, items: str | Knowledge | Sequence[Knowledge | str]) -> Receipt:
-        """Store knowledge where the router says.
+    def learn(self, items: str | Knowledge | Sequence[Knowledge | str], *, ttl: float | None = None) -> Receipt:
+        """Store knowledge where the router says, unless it has to be kept apart.
+
+        `details` of the receipt has what each path says of its write by the path's name and, where something was kept
+        apart, `quarantined`: by id the score and the reasons. A plain text that only says again what was recalled
+        lately is not stored once more: the receipt names the item that says it.
 
         Args:
             items: Plain text, or items; a plain text becomes an item whose id is its content's hash.
+            ttl: Seconds for which those hold that have no `valid_until`; None: as their kinds say.
 
         Raises:
             TypeError: Something else than texts and items.
             ValueError: An active id with another text, or what the path refuses; nothing of that path is stored then.
+                Or a `ttl` that is not above 0, or an id that is kept apart with another text.
         """
         given = [items] if isinstance(items, str | Knowledge) else items
-        knowledge = [_as_knowledge(item) for item in given]
+        with self._lock:
+            arrived = self._door.let_in(given, ttl)
+            receipt = self._store(arrived.items)
+        stored = arrived.known.union(receipt.ids)
+        details = dict(receipt.details)
+        if arrived.held:
+            details["quarantined"] = {one.item.id: {"score": one.score, "reasons": one.reasons} for one in arrived.held}
+        return replace(receipt, ids=tuple(id for id in arrived.ids if id in stored), details=details)
+
+    def _store(self, items: Sequence[Knowledge]) -> Receipt:
         names = list(self.paths)
         groups: dict[str, list[Knowledge]] = {}
-        for item in knowledge:
+        for item in items:
             groups.setdefault(self.router.place(item, names), []).append(item)
-        cost, pending, details = Cost(), False, {}
-        stored: set[str] = set()
+        receipts = {name: self.paths[name].write(group, self.namespace) for name, group in groups.items()}
+        return Receipt(
+            tuple(dict.fromkeys(id for receipt in receipts.values() for id in receipt.ids)),
+            sum((receipt.cost for receipt in receipts.values()), Cost()),
+            any(receipt.pending for receipt in receipts.values()),
+            {name: dict(receipt.details) for name, receipt in receipts.items()},
+        )
+
+    def quarantined(self) -> list[Held]:
+        """What is kept apart, in the order of writing, and why."""
         with self._lock:
-            for name, group in groups.items():
-                receipt = self.paths[name].write(group, self.namespace)
-                cost, pending = cost + receipt.cost, pending or receipt.pending
-                details[name] = dict(receipt.details)
-                stored.update(receipt.ids)
-        ids = tuple(dict.fromkeys(item.id for item in knowledge if item.id in stored))
-        return Receipt(ids, cost, pending, details)
+            return self._quarantine.held(self.namespace)
+
+    def release(self, ids: Sequence[str]) -> Receipt:
+        """Learn what was kept apart after all, as it was to be learnt. Interrupted, it can be done again.
+
+        Raises:
+            ValueError: An id that is not kept apart, or what a path refuses; it stays where it is then.
+        """
+        with self._lock:
+            receipt = self._store(self._quarantine.items(ids, self.namespace))
+            self._quarantine.drop(receipt.ids, self.namespace)
+        return receipt
+
+    def discard(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """Forget what is kept apart under these ids; those that were. `compact` erases their texts."""
+        with self._lock:
+            return self._quarantine.drop(ids, self.namespace)
 
     def answer(
         self, queries: str | Sequence[str | Query], *, notes: Sequence[Sequence[str]] | None = None
@@ -180,15 +227,73 @@ class Agent:
                     groups.setdefault(served[index][rank], []).append(index)
                 for name, indices in groups.items():
                     given = None if notes is None else [notes[index] for index in indices]
-                    for index, new in zip(indices, self._answer(name, [asked[i] for i in indices], given), strict=True):
-                        answers[index] = _better(answers[index], new)
+                    questions = [asked[index] for index in indices]
+                    new = ask(self.lm, self.paths[name], questions, given, max_new_tokens=self._max_new_tokens)
+                    for index, answer in zip(indices, new, strict=True):
+                        self._door.note_recalled(answer.recalls)
+                        answers[index] = better(answers[index], answer)
                 rank += 1
                 pending = [
                     index
                     for index in pending
                     if rank < len(served[index]) and not self.router.content(_given(answers[index]))
                 ]
-        return [_given(answer) for answer in answers]
+        return list(map(_given, answers))
+
+    def recall(self, query: str | Query, *, budget: int | None = None) -> tuple[Recall, ...]:
+        """What would stand in the prompt for a query beside the question, in that order; nothing is asked of a model.
+
+        Args:
+            query: A question in words, or a query.
+            budget: Most tokens that the laid-out question may have with it; None: the window less `max_new_tokens`.
+
+        Raises:
+            TooLarge: The question alone is longer than the budget.
+        """
+        (asked,) = self._queries([query])
+        with self._lock:
+            path, reserves = self.paths[self.path_name], [self._max_new_tokens]
+            (shown,) = lay_out(self.lm, path, [asked], None, reserves=reserves, budget=budget)
+            self._door.note_recalled(shown.recalls)
+        return shown.recalls
+
+    @contextmanager
+    def model(self) -> Iterator[Any]:
+        """The model that answers along the default path; other calls of this agent wait meanwhile."""
+        with self._lock, self.paths[self.path_name].model(self.lm) as model:
+            yield model
+
+    def conversation(
+        self,
+        *,
+        system: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        name: str = "conversation",
+        budget: int | None = None,
+        keep: float = 0.7,
+        notes: float = 0.5,
+        episodes: bool = False,
+    ) -> Conversation:
+        """A dialogue in which each question is answered along the default path.
+
+        What that path recalls stands at the end of the prompt as data; what the answer was drawn from counts as used.
+
+        Args:
+            system: Instructions; never put into it what was learnt from elsewhere.
+            tools: What the model may call, as JSON schemas.
+            name: The source of its episodes.
+            budget: Most tokens of a prompt; None: the window less `max_new_tokens`.
+            keep: See `Conversation`.
+            notes: See `Conversation`.
+            episodes: Whether turns that no longer stand in the prompt are learnt, as items of kind "episode": the
+                user's, the assistant's where no note stood in their prompt, and results of tools as an untrusted
+                source.
+        """
+        from memory_paths.episodes import Recollection
+
+        memory = Recollection(self, name, episodes=episodes)
+        options: dict[str, Any] = {"budget": budget, "keep": keep, "notes": notes, "reserve": self._max_new_tokens}
+        return Conversation(self.lm, system=system, tools=tools, memory=memory, **options)
 
     def score(
         self, pairs: Sequence[tuple[str | Query, str]], *, notes: Sequence[Sequence[str]] | None = None
@@ -212,14 +317,23 @@ class Agent:
                 raise TooLarge(
                     f"an answer to be scored has {longest} tokens, the window holds {self.lm.window}; shorten it"
                 )
-            prompts, _, _ = self._prompts(path, queries, notes, reserves=lengths)
-            given = [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
+            reserves = [max(self._max_new_tokens, length) for length in lengths]
+            laid_out = lay_out(self.lm, path, queries, notes, reserves=reserves)
+            given = [(one.prompt, answer) for one, (_, answer) in zip(laid_out, pairs, strict=True)]
             with path.model(self.lm) as model:
                 likelihoods, tokens = model.loglikelihood(given), model.count_answer_tokens(given)
         return [Score(value, count) for value, count in zip(likelihoods, tokens, strict=True)]
 
-    def forget(self, ids: Sequence[str]) -> Receipt:
-        """Stop holding these ids, wherever they live. Ids that are not held are ignored.
+    def forget(self, ids: Sequence[str] = (), *, keys: Sequence[str] = ()) -> Receipt:
+        """Stop holding these ids, wherever they live, in quarantine too. Ids that are not held are ignored.
+
+        An id is forgotten with all its versions. What it had superseded does not come back, but stays for questions
+        about the past (`Query.as_of`), for it has an id of its own; give the key to forget that too. What models keep
+        of prompts is dropped. `compact` then erases the texts.
+
+        Args:
+            ids: Of items.
+            keys: Everything that was ever said under them: all ids that had one of these keys.
 
         Returns:
             The ids that were held and what it cost: paths into weights may have to learn again what came after them.
@@ -228,15 +342,72 @@ class Agent:
             ValueError: An id came to a path that cannot forget; nothing is forgotten then, on any path.
         """
         with self._lock:
+            under = self.ledger.under(keys, namespace=self.namespace) if keys else []
+            ids = [*ids, *(version.item.id for version in under)]
             for name in self.paths:
                 self._refuse_unforgettable(ids, name)
             receipts = {
                 name: path.forget(ids, self.namespace) for name, path in self.paths.items() if path.capabilities.forgets
             }
-        gone = {id for receipt in receipts.values() for id in receipt.ids}
+            apart = self._quarantine.drop(ids, self.namespace)
+            self._drop_derived(ids)
+        gone = {id for receipt in receipts.values() for id in receipt.ids}.union(apart)
         cost = sum((receipt.cost for receipt in receipts.values()), Cost())
         details = {name: dict(receipt.details) for name, receipt in receipts.items() if receipt.ids}
         return Receipt(tuple(id for id in dict.fromkeys(ids) if id in gone), cost, details=details)
+
+    def sweep(self, *, forget: bool = False) -> tuple[str, ...]:
+        """End what has expired, so that every path lets go of it: weights unlearn it. Nothing recalls it anyway.
+
+        Args:
+            forget: Whether questions about the past must not find it either, and `compact` is to erase its text.
+
+        Returns:
+            The ids of what was ended.
+
+        Raises:
+            ValueError: Something is to be forgotten, and a path cannot forget; nothing is ended then.
+        """
+        with self._lock:
+            if forget and (rigid := [name for name, path in self.paths.items() if not path.capabilities.forgets]):
+                raise ValueError(f"paths {rigid} cannot forget; sweep with forget=False, and build them anew")
+            gone = self.ledger.sweep(namespace=self.namespace, forget=forget)
+            self.flush()
+            if forget:
+                self._drop_derived(gone)
+        return gone
+
+    def compact(self) -> int:
+        """Erase what was forgotten: its text leaves every file of the ledger and of the paths' indexes.
+
+        Returns:
+            How many versions were erased.
+
+        Raises:
+            LedgerError: Somebody else is reading or writing, or the disk is full. What is erased stays so; call again.
+        """
+        with self._lock:
+            self.flush()  # before, for an index of words lets go of a text by the text
+            erased = self.ledger.compact()
+            self.flush()
+        return erased
+
+    def use(self, ids: Sequence[str]) -> None:
+        """Say that these items were of use, so that paths whose eviction looks at use keep them longer.
+
+        Answering by itself is no use, since an evaluation must not change what is kept; a conversation counts what its
+        answers were drawn from. Ids that are not held are ignored.
+        """
+        with self._lock:
+            for path in self.paths.values():
+                if isinstance(path, CountsUse):
+                    path.use(ids, self.namespace)
+
+    def _drop_derived(self, ids: Sequence[str]) -> None:
+        """Let go of what is kept beside ledger and paths and might say forgotten words."""
+        self._door.forget(ids)
+        if isinstance(self.lm, KeepsPrefixes):
+            self.lm.drop_prefixes()
 
     def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
         """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.
@@ -382,83 +553,6 @@ class Agent:
                     f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}"
                 )
         return [replace(query, namespace=self.namespace) for query in asked]
-
-    def _prompts(
-        self,
-        path: MemoryPath,
-        queries: Sequence[Query],
-        notes: Sequence[Sequence[str]] | None,
-        reserves: Sequence[int] | None = None,
-    ) -> tuple[list[Prompt], list[Reading], list[Reading]]:
-        """Prompts, what was found for them, and what of it stands in them."""
-        if notes is not None:
-            prompts = [query.prompt(given) for query, given in zip(queries, notes, strict=True)]
-            return prompts, [Reading() for _ in queries], [Reading() for _ in queries]
-        least = self._max_new_tokens
-        kept = [least] * len(queries) if reserves is None else [max(least, reserve) for reserve in reserves]
-        found = path.read(queries)
-        shown = [
-            replace(
-                reading,
-                recalls=pack(
-                    self.lm,
-                    query,
-                    reading.recalls,
-                    budget=None if reading.budget is None else min(reading.budget, self.lm.window - reserve),
-                    reserve=reserve,
-                    order=reading.order,
-                ),
-            )
-            for query, reading, reserve in zip(queries, found, kept, strict=True)
-        ]
-        prompts = [
-            query.prompt([recall.item.text for recall in reading.recalls])
-            for query, reading in zip(queries, shown, strict=True)
-        ]
-        return prompts, found, shown
-
-    def _answer(self, name: str, queries: Sequence[Query], notes: Sequence[Sequence[str]] | None) -> list[Answer]:
-        path = self.paths[name]
-        prompts, found, shown = self._prompts(path, queries, notes)
-        with path.model(self.lm) as model:
-            generations = model.generate(prompts, max_new_tokens=self._max_new_tokens)
-        return [
-            Answer(
-                text=generation.text,
-                path=name,
-                recalls=reading.recalls,
-                offered=tuple(recall.item.id for recall in offered.recalls),
-                confidence=_confidence(generation),
-                prompt_hash=generation.prompt_hash,
-                cost=reading.cost + Cost(lm=generation.usage),
-            )
-            for generation, offered, reading in zip(generations, found, shown, strict=True)
-        ]
-
-
-def _as_knowledge(item: Any) -> Knowledge:
-    if isinstance(item, Knowledge):
-        return item
-    if not isinstance(item, str):
-        raise TypeError(
-            f"an agent learns texts and Knowledge, got {type(item).__name__}: {item!r:.80}; write Knowledge(id, text)"
-        )
-    import hashlib
-
-    return Knowledge(id=hashlib.sha256(item.encode()).hexdigest()[:16], text=item)
-
-
-def _confidence(generation: Generation) -> float | None:
-    if math.isnan(generation.loglikelihood):
-        return None
-    return math.exp(generation.loglikelihood / max(1, len(generation.token_ids)))
-
-
-def _better(old: Answer | None, new: Answer) -> Answer:
-    if old is None:
-        return new
-    surer = old.confidence is not None and (new.confidence or 0.0) < old.confidence
-    return replace(old if surer else new, cost=old.cost + new.cost)
 
 
 def _given(answer: Answer | None) -> Answer:

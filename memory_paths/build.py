@@ -75,6 +75,9 @@ def build_agent(cfg: Any) -> Agent:
             router=instantiate(cfg.router, _convert_="all"),
             namespace=cfg.namespace,
             max_new_tokens=cfg.max_new_tokens,
+            # An agent that an older release saved has neither.
+            quarantine=instantiate(cfg.quarantine, ledger=ledger, _convert_="all") if "quarantine" in cfg else None,
+            ttl=cfg.get("ttl"),
             config=plain(cfg),
         )
         opened.pop_all()

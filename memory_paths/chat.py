@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from memory_paths.agent import Agent
 
-HELP = """A sentence teaches, a question (ending in ?) asks. Also: /items  /forget ID  /save FOLDER  /help  /quit"""
+HELP = """A sentence teaches, a question (ending in ?) asks. Also: /items  /forget ID  /held  /release ID  /discard ID
+/save FOLDER  /help  /quit"""
 
 
 def respond(agent: Agent, line: str) -> str:
@@ -33,6 +34,13 @@ def respond(agent: Agent, line: str) -> str:
             return f"no item {argument!r}; /items lists them"
         agent.forget([argument])
         return f"forgot {argument}"
+    if command == "/held":
+        held = [f"{one.item.id}  {one.item.text}  ({'; '.join(one.reasons)})" for one in agent.quarantined()]
+        return "\n".join(held) or "nothing is kept apart"
+    if command == "/release":
+        return f"learnt as {', '.join(agent.release([argument]).ids)}"
+    if command == "/discard":
+        return f"discarded {argument}" if agent.discard([argument]) else f"no item {argument!r}; /held lists them"
     if command == "/save":
         if not argument:
             return "say where: /save FOLDER"
@@ -45,6 +53,8 @@ def respond(agent: Agent, line: str) -> str:
     receipt = agent.learn(line.strip())
     if not receipt.ids:
         return f"path {agent.path_name!r} keeps nothing"
+    if not receipt.details:
+        return f"known already, as {receipt.ids[0]}"
     return f"learnt as {receipt.ids[0]} by path {next(iter(receipt.details))!r}"
 
 

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from memory_paths.eviction import ORIGINALS_AT, SUMMARY_OF, Eviction, Recency, Spill, Summarise
 from memory_paths.files import read_json
-from memory_paths.ledger import Ledger, Version
+from memory_paths.ledger import Ledger, Removal, Version
 from memory_paths.types import (
     Capabilities,
     Cost,
@@ -393,8 +393,9 @@ class InContext:
                 kept = {item.id for item in self._ledger.active(place=place, namespace=namespace)}
                 back = [id for id in summary.metadata[SUMMARY_OF] if id in kept]
                 self._ledger.move(back, source=place, target=self.name, namespace=namespace)
-            # Only now: an interruption before it leaves a summary that is taken apart again.
-            self._ledger.remove([one.id for one in stale], place=self.name, namespace=namespace, reason="evicted")
+            # Only now: an interruption before it leaves a summary that is taken apart again. Forgotten, for it may
+            # quote what was.
+            self._ledger.remove([one.id for one in stale], place=self.name, namespace=namespace, reason="forgotten")
         return found
 
     def _settle(self, namespace: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -438,11 +439,18 @@ class InContext:
         archived = {item.id: item for item in self._ledger.active(place=self._originals, namespace=namespace)}
         behind = [id for item in leaving for id in _behind(item, archived)]
         ids = [*(item.id for item in leaving), *behind]
-        return [
-            id
+        # Summaries are forgotten: later nobody could find one from what it stood for, to erase it together with that.
+        summaries = {one.id for one in (*leaving, *archived.values()) if SUMMARY_OF in one.metadata}
+        parts: tuple[tuple[Removal, list[str]], ...] = (
+            ("evicted", [id for id in ids if id not in summaries]),
+            ("forgotten", [id for id in ids if id in summaries]),
+        )
+        gone = [
+            self._ledger.remove(part, place=place, namespace=namespace, reason=reason)
             for place in self._places
-            for id in self._ledger.remove(ids, place=place, namespace=namespace, reason="evicted")
+            for reason, part in parts
         ]
+        return [id for removed in gone for id in removed]
 
     def _note_use(self, ids: Sequence[str], namespace: str) -> None:
         used = self._used.setdefault(namespace, {})

@@ -8,15 +8,18 @@ how a prompt is laid out: the model counts.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from memory_paths.context import most_tokens
+from memory_paths.door import text_id
 from memory_paths.eviction import check_keep
 from memory_paths.lm import one_line
-from memory_paths.types import Generates, Generation, Prompt, TooLarge, Turn
+from memory_paths.types import Generates, Generation, Knowledge, Prompt, Recall, TooLarge, Turn
 
 LEFT_OUT = Turn("user", "(Earlier turns are left out here.)")
 
@@ -86,8 +89,35 @@ def without(prompt: Prompt, count: int) -> Prompt:
     return replace(prompt, turns=tuple(turns))
 
 
+class Memory(Protocol):
+    """Whom a conversation asks for what was learnt elsewhere; see `Agent.conversation`."""
+
+    def recall(self, question: str, room: int) -> Sequence[Recall]:
+        """Notes for a question, of at most `room` tokens together, in the order in which they are to stand."""
+        ...
+
+    def holds(self, item: Knowledge) -> bool:
+        """Whether an item still holds as it is."""
+        ...
+
+    def model(self) -> AbstractContextManager[Generates]:
+        """The model that answers."""
+        ...
+
+    def use(self, ids: Sequence[str]) -> None:
+        """Told which notes an answer was drawn from."""
+        ...
+
+    def keep(self, turns: Sequence[tuple[int, Turn]]) -> None:
+        """Told which turns stand in the prompt no longer, with their places in the history, each once."""
+        ...
+
+
 class Conversation:
     """A dialogue of any length with a model of a given window. For one thread at a time.
+
+    Notes are recalled for each question anew and are no part of the history: what no longer holds is gone with the next
+    question. A turn of the assistant names those that stood in its prompt (`Turn.recalled`).
 
     Args:
         lm: The model. It counts the tokens, and answers in `ask`.
@@ -96,6 +126,8 @@ class Conversation:
         budget: Most tokens that a laid-out prompt may have; None: the window less `reserve`.
         reserve: Tokens of the window that are kept free for the answer.
         keep: Share of its room, in (0, 1], to which the history is cut when it outgrows it, in one chunk.
+        memory: Who recalls notes where none are given, and answers; None: nobody recalls, and `lm` answers.
+        notes: Share of the room for history and notes, in (0, 1], that recalled notes may take.
 
     Raises:
         ValueError: An option out of range.
@@ -110,17 +142,25 @@ class Conversation:
         budget: int | None = None,
         reserve: int = 32,
         keep: float = 0.7,
+        memory: Memory | None = None,
+        notes: float = 0.5,
     ) -> None:
         check_keep(keep)
+        if not 0 < notes <= 1:
+            raise ValueError(f"notes must be in (0, 1], a share of the room, got {notes}")
         self.budget = most_tokens(lm, budget, reserve)
         self.reserve = reserve
         self._lm = lm
         self._keep = keep
         self._tools = tuple(tools)
         self._system = (Turn("system", system),) if system.strip() else ()
-        self._pinned: dict[str, str] = {}
+        self._memory = memory
+        self._notes = notes
+        self._pinned: dict[str, str | Knowledge] = {}
         self._history: tuple[Turn, ...] = ()
         self._left_out = 0
+        self._told = 0  # turns left out of which the memory was told
+        self._recalls: tuple[Recall, ...] = ()
 
     @property
     def history(self) -> tuple[Turn, ...]:
@@ -130,17 +170,31 @@ class Conversation:
     @property
     def left_out(self) -> tuple[Turn, ...]:
         """The turns of the history that no longer stand in the prompt, for whoever would keep them elsewhere."""
-        going = [group for group in _grouped(self._history)[0] if not _stays(group)][: self._left_out]
-        return tuple(turn for group in going for turn in group)
+        return tuple(turn for _, turn in self._gone())
 
-    def pin(self, name: str, text: str) -> None:
+    @property
+    def recalls(self) -> tuple[Recall, ...]:
+        """What the memory recalled for the latest prompt, in the order in which it stood there."""
+        return self._recalls
+
+    def _gone(self) -> list[tuple[int, Turn]]:
+        found, place = [], 0
+        going = self._left_out
+        for group in _grouped(self._history)[0]:
+            if not _stays(group) and going:
+                going -= 1
+                found += list(enumerate(group, place))
+            place += len(group)
+        return found
+
+    def pin(self, name: str, note: str | Knowledge) -> None:
         """A note that stands ahead of the history, where a change voids what was computed for all after it.
 
         Args:
             name: Under which it is changed later.
-            text: Empty: the note goes.
+            note: Empty: the note goes. An item stands there for as long as the memory holds it as it is.
         """
-        self._pinned[name] = one_line(text)
+        self._pinned[name] = note if isinstance(note, Knowledge) else one_line(note)
         if not self._pinned[name]:
             del self._pinned[name]
 
@@ -157,12 +211,12 @@ class Conversation:
         _grouped(history)
         self._history = history
 
-    def prompt(self, question: str = "", notes: Sequence[str] = ()) -> Prompt:
+    def prompt(self, question: str = "", notes: Sequence[str] | None = None) -> Prompt:
         """What the model is asked next, within the budget; what has to go for it stays out from then on.
 
         Args:
             question: The user's next turn. Empty: the model goes on from the last turn, such as a tool's result.
-            notes: What was recalled for it; data, whole or not at all.
+            notes: What was recalled for it; data, whole or not at all. None: what the memory recalls.
 
         Raises:
             TooLarge: It does not fit even without any history.
@@ -170,22 +224,76 @@ class Conversation:
         """
         if not question.strip() and not self._history:
             raise ValueError("there is nothing to answer; ask a question, or add a turn")
-        pinned = [f"- {one_line(name)}: {text}" for name, text in self._pinned.items()]
-        blocks = (Turn("user", "\n".join(["Notes:", *pinned]), pinned=True),) if pinned else ()
-        whole = Prompt(question, tuple(notes), turns=(*self._system, *blocks, *self._history), tools=self._tools)
-        self._left_out = fit(self._lm, whole, budget=self.budget, keep=self._keep, left_out=self._left_out)
-        return without(whole, self._left_out)
+        turns = (*self._system, *self._pinned_block(), *self._history)
+        whole = Prompt(question, turns=turns, tools=self._tools)
+        recalls = self._recalled(whole) if notes is None else ()
+        while True:
+            given = [recall.item.text for recall in recalls] if notes is None else notes
+            whole = replace(whole, notes=tuple(given))
+            try:
+                left_out = fit(self._lm, whole, budget=self.budget, keep=self._keep, left_out=self._left_out)
+                break
+            except TooLarge:
+                if not recalls:
+                    raise
+            # Tokens of notes need not add up in every tokenizer.
+            worst = min(recalls, key=lambda recall: recall.score)
+            recalls = tuple(recall for recall in recalls if recall is not worst)
+        self._left_out, self._recalls = left_out, tuple(recalls)
+        return without(whole, left_out)
 
-    def ask(self, question: str = "", notes: Sequence[str] = ()) -> Generation:
+    def ask(self, question: str = "", notes: Sequence[str] | None = None) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
+
+        The memory is told which of the notes the answer was drawn from, and which turns no longer stand in the prompt.
 
         Raises:
             TooLarge, ValueError: See `prompt`.
         """
         prompt = self.prompt(question, notes)
-        (generation,) = self._lm.generate([prompt], max_new_tokens=max(1, self.reserve))
-        self.add(*([Turn("user", question)] if question.strip() else []), Turn("assistant", generation.text))
+        with nullcontext(self._lm) if self._memory is None else self._memory.model() as model:
+            (generation,) = model.generate([prompt], max_new_tokens=max(1, self.reserve))
+        ids = [recall.item.id for recall in self._recalls] if notes is None else map(text_id, notes)
+        asked = [Turn("user", question)] if question.strip() else []
+        self.add(*asked, Turn("assistant", generation.text, recalled=tuple(ids)))
+        if self._memory is not None:
+            self._memory.use(drawn_from(generation.text, question, self._recalls))
+            gone = self._gone()
+            self._memory.keep(gone[self._told :])
+            self._told = len(gone)
         return generation
+
+    def _pinned_block(self) -> list[Turn]:
+        lines = ["Notes:"]
+        for name, note in self._pinned.items():
+            if isinstance(note, str):
+                lines.append(f"- {one_line(name)}: {note}")
+            elif self._memory is None or self._memory.holds(note):
+                lines.append(f"- {one_line(name)}: {one_line(note.text)}")
+        return [Turn("user", "\n".join(lines), pinned=True)] if len(lines) > 1 else []
+
+    def _recalled(self, whole: Prompt) -> tuple[Recall, ...]:
+        """What the memory recalls for a prompt without notes."""
+        if self._memory is None:
+            return ()
+        asked = whole.question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
+        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole))))
+        return tuple(self._memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
+
+
+def drawn_from(answer: str, question: str, recalls: Sequence[Recall]) -> tuple[str, ...]:
+    """Ids of the notes that an answer was probably drawn from: those that share most of its words that the question
+    does not have, and among these most of all its words; none, where none shares a word that the question lacks."""
+    said = _words(answer)
+    told = said - _words(question)
+    noted = [_words(recall.item.text) for recall in recalls]
+    shared = [(len(told & words), len(said & words)) for words in noted]
+    most = max(shared, default=(0, 0))
+    return tuple(recall.item.id for recall, of in zip(recalls, shared, strict=True) if of == most and most[0])
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold()))
 
 
 def _grouped(turns: Sequence[Turn]) -> tuple[list[tuple[Turn, ...]], list[str]]:

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +65,8 @@ CREATE TABLE version (
 -- One index for two purposes: the versions of an id, and that it is held at most once at a place.
 CREATE UNIQUE INDEX version_id ON version (namespace, id, place, (CASE reason WHEN '' THEN 0 ELSE version END));
 CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <> '';
+-- For what arrives late.
+CREATE INDEX version_past ON version (namespace, key) WHERE reason = 'superseded' AND key <> '';
 CREATE INDEX version_ending ON version (ended_at) WHERE reason = '' AND ended_at IS NOT NULL;
 CREATE TABLE change (
     position    INTEGER PRIMARY KEY,
@@ -197,7 +199,8 @@ class Ledger:
         or has expired, starts a new version. An item supersedes what holds under its key in this namespace, at any
         place: at once or, where its own validity begins in the future, from then on; if it is removed before that, the
         other one stays. What is to come under the same key stays too, unless it would begin at the same moment. An
-        item whose validity is over supersedes nothing.
+        item whose validity is over supersedes nothing. One that arrives late, its `valid_from` being before that of
+        what holds, becomes part of the past: it held from then until the next one began.
 
         Raises:
             ValueError: An id that is active in this namespace with other content; an empty place or namespace; a text
@@ -234,7 +237,9 @@ class Ledger:
         """Stop holding ids at a place, in one transaction. Ids that are not held are ignored.
 
         Forgetting also covers the versions of these ids at this place that were replaced earlier, so that questions
-        about the past do not bring them back.
+        about the past do not bring them back, and those that were evicted or moved away, wherever that was, so that
+        `compact` erases their text too. Other ids under the same key stay as they are: nothing takes the place of a
+        forgotten item. See `under` for all that was said under a key.
 
         Returns:
             The ids that were held.
@@ -248,20 +253,61 @@ class Ledger:
         ids = _check_ids(ids)
         if reason not in get_args(Removal):
             raise ValueError(f"reason must be one of {get_args(Removal)}, got {reason!r}")
-        covered = RECALLABLE if reason == "forgotten" else "reason = ''"
+        covered = "place = ? AND reason = ''"
+        if reason == "forgotten":
+            covered = f"((place = ? AND {RECALLABLE}) OR reason IN ('evicted', 'moved'))"
         held = []
         with self._transaction():
             now = self._settled()
             for id in ids:
-                rows = self._rows(
-                    f"namespace = ? AND id = ? AND place = ? AND {covered} ORDER BY version", namespace, id, place
-                )
+                rows = self._rows(f"namespace = ? AND id = ? AND {covered} ORDER BY version", namespace, id, place)
                 for row in rows:
                     self._end(row, reason, ended_at=now, now=now, successor=row["successor"])
                     self._replan(row["key"], namespace, now)
                 if any(not row["reason"] for row in rows):
                     held.append(id)
         return tuple(held)
+
+    def sweep(self, *, namespace: str, forget: bool = False) -> tuple[str, ...]:
+        """End what has expired by now, at every place, in one transaction, so that projections let go of it.
+
+        Args:
+            namespace: Whose items.
+            forget: Whether it is forgotten as well, together with what had expired and was replaced before: questions
+                about the past find it no more, and `compact` erases its text.
+
+        Returns:
+            The ids of what was ended or forgotten.
+        """
+        _check_names(namespace=namespace)
+        reason: Reason = "forgotten" if forget else "expired"
+        with self._transaction():
+            now = self._settled()
+            covered = "reason <> 'forgotten'" if forget else "reason = ''"
+            rows = self._rows(f"namespace = ? AND valid_until <= ? AND {covered} ORDER BY version", namespace, now)
+            for row in rows:
+                ended_at = row["ended_at"] if row["reason"] else row["valid_until"]
+                self._end(row, reason, ended_at=ended_at, now=now, successor=row["successor"])
+                self._replan(row["key"], namespace, now)
+        return tuple(dict.fromkeys(row["id"] for row in rows))
+
+    def under(self, keys: Sequence[str], *, namespace: str) -> list[Version]:
+        """Every version that was ever written under one of these keys, at every place, in the order of writing; what
+        was forgotten without its content. Looks at all versions of the namespace."""
+        _check_names(namespace=namespace)
+        given = [key for key in _check_ids(keys) if key]
+        found: list[Version] = []
+        for start in range(0, len(given), PART):
+            part = given[start : start + PART]
+            rows = self._rows(f"namespace = ? AND key IN ({', '.join('?' * len(part))})", namespace, *part)
+            found += [_untold(self._version(row)) for row in rows]
+        return sorted(found, key=lambda version: version.version)
+
+    def holding(self, key: str, *, namespace: str) -> list[Knowledge]:
+        """What is held under a key at any place and has not expired, what is to come included; nothing for an empty
+        key."""
+        _check_names(namespace=namespace)
+        return [Knowledge.from_json(row["content"]) for row in self._sharing(key, namespace, self.now())]
 
     def move(self, ids: Sequence[str], *, source: str, target: str, namespace: str) -> tuple[str, ...]:
         """Take held items from one place to another, all or none, in one transaction; ids and dates stay.
@@ -493,13 +539,18 @@ class Ledger:
         return tuple(row["namespace"] for row in self._query(f"{statement} ORDER BY namespace", *values))
 
     def history(self, id: str, *, namespace: str) -> list[Version]:
-        """Every version of an item at every place, in the order of writing."""
+        """Every version of an item at every place, in the order of writing; what was forgotten without its content."""
+        _check_names(namespace=namespace)
         rows = self._rows("namespace = ? AND id = ? ORDER BY version", namespace, id)
-        return [self._version(row) for row in rows]
+        return [_untold(self._version(row)) for row in rows]
 
     def now(self) -> float:
         """The present by the ledger's clock, in seconds since the epoch."""
         return float(self._clock())
+
+    def moment(self) -> AbstractContextManager[None]:
+        """All that is read within is of one moment, whoever writes meanwhile."""
+        return self._database.reading()
 
     def position(self) -> int:
         """Number of the last change, 0 at first; it grows with everything that happens at any place."""
@@ -526,7 +577,7 @@ class Ledger:
         problems: list[str] = []
         stands: dict[int, str] = {}
         chain, expected = "", 0
-        with self._database.reading():
+        with self.moment():
             try:
                 problems += self._database.problems()
                 for expected, row in enumerate(self._each("change", f"{_CHANGE}, checksum, chain"), start=1):
@@ -726,7 +777,11 @@ class Ledger:
             return []  # what is over already replaces nothing
         superseded = []
         begin = _begin(item.valid_from)
-        for row in self._sharing(item.key, namespace, now):
+        sharing = self._sharing(item.key, namespace, now)
+        if _is_late(item, sharing, now):
+            self._place_in_past(item, version, sharing, namespace, now)
+            return []
+        for row in sharing:
             other = _begin(row["valid_from"])
             if row["id"] == item.id or (begin != other and max(begin, other) > now):
                 continue  # it is the item itself, or one holds until the other begins: see _replan
@@ -737,8 +792,26 @@ class Ledger:
         self._replan(item.key, namespace, now)
         return superseded
 
+    def _place_in_past(self, item: Knowledge, version: int, sharing: Sequence[Row], namespace: str, now: float) -> None:
+        """End a new version where the next one of its key began, and the one before it where it begins itself."""
+        assert item.valid_from is not None, "only what is dated arrives late"
+        known = [*sharing, *self._replaced(item.key, namespace)]
+        new = next(row for row in known if row["version"] == version)
+        later = [row for row in known if _begin(row["valid_from"]) > item.valid_from and row["id"] != item.id]
+        after = min(later, key=lambda row: (row["valid_from"], row["version"]))
+        self._end(new, "superseded", ended_at=after["valid_from"], now=now, successor=after["version"])
+        for row in known:
+            start = row["recorded_at"] if row["valid_from"] is None else row["valid_from"]
+            if row["reason"] and start <= item.valid_from < row["ended_at"]:
+                self._set(row, "superseded", ended_at=item.valid_from, successor=version)
+                self._log(row["place"], [row["version"]], "plan", "planned", now)
+
+    def _replaced(self, key: str, namespace: str) -> list[Row]:
+        return self._rows("namespace = ? AND key = ? AND key <> '' AND reason = 'superseded'", namespace, key)
+
     def _is_recorded(self, item: Knowledge, content: str, place: str, namespace: str, now: float) -> bool:
-        """Whether the item is active at the place; an expired version of its id is ended on the way."""
+        """Whether the item is active at the place, or has its place in the past there already; an expired version of
+        its id is ended on the way."""
         here = False
         for row in self._rows("namespace = ? AND id = ? AND reason = ''", namespace, item.id):
             if _expired(row, now):
@@ -752,7 +825,9 @@ class Ledger:
                 )
             else:
                 here = here or row["place"] == place
-        return here
+        if here or not _is_late(item, self._sharing(item.key, namespace, now), now):
+            return here
+        return any((row["content"], row["place"]) == (content, place) for row in self._replaced(item.key, namespace))
 
     def _sharing(self, key: str, namespace: str, now: float) -> list[Row]:
         """What is held under a key, at any place, and has not expired."""
@@ -903,6 +978,18 @@ def _chained(chain: str, checksum: str) -> str:
 
 def _expired(row: Row, now: float) -> bool:
     return row["valid_until"] is not None and row["valid_until"] <= now
+
+
+def _untold(version: Version) -> Version:
+    if version.reason != "forgotten":
+        return version
+    return replace(version, item=Knowledge(version.item.id, ERASED))
+
+
+def _is_late(item: Knowledge, sharing: Sequence[Row], now: float) -> bool:
+    """Whether an item begins before one of its key that holds by now, both being dated."""
+    begin = item.valid_from
+    return begin is not None and any(begin < _begin(row["valid_from"]) <= now for row in sharing)
 
 
 def _begin(valid_from: float | None) -> float:

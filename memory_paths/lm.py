@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memory_paths.prefixes import Prefix, Prefixes, common, read_prefix, write_prefix
+from memory_paths.prefixes import Prefix, Prefixes, common, read_prefix, stored_prefixes, write_prefix
 from memory_paths.types import Generation, Phrasing, Prompt, TooLarge, ToolCall, Turn, Usage
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class CausalLM:
         prefix_cache: Whether the keys and values of a token prefix that the prompts of a call share are computed once
             and kept for the next call. Models with sliding-window or recurrent layers go without.
         chat_template: Whether to use the tokenizer's chat template where it has one.
+        prefix_folder: Where `save_prefix` and `load_prefix` find files that are named without a folder; None: here.
         window: Most tokens of prompt and answer together; None: `trained_window` of the model's config, or else its
             `max_position_embeddings`.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -124,6 +125,7 @@ class CausalLM:
         batch_size: int = 32,
         prefix_cache: bool = True,
         chat_template: bool = True,
+        prefix_folder: str | Path | None = None,
         window: int | None = None,
         trust_remote_code: bool = False,
         loader: Callable[[str], tuple[Any, Any]] | None = None,
@@ -165,6 +167,8 @@ class CausalLM:
         self._chats = bool(chat_template and getattr(self.tokenizer, "chat_template", None))
         self._chat_controls: dict[str, tuple[int, ...]] = {}
         self._prefixes = Prefixes()
+        self._prefix_folder = None if prefix_folder is None else Path(prefix_folder)
+        self._prefix_files: set[Path] = set()
         self._revision: tuple[int, str] = (0, "")
         self._lock = threading.RLock()
 
@@ -332,6 +336,8 @@ class CausalLM:
     def save_prefix(self, prompt: Prompt, file: str | Path) -> int:
         """Store the work on a prompt's beginning, in whole blocks, so that another process need not do it again.
 
+        The file holds the prompt's words, as tokens: `drop_prefixes`, and with it an agent's `forget`, deletes it.
+
         Returns:
             How many tokens it covers; at least `PREFIX_BLOCK`.
 
@@ -349,7 +355,9 @@ class CausalLM:
             self._check_window([_Row(ids, len(ids))])
             if not (tokens := len(ids) // PREFIX_BLOCK * PREFIX_BLOCK):
                 raise ValueError(f"a prefix has at least {PREFIX_BLOCK} tokens, the prompt has {len(ids)}")
-            write_prefix(Path(file), self._prefix(ids[:tokens]), made_by=self._made_by())
+            path = self._prefix_file(file)
+            write_prefix(path, self._prefix(ids[:tokens]), made_by=self._made_by())
+            self._prefix_files.add(path)
         return tokens
 
     def load_prefix(self, file: str | Path) -> int:
@@ -370,11 +378,30 @@ class CausalLM:
                 raise ValueError(
                     f"{self.name!r} is spread over devices, to which a stored prefix cannot be; compute it"
                 )
-            prefix = read_prefix(Path(file), made_by=self._made_by(), weights=self._weights_version())
+            path = self._prefix_file(file)
+            prefix = read_prefix(path, made_by=self._made_by(), weights=self._weights_version())
             device = self.module.get_input_embeddings().weight.device
             layers = tuple((keys.to(device), values.to(device)) for keys, values in prefix.layers)
             self._prefixes.keep(replace(prefix, layers=layers))
+            self._prefix_files.add(path)
         return len(prefix.ids)
+
+    def drop_prefixes(self) -> None:
+        """Keep nothing that was computed for prompts, in memory or in files: those that this object has stored or
+        loaded, and all in `prefix_folder`.
+
+        Raises:
+            OSError: A file cannot be deleted.
+        """
+        with self._lock:
+            self._prefixes.clear()
+            folder = self._prefix_folder
+            for file in self._prefix_files.union(stored_prefixes(folder) if folder is not None else ()):
+                file.unlink(missing_ok=True)
+            self._prefix_files.clear()
+
+    def _prefix_file(self, file: str | Path) -> Path:
+        return (self._prefix_folder or Path()) / file
 
     def _made_by(self) -> str:
         """What keys and values depend on beside the tokens, the same in every process."""

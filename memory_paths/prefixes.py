@@ -18,6 +18,7 @@ from memory_paths.files import write_durably
 FORMAT = 1
 # One for each of a few conversations that take turns, or of the programs around one (a judge, a summariser).
 KEPT = 4
+HEADER = 1 << 20  # bytes; the header of a stored prefix is shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +121,21 @@ def read_prefix(file: Path, *, made_by: str, weights: int) -> Prefix:
         raise ValueError(f"{file} is damaged: it does not match its checksum; make it anew")
     layers = tuple((tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(len(tensors) // 2))
     return Prefix(tuple(tensors["ids"].tolist()), layers, weights)
+
+
+def stored_prefixes(folder: Path) -> list[Path]:
+    """The files of a folder that `write_prefix` made."""
+    found = []
+    for file in sorted(folder.glob("*")):
+        try:
+            with file.open("rb") as content:
+                length = int.from_bytes(content.read(8), "little")
+                header = json.loads(content.read(length)) if length < HEADER else {}
+        except (OSError, ValueError):
+            continue
+        if isinstance(header, dict) and {"made_by", "sha256"} <= set(header.get("__metadata__", {})):
+            found.append(file)
+    return found
 
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:

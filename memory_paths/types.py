@@ -418,6 +418,8 @@ class Turn:
         calls: What tools the assistant calls; their results follow it.
         answers: Id of the call whose result this is, for the role "tool" alone.
         pinned: Whether it stays, however old it is; turns of the system always do.
+        recalled: Ids of the notes that stood in the prompt for it, a turn of the assistant: what it repeats of them is
+            not to be learnt again.
 
     Raises:
         ValueError: An unknown role, calls by another role than the assistant, two calls of one id, or a result that
@@ -429,6 +431,7 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
     answers: str = ""
     pinned: bool = False
+    recalled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -553,6 +556,24 @@ class Trains(Protocol):
 
     def weights_hash(self) -> str:
         """SHA-256 over every parameter and buffer, in hex."""
+        ...
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """A language model that keeps what it computed for the beginnings of prompts."""
+
+    def drop_prefixes(self) -> None:
+        """Keep none of it, in memory or in files: something that stood in prompts is to be forgotten."""
+        ...
+
+
+@runtime_checkable
+class CountsUse(Protocol):
+    """A path that keeps longer what was of use."""
+
+    def use(self, ids: Sequence[str], namespace: str) -> None:
+        """Say that these were of use. Ids that are not held are ignored."""
         ...
 
 

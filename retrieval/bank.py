@@ -317,7 +317,7 @@ class Bank:
 
     def verify(self) -> list[str]:
         """Check the ledger, and the index against it; one line for each problem, none if all is well."""
-        with self._opened():
+        with self._opened(), self._ledger.moment():
             self._catch_up()
             problems = self._ledger.verify()
             stored = set(self._rows.versions[~self._rows.gone].tolist())

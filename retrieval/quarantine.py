@@ -1,11 +1,10 @@
-"""Texts of untrusted sources that look like an injection are kept apart until somebody has looked at them.
+"""What looks like an injection: a text that is to steer a model rather than to inform it.
 
 A detector reads a text as a model might be made to read it (without invisible characters, with look-alike letters and
 encodings undone) and weighs signs: words that speak to the assistant, that lift its rules, that want something done
 later, in secret, or sent out. The weights are fitted on attacks and real harmless lines; see `quarantine_figures`.
 
-What is held here is at a place of its own in the ledger, so that no bank finds it. This file knows nothing of models,
-prompts or indexes.
+`memory_paths.quarantine` keeps apart what is found. This file knows nothing of models, prompts, ledgers or indexes.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import codecs
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from memory_paths.ledger import Ledger
-from memory_paths.types import Knowledge, MemoryPath, Receipt
+from memory_paths.quarantine import Suspicion
+from memory_paths.types import Knowledge
 
 # Probability from which on a text is taken for an attack, and the log-odds of a text without any sign. Fitted with the
 # weights below by `python -m memory_paths.retrieval.quarantine_figures` on its tuning half.
@@ -236,112 +234,26 @@ SIGNS: dict[str, Sign] = {
 }
 
 
-@dataclass(frozen=True)
-class Suspicion:
-    """How much a text looks like an injection: a probability in [0, 1], and the signs that speak for it."""
-
-    score: float
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Held:
-    """An item that is kept apart: the one that was to be learnt, and why it was not."""
-
-    item: Knowledge
-    score: float
-    reasons: tuple[str, ...]
-
-
-class Quarantine:
-    """Stands before a bank: what comes from an untrusted source and looks like an injection does not get in.
-
-    It is kept at the place `<name of the bank>.quarantine` of the ledger, in an envelope: under an id of its own and
-    without its key, so that it can neither supersede a trusted item nor take an id away from one.
+class Injections:
+    """A detector for `memory_paths.quarantine.Quarantine`: reads whatever of an item a model may come to read.
 
     Args:
-        path: The bank.
-        ledger: The bank's ledger.
-        trusted_from: Items of at least this trust pass unread, in [0, 1].
         threshold: Score from which on a text is taken for an injection, in [0, 1].
 
     Raises:
-        ValueError: A level or a threshold outside [0, 1].
+        ValueError: A threshold outside [0, 1].
     """
 
-    def __init__(
-        self, path: MemoryPath, ledger: Ledger, *, trusted_from: float = 0.5, threshold: float = THRESHOLD
-    ) -> None:
-        for name, value in (("trusted_from", trusted_from), ("threshold", threshold)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        self.place = f"{path.name}.quarantine"
-        self._path = path
-        self._ledger = ledger
-        self._trusted_from = trusted_from
+    def __init__(self, threshold: float = THRESHOLD) -> None:
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self._threshold = threshold
 
-    def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
-        """Store what may be stored, and keep the rest apart; `details["quarantined"]` names its ids.
-
-        Raises:
-            ValueError: What the bank refuses, or an id that is kept apart with other content; see `MemoryPath.write`.
-        """
-        judged = [(item, self._judge(item)) for item in items]
-        kept = [held for _, held in judged if held is not None]
-        self._ledger.record([_envelope(held) for held in kept], place=self.place, namespace=namespace)
-        receipt = self._path.write([item for item, held in judged if held is None], namespace)
-        return replace(receipt, details={**receipt.details, "quarantined": tuple(held.item.id for held in kept)})
-
-    def held(self, namespace: str) -> list[Held]:
-        """What is kept apart, in the order of writing."""
-        return [_opened(envelope) for envelope in self._ledger.active(place=self.place, namespace=namespace)]
-
-    def release(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Let items into the bank after all, as they were to be learnt. Interrupted, it can be done again.
-
-        Raises:
-            ValueError: An id that is not kept apart, or what the bank refuses; everything stays where it is then.
-        """
-        items = {held.item.id: held.item for held in self.held(namespace)}
-        if strange := [id for id in ids if id not in items]:
-            raise ValueError(f"{strange} are not in quarantine; there are {list(items)[:20]}")
-        receipt = self._path.write([items[id] for id in ids], namespace)
-        self._drop(ids, namespace)
-        return receipt
-
-    def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Forget ids in the bank and here."""
-        apart = {held.item.id for held in self.held(namespace)}
-        self._drop(ids, namespace)
-        receipt = self._path.forget(ids, namespace)
-        gone = tuple(id for id in dict.fromkeys(ids) if id in apart or id in receipt.ids)
-        return replace(receipt, ids=gone)
-
-    def _judge(self, item: Knowledge) -> Held | None:
-        if item.trust >= self._trusted_from:
-            return None
+    def __call__(self, item: Knowledge) -> Suspicion | None:
+        """What speaks against the item; None: not enough."""
         said = [item.text, item.cue, *(part for form in item.phrasings for part in (form.prompt, form.completion))]
         worst = max(map(suspicion, filter(None, said)), key=lambda found: found.score)
-        return Held(item, worst.score, worst.reasons) if worst.score >= self._threshold else None
-
-    def _drop(self, ids: Sequence[str], namespace: str) -> None:
-        envelopes = [_envelope_id(id) for id in ids]
-        self._ledger.remove(envelopes, place=self.place, namespace=namespace, reason="forgotten")
-
-
-def _envelope_id(id: str) -> str:
-    return f"quarantined/{id}"
-
-
-def _envelope(held: Held) -> Knowledge:
-    content = {"item": held.item.to_json(), "score": round(held.score, 6), "reasons": list(held.reasons)}
-    return Knowledge(_envelope_id(held.item.id), held.item.text, source=held.item.source, trust=0.0, metadata=content)
-
-
-def _opened(envelope: Knowledge) -> Held:
-    content = envelope.metadata
-    return Held(Knowledge.from_json(content["item"]), content["score"], tuple(content["reasons"]))
+        return worst if worst.score >= self._threshold else None
 
 
 def suspicion(text: str) -> Suspicion:

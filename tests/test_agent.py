@@ -8,13 +8,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import full_disk, run
+from conftest import Clock, full_disk, run
 
 import memory_paths
 from memory_paths.agent import Agent
@@ -23,6 +23,9 @@ from memory_paths.chat import chat, respond
 from memory_paths.context import InContext
 from memory_paths.failpoints import VARIABLE
 from memory_paths.ledger import Ledger, LedgerError
+from memory_paths.lm import CausalLM
+from memory_paths.parametric.full import Full
+from memory_paths.parametric.path import Budget, WeightsPath
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.router import Fixed
@@ -401,3 +404,91 @@ def test_a_save_that_is_killed_has_left_all_or_nothing_and_does_not_disturb_the_
         restore(again, target)
         assert [item.id for item in again.items()] == ["ada", "ben", "cora"]
     assert list(tmp_path.iterdir()) == [target], "what the kill left is gone"
+
+
+# For how long, and for good
+
+
+def _timed_agent(file: Path | str = ":memory:", **options: Any) -> tuple[Agent, Clock]:
+    clock = Clock(1000.0)
+    lm, ledger = EchoLM(), Ledger(file, clock=clock)
+    return Agent(lm, {"rag": Bank(lm, ledger, HashEncoder(), name="rag")}, ledger, **options), clock
+
+
+def test_what_has_a_time_to_live_is_recalled_until_then_and_saying_it_again_changes_nothing() -> None:
+    agent, clock = _timed_agent(ttl={"episode": 50.0})
+    with agent:
+        agent.learn("Dan keeps bees.", ttl=10)
+        agent.learn([Knowledge("talk", "Eva came by.", "episode"), Knowledge("own", "It rains.", valid_until=1005.0)])
+        clock.now = 1004.0
+        assert agent.learn("Dan keeps bees.", ttl=10).ids == agent.learn("Dan keeps bees.", ttl=99).ids
+        ends = {item.text: item.valid_until for item in agent.items()}
+        assert ends == {"Dan keeps bees.": 1010.0, "Eva came by.": 1050.0, "It rains.": 1005.0}
+        clock.now = 1011.0
+        assert [item.text for item in agent.items()] == ["Eva came by."]
+        assert agent.answer("What does Dan keep?")[0].text == UNKNOWN
+        agent.learn("Dan keeps bees.", ttl=10)
+        assert agent.items()[-1].valid_until == 1021.0, "once it is over it can be learnt anew"
+        for ttl in (0, -1.0, math.nan):
+            with pytest.raises(ValueError, match="seconds above 0"):
+                agent.learn("Dan keeps ducks.", ttl=ttl)
+        with pytest.raises(ValueError, match="ttl is by kind"):
+            Agent(agent.lm, agent.paths, agent.ledger, ttl={"mood": 3.0})  # type: ignore[dict-item]
+    with memory_paths.load("path=icl", "+ttl.episode=3600") as made:
+        made.learn([Knowledge("talk", "Eva came by.", "episode"), FACTS[1]])
+        assert [item.valid_until is None for item in made.items()] == [False, True]
+
+
+def test_a_sweep_ends_what_has_expired_and_may_forget_it_to_the_last_byte(tmp_path: Path) -> None:
+    agent, clock = _timed_agent(tmp_path / "facts.sqlite")
+    past = Query("What does the quokka keep?", as_of=1005.0)
+    with agent:
+        agent.learn(["The quokka keeps bees.", FACTS[1]], ttl=10)
+        agent.learn(FACTS[0])
+        assert agent.sweep() == ()
+        clock.now = 1020.0
+        (quokka, ben) = agent.sweep()
+        assert ben == "ben"
+        assert [version.reason for version in agent.ledger.history(quokka, namespace="default")] == ["expired"]
+        assert agent.answer([past])[0].text == "The quokka keeps bees.", "what was true then stays"
+        assert agent.sweep() == ()
+        agent.learn(FACTS[1])
+        assert agent.sweep(forget=True) == (quokka, "ben")
+        assert agent.answer([past])[0].text == UNKNOWN
+        assert [item.id for item in agent.items()] == ["ada", "ben"], "the version that holds is not that which expired"
+        assert agent.compact() == 2
+    assert b"quokka" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with _agent_that_cannot("forgets") as agent, pytest.raises(ValueError, match=r"paths \['poor'\] cannot forget"):
+        agent.sweep(forget=True)
+
+
+def test_weights_unlearn_what_a_sweep_ends(make_tiny_lm: Callable[..., CausalLM]) -> None:
+    clock, lm = Clock(1000.0), make_tiny_lm()
+    ledger = Ledger(clock=clock)
+    path = WeightsPath(lm, ledger, weights=Full(), budget=Budget(steps=2), progress=False)
+    with Agent(lm, {path.name: path}, ledger) as agent:
+        untouched = agent.state_hash()
+        agent.learn("Dan keeps bees.", ttl=10)
+        clock.now = 1020.0
+        assert agent.state_hash() != untouched
+        agent.sweep()
+        assert agent.state_hash() == untouched
+
+
+def test_forgetting_an_id_brings_nothing_back_and_forgetting_a_key_forgets_all_that_was_said_under_it() -> None:
+    agent, clock = _timed_agent()
+    with agent:
+        for number, city in enumerate(("Oslo", "Bergen", "Rome")):
+            clock.now = 1000.0 + 100 * number
+            agent.learn(Knowledge(city, f"Eva lives in {city}.", key="eva/home"))
+        agent.learn(FACTS[1])
+        then, earlier = Query("Where does Eva live?", as_of=1150.0), Query("Where does Eva live?", as_of=1050.0)
+        agent.forget(["Rome"])
+        assert [item.id for item in agent.items()] == ["ben"], "its predecessor does not come back"
+        assert agent.answer("Where does Eva live?")[0].text == UNKNOWN
+        assert agent.answer([then])[0].text == "Eva lives in Bergen.", "what was true then has an id of its own"
+        assert agent.forget(keys=["eva/home", "nobody/home"]).ids == (), "none of them was held any more"
+        assert [answer.text for answer in agent.answer([then, earlier])] == [UNKNOWN] * 2
+        agent.learn([Knowledge("Paris", "Eva lives in Paris.", key="eva/home")])
+        assert agent.forget(["ben"], keys=["eva/home"]).ids == ("ben", "Paris")
+        assert agent.items() == []

@@ -158,6 +158,7 @@ PRESETS = {
     "objective": {"source"},
     "parallel": {"pool"},
     "weights": {"rate", "form"},
+    "quarantine": {"trusted_from"},
 }
 
 
