@@ -212,7 +212,8 @@ class WeightsPath:
         self._namespace: str | None = None
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
-        """Learn the items that are new, then record them.
+        """Learn the items that are new, then record them; what arrives when something later holds under its key already
+        is recorded alone.
 
         Raises:
             FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
@@ -229,7 +230,8 @@ class WeightsPath:
                     f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
                     "new id with the same key"
                 )
-        new = list({item.id: item for item in items if item.id not in held}.values())
+        late = self._late(items, namespace)
+        new = list({item.id: item for item in items if item.id not in held and item.id not in late}.values())
         before = dict(self._weights.state())
         details = self._learn(new) if new else {}
         self._record(items, new, namespace, before)
@@ -519,6 +521,19 @@ class WeightsPath:
                     "use path=rag"
                 )
 
+    def _late(self, items: Sequence[Knowledge], namespace: str) -> set[str]:
+        """Ids of those that begin before what holds under their key by now, or will hold after this write."""
+        now, late = self._ledger.now(), set()
+        for item in items:
+            if item.key and item.valid_from is not None:
+                others = [*items, *self._ledger.holding(item.key, namespace=namespace)]
+                begins = [
+                    other.valid_from for other in others if other.key == item.key and other.valid_from is not None
+                ]
+                if any(item.valid_from < begin <= now for begin in begins):
+                    late.add(item.id)
+        return late
+
     def _held(self) -> dict[str, Knowledge]:
         """What the ledger has at this place and has not taken away, valid now or not, by id."""
         held: dict[int, Knowledge] = {}
@@ -553,7 +568,8 @@ class WeightsPath:
         missing = [version for version in added if version not in learnt | gone]
         arrived: dict[float, list[int]] = {}
         for version, found in self._ledger.get(missing).items():
-            arrived.setdefault(found.recorded_at, []).append(version)
+            if found.ended_at is None or found.ended_at > found.recorded_at:  # else it was over when it came
+                arrived.setdefault(found.recorded_at, []).append(version)
         state, writes, journal = dict(self._weights.state()), self._writes, self._journal
         ids = []
         try:

@@ -62,6 +62,24 @@ def _path(lm: CausalLM, ledger: Ledger, kind: str = "memory", **options: Any) ->
     return WeightsPath(lm, ledger, **{"weights": _weights(kind), **settings, **options})
 
 
+def test_what_arrives_late_is_not_learnt_over_what_holds(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    oslo, bergen, paris = (
+        Knowledge(city, f"Ada lives in {city}.", key="ada/city", valid_from=year)
+        for city, year in (("Oslo", 100.0), ("Bergen", 200.0), ("Paris", 300.0))
+    )
+    path = _path(lm, ledger)
+    path.write([bergen], "default")
+    path.write([oslo, ONE], "default")
+    path.write([paris], "default")
+    assert lessons == [["Bergen"], ["alma"], ["Paris"]]
+    assert [item.id for item in path.items("default")] == ["alma", "Paris"]
+    again = _path(lm, ledger)
+    again.flush()
+    assert [item for lesson in lessons[3:] for item in lesson] == ["alma", "Paris"]
+
+
 def _state(path: WeightsPath) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in path._weights.state().items()}
 
