@@ -133,6 +133,11 @@ class Conversation:
         going = [group for group in _grouped(self._history)[0] if not _stays(group)][: self._left_out]
         return tuple(turn for group in going for turn in group)
 
+    def offer(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """What the model may call from now on, as JSON schemas. They stand ahead of all else: a change voids what was
+        computed for the prompt before."""
+        self._tools = tuple(tools)
+
     def pin(self, name: str, text: str) -> None:
         """A note that stands ahead of the history, where a change voids what was computed for all after it.
 
@@ -179,12 +184,15 @@ class Conversation:
     def ask(self, question: str = "", notes: Sequence[str] = ()) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
 
+        An answer with calls waits for their results: `add` them, then ask on without a question.
+
         Raises:
             TooLarge, ValueError: See `prompt`.
         """
         prompt = self.prompt(question, notes)
         (generation,) = self._lm.generate([prompt], max_new_tokens=max(1, self.reserve))
-        self.add(*([Turn("user", question)] if question.strip() else []), Turn("assistant", generation.text))
+        asked = [Turn("user", question)] if question.strip() else []
+        self.add(*asked, Turn("assistant", generation.text, calls=generation.calls))
         return generation
 
 
