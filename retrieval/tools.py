@@ -81,24 +81,24 @@ class Tool:
 
     @property
     def signature(self) -> str:
-        """The arguments as one line of JSON: name, what it takes and whether it may be left out."""
-        required = self.parameters.get("required", ())
-        return json.dumps(
-            {
-                name: {**(dict(takes) if isinstance(takes, Mapping) else {}), "required": name in required}
-                for name, takes in self.parameters["properties"].items()
-            },
-            ensure_ascii=False,
-        )
+        """The parameters as one line of JSON."""
+        return json.dumps(self.parameters, ensure_ascii=False)
 
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         """What is wrong with arguments, one line each; none: the tool may be called with them."""
         from jsonschema import Draft202012Validator
 
         closed = {"unevaluatedProperties": False, **self.parameters}
-        found = Draft202012Validator(closed, registry=_no_other_files()).iter_errors(dict(arguments))
-        lines = [(".".join(map(str, error.absolute_path)), error.message) for error in found]
-        return [f"{where}: {what}"[:LONGEST_COMPLAINT] if where else what[:LONGEST_COMPLAINT] for where, what in lines]
+        checks = Draft202012Validator.FORMAT_CHECKER  # of dates and the like
+        validator = Draft202012Validator(closed, registry=_no_other_files(), format_checker=checks)
+        lines = []
+        for error in validator.iter_errors(dict(arguments)):
+            where, what = ".".join(map(str, error.absolute_path)), error.message
+            if not where and error.validator in ("unevaluatedProperties", "additionalProperties"):
+                unknown = [name for name in arguments if name not in self.parameters["properties"]]
+                what = f"unknown argument {', '.join(map(repr, unknown))}"
+            lines.append((f"{where}: {what}" if where else what)[:LONGEST_COMPLAINT])
+        return lines
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class Toolbox:
         self._longest = longest
         self._names = Names(bank, SORT)
         self._registered: dict[str, Tool] = {}
+        self._read: dict[str, Tool] = {}  # by the item's id, which stands for one content: schemas are slow to check
 
     def register(self, *given: Any) -> tuple[Tool, ...]:
         """Learn tools, or learn them anew; all or none are stored, and those that are described alike change nothing.
@@ -176,21 +177,19 @@ class Toolbox:
         self._registered.update((tool.name, tool) for tool in tools)
         return tuple(tools)
 
-    def learn(self, task: str, name: str) -> None:
-        """Remember that a tool was right for a task: from now on it is also found by tasks like this one.
+    def learn(self, name: str, *tasks: str) -> None:
+        """Remember that a tool was right for these tasks: from now on it is also found by tasks like them.
+
+        That a call was made and did not fail says nothing of the kind: let a test, a judge or the user say it.
 
         Raises:
             ToolError: An unknown tool.
-            ValueError: An empty task.
+            ValueError: An empty task; nothing is stored.
         """
-        if not task.strip():
-            raise ValueError(f"a task that {name!r} solved has words, got {task!r}")
+        if empty := [task for task in tasks if not task.strip()]:
+            raise ValueError(f"a task that {name!r} solved has words, got {empty[0]!r}")
         self._known(name)
-        number = hashlib.sha256(task.encode()).hexdigest()[:HASH_LENGTH]
-        used = Knowledge(
-            f"{USE}:{name}#{number}", f"{task}\nSolved with: {name}", "episode", cue=task, metadata={"tool": name}
-        )
-        self._bank.write([used], self.namespace)
+        self._bank.write([_use(name, task) for task in tasks], self.namespace)
 
     def forget(self, name: str) -> bool:
         """Forget a tool with its history and what it solved. Returns whether there was one."""
@@ -346,8 +345,11 @@ class Toolbox:
 
     def _tool(self, item: Knowledge) -> Tool:
         """The tool that an item describes, with its function where the one that is registered here is the same."""
-        told = item.metadata
-        tool = Tool(told["tool"], told["description"], json.loads(told["parameters"]))
+        tool = self._read.get(item.id)
+        if tool is None:
+            told = item.metadata
+            tool = Tool(told["tool"], told["description"], json.loads(told["parameters"]))
+            self._read[item.id] = tool
         registered = self._registered.get(tool.name)
         return registered if registered == tool else tool
 
@@ -400,11 +402,23 @@ def tool_of(given: Any) -> Tool:
     if getattr(given, "coroutine", None) is not None and getattr(given, "func", None) is None:
         raise TypeError(f"tool {given.name!r} is asynchronous alone; give one that can be called")
     described = convert_to_openai_tool(given)["function"]
+    parameters = described.get("parameters", {})
+    taken = getattr(given.get_input_schema(), "model_fields", {})
+    if injected := [n for n, one in taken.items() if one.is_required() and n not in parameters.get("properties", {})]:
+        raise ValueError(
+            f"arguments {injected} of tool {given.name!r} are injected by LangChain's agents alone; bind them"
+        )
 
     def function(**arguments: Any) -> Any:
-        return given.invoke(arguments)
+        return given.run(arguments)
 
-    return Tool(described["name"], described["description"], described.get("parameters", {}), function)
+    return Tool(described["name"], described["description"], parameters, function)
+
+
+def _use(name: str, task: str) -> Knowledge:
+    number = hashlib.sha256(task.encode()).hexdigest()[:HASH_LENGTH]
+    text = f"{task}\nSolved with: {name}"
+    return Knowledge(f"{USE}:{name}#{number}", text, "episode", cue=task, metadata={"tool": name})
 
 
 def _check_function(given: Any) -> None:
