@@ -94,10 +94,16 @@ class Kept:
         return np.array(vectors, dtype=np.float32).reshape(len(texts), self.manifest.dimension)
 
 
-def world(folder: Path, encoder: Encoder, seed: int) -> World:
+def world(folder: Path, encoder: Encoder, seed: int, *, tools: int | None = None) -> World:
     """MetaTool, its tools in an order of their own, the requests of each split into what is tested and what is learnt.
 
     Requests that the data give to two tools, or twice to one, are left out.
+
+    Args:
+        folder: Holds the folder metatool.
+        encoder: Says which tested requests nearly repeat a learnt one.
+        seed: Of order and split.
+        tools: Only the first so many.
     """
     draw = random.Random(f"tools/{seed}")
     described = {_name(r["tool"]): r["description"] for r in _records(folder / "metatool" / "tools.jsonl")}
@@ -109,7 +115,7 @@ def world(folder: Path, encoder: Encoder, seed: int) -> World:
             requests[_name(record["tool"])].append(record["query"])
     names = sorted(described)
     draw.shuffle(names)
-    tools = [Tool(name, described[name], function=_nothing) for name in names]
+    names = names[:tools]
     asked, solved = [], {}
     for place, name in enumerate(names):
         texts = draw.sample(requests[name], len(requests[name]))
@@ -117,7 +123,7 @@ def world(folder: Path, encoder: Encoder, seed: int) -> World:
         likeness = (encoder.encode_queries(tested) @ encoder.encode_documents(solved[name]).T).max(axis=1)
         step = place * STEPS // len(names) + 1
         asked += [Asked(text, name, step, bool(near >= ALIKE)) for text, near in zip(tested, likeness, strict=True)]
-    return World(tuple(tools), tuple(asked), solved)
+    return World(tuple(Tool(name, described[name], function=_nothing) for name in names), tuple(asked), solved)
 
 
 def ranks(
@@ -422,8 +428,8 @@ def calling(folder: Path, encoder: Encoder) -> str:
         lines += ["", "| accepted calls, corrupted | calls | refused | mended by a model that reads the refusal |"]
         lines += ["|---|---|---|---|"]
         for kind, rows in refused.items():
-            apis = [row[2] for row in rows]
-            told = [interval([row[column] for row in rows], apis) for column in (0, 1)]
+            apis = [api for _, _, api in rows]
+            told = [interval(column, apis) for column in ([one for one, _, _ in rows], [two for _, two, _ in rows])]
             lines.append(f"| {kind} | {len(rows)} | {' | '.join(told)} |")
         wanted = list(dict.fromkeys((gold.api, gold.instruction, gold.name) for gold in golden))
         offers = [[tool.name for tool in toolbox.offered(instruction, 10)] for _, instruction, _ in wanted]
@@ -564,7 +570,7 @@ def relearning(folder: Path, encoder: Encoder) -> str:
                 "schemas as remembered, refusals read": solver(old, mends=True),
             }
             before = {
-                (arm, n): _solved(toolbox, model, case, old=True)
+                (arm, n): solved(toolbox, model, case, old=True)
                 for arm, model in arms.items()
                 for n, case in enumerate(cases)
             }
@@ -575,7 +581,7 @@ def relearning(folder: Path, encoder: Encoder) -> str:
             notes["written by registering once more"] += ledger.position() - position
             for arm, model in arms.items():
                 for number, case in enumerate(cases):
-                    after = _solved(toolbox, model, case, old=False)
+                    after = solved(toolbox, model, case, old=False)
                     rows.setdefault((case.kind, arm), []).append((before[arm, number], after, case.api))
             for case in cases:
                 notes["tools"] += 1
@@ -584,8 +590,8 @@ def relearning(folder: Path, encoder: Encoder) -> str:
             bank.close()
     lines = ["| change | solver | tools | right call before | right call after |", "|---|---|---|---|---|"]
     for (kind, arm), found in sorted(rows.items()):
-        apis = [row[2] for row in found]
-        told = [interval([row[column] for row in found], apis) for column in (0, 1)]
+        apis = [api for _, _, api in found]
+        told = [interval(column, apis) for column in ([one for one, _, _ in found], [two for _, two, _ in found])]
         lines.append(f"| {kind} | {arm} | {len(found)} | {' | '.join(told)} |")
     lines += [
         "",
@@ -596,14 +602,15 @@ def relearning(folder: Path, encoder: Encoder) -> str:
     return "\n".join(lines)
 
 
-def _solved(toolbox: Toolbox, model: Any, case: Changed, *, old: bool) -> float:
+def solved(toolbox: Toolbox, model: Any, case: Changed, *, old: bool) -> bool:
+    """Whether a model makes the right call, and no other that is accepted."""
     right = case.right_before if old else case.right_after
     question = json.dumps(
         {"do": case.before.description, "call": case.before.name, "with": case.values}, ensure_ascii=False
     )
     run = toolbox.run(Conversation(ChatLM(model, window=65_536)), question, k=5)
     made = [result for result in run.results if result.outcome == "done"]
-    return float(len(made) == 1 and dict(made[0].call.arguments) == dict(right))
+    return len(made) == 1 and dict(made[0].call.arguments) == dict(right)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
