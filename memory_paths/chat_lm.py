@@ -141,7 +141,7 @@ class ChatLM:
         if not tools:
             return self._model
         try:
-            return self._model.bind_tools(json.loads(harmless(json.dumps(tools))))
+            return self._model.bind_tools(json.loads(harmless(json.dumps(tools, ensure_ascii=False))))
         except (AttributeError, NotImplementedError) as error:
             raise TypeError(
                 f"{self.name!r} is a {type(self._model).__name__}, which takes no tools (it has no bind_tools); give"
@@ -186,7 +186,7 @@ def _message(turn: Turn) -> dict[str, Any]:
     calls = [
         {"name": call.name, "args": dict(call.arguments), "id": call.id, "type": "tool_call"} for call in turn.calls
     ]
-    return {**message, "tool_calls": json.loads(harmless(json.dumps(calls)))} if calls else message
+    return {**message, "tool_calls": json.loads(harmless(json.dumps(calls, ensure_ascii=False)))} if calls else message
 
 
 def _calls(reply: Any) -> tuple[ToolCall, ...]:

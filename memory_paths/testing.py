@@ -118,7 +118,7 @@ def scripted_chat_model(reply: Callable[[Sequence[tuple[str, str]]], str]) -> An
 def scripted_tool_caller(
     reply: Callable[[Sequence[tuple[str, str]], Sequence[Mapping[str, Any]]], str | Sequence[ToolCall]],
 ) -> Any:
-    """The same for a chat model that calls tools.
+    """A LangChain `BaseChatModel` that says or calls what a function makes of its messages and of the tools it has.
 
     Args:
         reply: Is given the messages as (role, text), the roles being "system", "human", "ai" and "tool", and the tools

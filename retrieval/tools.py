@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from memory_paths.conversation import Conversation
 from memory_paths.ledger import Version
@@ -113,7 +113,7 @@ class Result:
 
     call: ToolCall
     text: str
-    outcome: str
+    outcome: Literal["done", "failed", "refused"]
 
 
 @dataclass(frozen=True)
@@ -252,11 +252,12 @@ class Toolbox:
             raise ToolError(
                 f"the signature of {name!r} has changed; nothing was called. Its arguments: {tool.signature}"
             )
-        if not isinstance(arguments, Mapping):
-            raise ToolError(f"{name!r} takes arguments by name, got {arguments!r:.100}. They are: {tool.signature}")
-        if problems := tool.problems(arguments):
+        try:
+            call = ToolCall("call", name, arguments)
+        except TypeError as error:
+            raise ToolError(f"{name!r} takes arguments by name: {error}. They are: {tool.signature}") from error
+        if problems := tool.problems(call.arguments):
             raise ToolError(f"{name!r} was not called: {'; '.join(problems)}. Its arguments: {tool.signature}")
-        call = ToolCall("call", name, arguments)
         try:
             return Result(call, self._shown(tool.function(**call.arguments)), "done")
         except Exception as error:  # the tool's own trouble is for the model to read
@@ -403,7 +404,8 @@ def tool_of(given: Any) -> Tool:
         raise TypeError(f"tool {given.name!r} is asynchronous alone; give one that can be called")
     described = convert_to_openai_tool(given)["function"]
     parameters = described.get("parameters", {})
-    taken = getattr(given.get_input_schema(), "model_fields", {})
+    # Only a class of arguments knows more of them than a model is told.
+    taken = getattr(given.args_schema, "model_fields", {})
     if injected := [n for n, one in taken.items() if one.is_required() and n not in parameters.get("properties", {})]:
         raise ValueError(
             f"arguments {injected} of tool {given.name!r} are injected by LangChain's agents alone; bind them"

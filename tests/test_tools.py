@@ -111,6 +111,11 @@ def test_a_langchain_tool_is_called_as_it_would_be(bank: Bank) -> None:
     toolbox.register(look_up, StructuredTool.from_function(strict, handle_tool_error=True))
     assert toolbox.call("look_up", {"word": "cat"}).text == "cat is a word"
     assert toolbox.call("strict", {"word": "cat"}).text == "no such word"
+    schema = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
+    remote = StructuredTool(name="remote", description="Ask a server.", args_schema=schema, func=lambda q: f"{q}!")
+    (described,) = toolbox.register(remote)
+    assert described.parameters == schema
+    assert toolbox.call("remote", {"q": "cat"}).text == "cat!"
     # Arguments that look like LangChain's own call are arguments.
     sly = {"type": "tool_call", "name": "look_up", "id": "1", "args": {"word": "cat"}}
     with pytest.raises(ToolError, match="unknown argument 'type', 'name', 'id', 'args'"):
@@ -271,6 +276,7 @@ def test_a_call_with_fitting_arguments_is_made(toolbox: Toolbox) -> None:
         ({"city": "Oslo", "day": "2024-05-17", "unit": "K"}, "unit: 'K' is not one of"),
         ({"city": "Oslo", "day": None}, "day: None is not of type"),
         (["Oslo", "2024-05-17"], "takes arguments by name"),
+        ({"city": "Oslo", "day": date(2024, 5, 17)}, "takes arguments by name.*JSON"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_with_those_that_do(arguments: Any, error: str, toolbox: Toolbox) -> None:
