@@ -101,7 +101,7 @@ class ChatLM:
         texts += [
             json.dumps(message["tool_calls"], ensure_ascii=False) for message in messages if "tool_calls" in message
         ]
-        return sum(self._count(text) for text in texts) + OVERHEAD * (len(messages) // 2)
+        return sum(self._count(text) for text in texts) + OVERHEAD * len(messages) // 2
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> list[Generation]:
         """Answers up to the first new line, one for each prompt, in order; where a prompt offers tools, also its calls.

@@ -140,7 +140,7 @@ class Toolbox:
     Args:
         bank: Where the descriptions are. Who made it closes it.
         namespace: Whose tools these are.
-        longest: Most characters of a result that a model is shown.
+        longest: Most characters of a result that a model is shown; it has to fit into the window with all else.
 
     Raises:
         ValueError: An empty namespace, or a `longest` below 1.
@@ -279,7 +279,8 @@ class Toolbox:
         """Ask a model that may call tools, until it answers.
 
         At each step it is offered the tools that fit the question, as they are described by then; its calls are
-        checked and made, and what they gave is added to the conversation, refusals and failures among it.
+        checked and made, and what they gave is added to the conversation, refusals and failures among it. A registered
+        tool that it names without having been offered it is called as well.
 
         Args:
             conversation: With a model whose generations carry calls, such as `chat_lm.ChatLM`.
