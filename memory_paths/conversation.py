@@ -177,15 +177,10 @@ class Conversation:
         """What the memory recalled for the latest prompt, in the order in which it stood there."""
         return self._recalls
 
-    def _gone(self) -> list[tuple[int, Turn]]:
-        found, place = [], 0
-        going = self._left_out
-        for group in _grouped(self._history)[0]:
-            if not _stays(group) and going:
-                going -= 1
-                found += list(enumerate(group, place))
-            place += len(group)
-        return found
+    def offer(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """What the model may call from now on, as JSON schemas. They stand ahead of all else: a change voids what was
+        computed for the prompt before."""
+        self._tools = tuple(tools)
 
     def pin(self, name: str, note: str | Knowledge) -> None:
         """A note that stands ahead of the history, where a change voids what was computed for all after it.
@@ -245,7 +240,8 @@ class Conversation:
     def ask(self, question: str = "", notes: Sequence[str] | None = None) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
 
-        The memory is told which of the notes the answer was drawn from, and which turns no longer stand in the prompt.
+        An answer with calls waits for their results: `add` them, then ask on without a question. The memory is told
+        which of the notes the answer was drawn from, and which turns no longer stand in the prompt.
 
         Raises:
             TooLarge, ValueError: See `prompt`.
@@ -255,13 +251,23 @@ class Conversation:
             (generation,) = model.generate([prompt], max_new_tokens=max(1, self.reserve))
         ids = [recall.item.id for recall in self._recalls] if notes is None else map(text_id, notes)
         asked = [Turn("user", question)] if question.strip() else []
-        self.add(*asked, Turn("assistant", generation.text, recalled=tuple(ids)))
+        self.add(*asked, Turn("assistant", generation.text, calls=generation.calls, recalled=tuple(ids)))
         if self._memory is not None:
             self._memory.use(drawn_from(generation.text, question, self._recalls))
             gone = self._gone()
             self._memory.keep(gone[self._told :])
             self._told = len(gone)
         return generation
+
+    def _gone(self) -> list[tuple[int, Turn]]:
+        found, place = [], 0
+        going = self._left_out
+        for group in _grouped(self._history)[0]:
+            if not _stays(group) and going:
+                going -= 1
+                found += list(enumerate(group, place))
+            place += len(group)
+        return found
 
     def _pinned_block(self) -> list[Turn]:
         lines = ["Notes:"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from memory_paths.types import (
     Query,
     Reading,
     TooLarge,
+    ToolCall,
     Usage,
 )
 
@@ -112,6 +113,43 @@ def scripted_chat_model(reply: Callable[[Sequence[tuple[str, str]]], str]) -> An
             return "scripted"
 
     return ScriptedChatModel()
+
+
+def scripted_tool_caller(
+    reply: Callable[[Sequence[tuple[str, str]], Sequence[Mapping[str, Any]]], str | Sequence[ToolCall]],
+) -> Any:
+    """A LangChain `BaseChatModel` that says or calls what a function makes of its messages and of the tools it has.
+
+    Args:
+        reply: Is given the messages as (role, text), the roles being "system", "human", "ai" and "tool", and the tools
+            that are offered, as JSON schemas; it says a text, or what it calls.
+    """
+    from langchain_core.language_models.chat_models import BaseChatModel
+    from langchain_core.messages import AIMessage, BaseMessage
+    from langchain_core.outputs import ChatGeneration, ChatResult
+
+    class ScriptedToolCaller(BaseChatModel):
+        """See `scripted_tool_caller`."""
+
+        model: str = "scripted"
+
+        def bind_tools(self, tools: Sequence[Any], **options: Any) -> Any:
+            return self.bind(tools=list(tools), **options)
+
+        def _generate(
+            self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **options: Any
+        ) -> ChatResult:
+            said = reply([(message.type, str(message.text)) for message in messages], options.get("tools", ()))
+            if isinstance(said, str):
+                return ChatResult(generations=[ChatGeneration(message=AIMessage(said))])
+            calls = [{"name": call.name, "args": dict(call.arguments), "id": call.id} for call in said]
+            return ChatResult(generations=[ChatGeneration(message=AIMessage("", tool_calls=calls))])
+
+        @property
+        def _llm_type(self) -> str:
+            return "scripted"
+
+    return ScriptedToolCaller()
 
 
 def _words(text: str) -> frozenset[str]:

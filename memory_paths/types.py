@@ -392,6 +392,7 @@ class ToolCall:
         id: By which the result says what it answers.
         name: Of the tool.
         arguments: By name, as JSON has them.
+        problem: Why the arguments are not what the model wrote, such as text that is no JSON: the call cannot be made.
 
     Raises:
         TypeError: Arguments that JSON cannot hold.
@@ -401,6 +402,7 @@ class ToolCall:
     id: str
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    problem: str = ""
 
     def __post_init__(self) -> None:
         if not self.id or not self.name:
@@ -477,6 +479,7 @@ class Generation:
         prompt_hash: SHA-256 of the prompt's token ids.
         usage: Tokens read and written, and the work they took.
         stopped: Whether the model ended by itself (False: the limit on new tokens did).
+        calls: What tools it calls, where it was offered some and has a form for calls of its own.
     """
 
     text: str
@@ -485,6 +488,7 @@ class Generation:
     prompt_hash: str
     usage: Usage
     stopped: bool
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,7 @@ def test_a_mapping_reaches_into_lists_and_nested_fields(tmp_path: Path) -> None:
         ("tofu", {"direct"}),
         ("wikidyk", {"direct"}),
         ("concept_1k", {"trained", "direct"}),
+        ("metatool", {"direct"}),
     ],
 )
 def test_real_data_teaches_asks_and_brings_a_prior(
@@ -294,6 +295,24 @@ def test_groups_of_lines_make_one_item_and_another_file_may_ask(tmp_path: Path) 
         ("first", "0", "1"),
         ("second", "1", "3"),
     ]
+
+
+def test_lines_of_another_file_find_their_items_by_a_field_in_any_order(tmp_path: Path) -> None:
+    file = _write(tmp_path / "tools.jsonl", *({"tool": name, "does": f"it {name}s"} for name in ("cut", "glue")))
+    asked = [("glue", "stick it"), ("cut", "halve it"), ("paint", "redden it"), ("glue", "mend it")]
+    _write(tmp_path / "asked.jsonl", *({"tool": tool, "query": query} for tool, query in asked))
+    ask = {"question": "{query}", "answer": "{tool}", "file": "asked.jsonl", "by": "tool"}
+    item = {"id": "{tool}", "text": "{does}"}
+    (step,) = jsonl(file, mapping={"item": item, "questions": [ask]}, experiences=1).experiences
+    assert [(q.query.text, q.targets, q.ids) for q in step.questions] == [
+        ("halve it", ("cut",), ("cut",)),
+        ("stick it", ("glue",), ("glue",)),
+        ("mend it", ("glue",), ("glue",)),
+    ]
+    with pytest.raises(ValueError, match="in place of `group`"):
+        jsonl(file, mapping={"item": item, "questions": [{**ask, "group": 2}]})
+    with pytest.raises(ValueError, match=r"asked.jsonl, line 1: field 'does'"):
+        jsonl(file, mapping={"item": item, "questions": [{**ask, "by": "does"}]})
 
 
 def test_ordinary_texts_come_from_lines_or_from_a_whole_file(tmp_path: Path) -> None:

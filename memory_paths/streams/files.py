@@ -19,7 +19,7 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question,
 CONTINUED_WORDS = 40
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
 ITEM_FIELDS = ("id", "text", "kind", "key", "source")
-QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "others", "each", "file", "group")
+QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "others", "each", "file", "group", "by")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Plan:
             the beginning of a text (`continues`); `each` names a list field whose entries are asked one by one;
             `choices` a list field of wrong answers; `others` instead how many wrong answers are drawn from what is
             right for the same question about other items; `file` and `group` another file whose n-th group of lines
-            asks about the n-th item.
+            asks about the n-th item, or `file` and `by` one whose lines ask about the item with the same value in the
+            field `by`, whatever their order.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
     """
 
@@ -85,7 +86,10 @@ def jsonl(
         where = source
         if "file" in spec:
             where = source.parent / spec["file"]
-            records = _groups(where, int(spec.get("group", 1)))
+            if "by" in spec:
+                records = _records_by(spec["by"], where, groups, source)
+            else:
+                records = _groups(where, int(spec.get("group", 1)))
         optional = not mapping
         taken = [group if "file" in spec else group[:1] for group in records]
         found = [
@@ -145,6 +149,10 @@ def _plan(mapping: Mapping[str, Any]) -> Plan:
             raise ValueError(
                 f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}"
             )
+        if "by" in spec and ("file" not in spec or "group" in spec):
+            raise ValueError(
+                "`by` of a question says how the lines of its `file` find their items, in place of `group`"
+            )
         if "choices" in spec and "others" in spec:
             raise ValueError("a question of a mapping has choices (a field) or others (a number), not both")
         if spec.get("kind", "direct") not in get_args(QuestionKind):
@@ -187,6 +195,16 @@ def _groups(file: Path, size: int) -> list[list[dict[str, Any]]]:
         raise ValueError(f"group must be at least 1, got {size}")
     records = _records(file)
     return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def _records_by(
+    name: str, file: Path, groups: Sequence[Sequence[Mapping[str, Any]]], source: Path
+) -> list[list[dict[str, Any]]]:
+    """For each item the records of a file that have its value in a field."""
+    found: dict[str, list[dict[str, Any]]] = {_fill(f"{{{name}}}", group[0], source): [] for group in groups}
+    for record in _records(file):
+        found.get(_fill(f"{{{name}}}", record, file), []).append(record)
+    return [found[_fill(f"{{{name}}}", group[0], source)] for group in groups]
 
 
 def _fill(template: str, record: Mapping[str, Any], file: Path) -> str:
