@@ -38,7 +38,11 @@ _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
 _MEASURED = ("kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
-_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", "recall_at_1", "recall_at_5")
+RETRIEVAL = (
+    *("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank"),
+    *("answer_offered", "answer_shown", "unknown_offered"),
+)
+_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
 _CLASS = "._target_"
 _PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads")
 
