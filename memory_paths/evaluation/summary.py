@@ -27,7 +27,7 @@ from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Int
 
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
-    *("none", "oracle", "full_context", "icl", "rag"),
+    *("none", "oracle", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
     *("sparse_memory", "sparse_memory_frequency", "sparse_memory_random", "lora", "full", "full_rehearsal"),
 )
 _TEXT_PATHS = ("icl", "rag")
