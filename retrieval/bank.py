@@ -127,7 +127,7 @@ class Bank:
         self._exact_until = exact_until
         self._ledger = ledger
         self._encoder = encoder
-        self._reranker = reranker
+        self.reranker = reranker
         self._folder = None if folder is None else Path(folder)
         self._guard = threading.RLock()
         self._closed = False
@@ -199,7 +199,7 @@ class Bank:
         top_k = self.top_k if top_k is None else top_k
         method = self.method if method is None else method
         diversity = self.diversity if diversity is None else diversity
-        _check_search(top_k, method, diversity, self._reranker)
+        _check_search(top_k, method, diversity, self.reranker)
         if any(not query.namespace for query in queries):
             raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
         if vectors is not None and vectors.shape != (len(queries), self._encoder.manifest.dimension):
@@ -225,7 +225,7 @@ class Bank:
                 started = time.perf_counter()
                 allowed = self._allowed(query)
                 vector = None if vectors is None else vectors[row : row + 1]
-                wanted = top_k if self._reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
+                wanted = top_k if self.reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
                 hits = self._hits(query.text, vector, allowed, wanted, method, diversity)
                 found = self._ledger.get(int(self._rows.versions[hit]) for hit, _ in hits)
                 recalls = tuple(
@@ -234,8 +234,8 @@ class Bank:
                 compared = 0 if method == "bm25" else int(allowed.sum()) * self._vectors.dimension
                 searching = Usage(flops=2.0 * compared, seconds=time.perf_counter() - started, bytes=4 * compared)
                 judging = Usage()
-                if self._reranker is not None:
-                    recalls, judging = reranked(self._reranker, query.text, recalls, top_k)
+                if self.reranker is not None:
+                    recalls, judging = reranked(self.reranker, query.text, recalls, top_k)
                 readings.append(Reading(recalls, Cost(encoder=encoding[row] + judging, index=searching)))
         return readings
 
@@ -289,7 +289,7 @@ class Bank:
         """
         with self._opened():
             options = [self.top_k, self.method, self.diversity, self.threshold]
-            options += [] if self._reranker is None else [self._reranker.name]
+            options += [] if self.reranker is None else [self.reranker.name]
             digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
             for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
                 digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())

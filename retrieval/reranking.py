@@ -37,9 +37,7 @@ class CrossEncoderReranker:
         ValueError: No such model, one that gives more than one score for a pair, or a batch size below 1.
     """
 
-    def __init__(
-        self, name: str, *, device: str = "cpu", batch_size: int = 32, max_tokens: int | None = None
-    ) -> None:
+    def __init__(self, name: str, *, device: str = "cpu", batch_size: int = 32, max_tokens: int | None = None) -> None:
         if not name:
             raise ValueError("a reranker needs a name: a folder or hub name")
         if batch_size < 1:

@@ -99,6 +99,7 @@ MOUNTED = {axis: ("sparse_memory", f"path.memory.{axis}") for axis in AXES} | {
     "parallel": ("sparse_memory", "path.memory.parallel"),
     "selector": ("sparse_memory", "path.memory.weights.selector"),
     "encoder": ("rag", "path.memory.encoder"),
+    "reranker": ("rag", "path.memory.reranker"),
     "eviction": ("icl", "path.memory.eviction"),
 }
 

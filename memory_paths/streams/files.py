@@ -1,7 +1,8 @@
 """Anybody's facts, passages and questions from JSON lines, by a small mapping; knows nothing of what they are about.
 
 A mapping says with format strings how a record becomes items and questions: "{title}", "{answers[0]}",
-"{portability[New Question]}"; `{line}` is the number of the record, from 1. See `Plan`, and `conf/stream/` for examples.
+"{portability[New Question]}"; `{line}` is the number of the record, from 1. See `Plan`, and examples in
+`conf/stream/`.
 """
 
 from __future__ import annotations
@@ -317,9 +318,7 @@ class _Taught:
         groups: All records.
     """
 
-    def __init__(
-        self, made: Sequence[tuple[int, Knowledge]], groups: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> None:
+    def __init__(self, made: Sequence[tuple[int, Knowledge]], groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         self.items = [item for _, item in made]
         self.groups = [groups[number] for number, _ in made]
         self._places = {item.id: place for place, item in enumerate(self.items)}

@@ -116,7 +116,9 @@ def date(text: str, formats: Sequence[str]) -> float | None:
         except ValueError:
             continue
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    raise ValueError(f"{text!r} is no date of the form {' or '.join(formats) or 'ISO 8601'}; see `dates` of the mapping")
+    raise ValueError(
+        f"{text!r} is no date of the form {' or '.join(formats) or 'ISO 8601'}; see `dates` of the mapping"
+    )
 
 
 def _starless(template: str, record: Record) -> str:
