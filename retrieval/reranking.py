@@ -13,6 +13,8 @@ from typing import Protocol
 
 from memory_paths.types import Recall, Usage
 
+from .encoder import quiet_loading
+
 
 class Reranker(Protocol):
     """Whatever says how well a text answers a question. `name`: another one means that answers may be others."""
@@ -45,7 +47,8 @@ class CrossEncoderReranker:
         from sentence_transformers import CrossEncoder
 
         try:
-            self._model = CrossEncoder(name, device=device, max_length=max_tokens)
+            with quiet_loading():
+                self._model = CrossEncoder(name, device=device, max_length=max_tokens)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"reranker {name!r} is neither the folder of a cross-encoder, nor a hub name that can be reached from"
@@ -65,7 +68,8 @@ class CrossEncoderReranker:
             return [], Usage()
         started = time.perf_counter()
         scores = self._model.predict(list(pairs), batch_size=self._batch_size, show_progress_bar=False)
-        cut = {"truncation": True, "max_length": self._model.max_length} if self._model.max_length else {}
+        longest = self._model.max_seq_length
+        cut = {"truncation": True, "max_length": longest} if longest else {}
         read = self._model.tokenizer([question for question, _ in pairs], [text for _, text in pairs], **cut)
         tokens = sum(map(len, read["input_ids"]))
         seconds = time.perf_counter() - started

@@ -116,9 +116,8 @@ def date(text: str, formats: Sequence[str]) -> float | None:
         except ValueError:
             continue
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    raise ValueError(
-        f"{text!r} is no date of the form {' or '.join(formats) or 'ISO 8601'}; see `dates` of the mapping"
-    )
+    wanted = " or ".join(formats) or "ISO 8601"
+    raise ValueError(f"{text!r} is no date of the form {wanted}; give its form in `dates` of the mapping")
 
 
 def _starless(template: str, record: Record) -> str:
