@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 
 from memory_paths.evaluation.records import fingerprint
 from memory_paths.types import Knowledge, Question, ReadingTask, Stream
@@ -70,9 +69,9 @@ class Plan:
         self._samples, self._before, self._oracle = samples, before, oracle
         self._texts = {item.id: item.text for step in stream.experiences for item in step.items}
         self._active = _active_ids(stream)
-        self._taught = list(
-            accumulate((set(item.id for item in step.items) for step in stream.experiences), set.union, initial=set())
-        )
+        self._taught: list[set[str]] = [set()]
+        for step in stream.experiences:
+            self._taught.append(self._taught[-1] | {item.id for item in step.items})
         self._seed = seed
         asked: dict[str, dict[str, Ask]] = {}
         for number, experience in enumerate(stream.experiences, start=1):
