@@ -288,7 +288,7 @@ class Bank:
         Dates of recording are left out, so that two runs that did the same have the same hash.
         """
         with self._opened():
-            options = [self.top_k, self.method, self.diversity, self.threshold]
+            options: list[Any] = [self.top_k, self.method, self.diversity, self.threshold]
             options += [] if self.reranker is None else [self.reranker.name]
             digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
             for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():

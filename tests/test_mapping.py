@@ -233,6 +233,7 @@ def test_streams_for_banks_say_what_each_question_is_about(
     if not (data_folder / name).is_dir():
         pytest.skip(f"no folder {data_folder / name}")
     stream = build_stream(compose(f"stream={name}"))
+    assert stream.name == name
     taught = {item.id: item for item in _items(stream)}
     assert len(taught) == items
     assert len(stream.unknown) == unknown

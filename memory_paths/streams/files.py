@@ -78,6 +78,7 @@ def jsonl(
     untaught: int = 0,
     texts: str | Path | None = None,
     texts_limit: int = 50,
+    name: str | None = None,
 ) -> Stream:
     """A stream from a JSON-lines file (plain or .gz).
 
@@ -94,6 +95,7 @@ def jsonl(
         texts: Ordinary text that the model can continue, as JSON lines ("text" field) or a plain text file. How likely
             it finds the second half of each after the first is measured before and after, as its prior.
         texts_limit: Only the first so many of them.
+        name: What tables and records call the stream; None: the file's name.
 
     Raises:
         FileNotFoundError: No such file.
@@ -150,7 +152,7 @@ def jsonl(
         )
     ordinary = _texts(Path(texts))[:texts_limit] if texts is not None else []
     prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary) if len(text.split()) > 1)
-    return Stream(name=source.name.split(".")[0], experiences=tuple(steps), prior=prior, unknown=tuple(unknown))
+    return Stream(name=name or source.name.split(".")[0], experiences=tuple(steps), prior=prior, unknown=tuple(unknown))
 
 
 def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasing]:
