@@ -313,20 +313,24 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     cells = _Cells.of(rows, experiences, direct & (rows.uniform | own) & (rows.experience > 0))
     metrics |= {name: cells.metric(metric, (seed, name)) for name, metric in MATRIX_METRICS.items()}
     refused = np.array([bool(reason) for reason in rows.reason], dtype=bool)
-    offering = refused.any() or any(rows.recalls)
-    silent = "the path finds nothing to put into the prompt"
-    for name, values in _retrieval(rows).items():
-        asked = retained & (np.isfinite(values) | refused) & offering
-        missing = "no question that was asked says which items it is about" if offering else silent
-        metrics[name] = share(name, asked, missing, values)
-    for name in ("answer_offered", "answer_shown"):
-        values = getattr(rows, name)
-        asked = retained & (np.isfinite(values) | refused) & offering
-        metrics[name] = share(name, asked, "the records do not say" if offering else silent, values)
     anything = np.array([float(bool(recalls)) for recalls in rows.recalls])
-    never = "the stream asks nothing that is never taught"
-    asked = last & (rows.kind == "unknown") & offering
-    metrics["unknown_offered"] = share("unknown_offered", asked, never if offering else silent, anything)
+
+    def finding(name: str, mask: np.ndarray, values: np.ndarray, missing: str) -> Metric:
+        asked = mask & (np.isfinite(values) | refused)
+        if not anything.any() and not refused[asked].any():
+            return undefined("the path finds nothing to put into the prompt")
+        return share(name, asked, missing, values)
+
+    for name, values in _retrieval(rows).items():
+        metrics[name] = finding(name, retained, values, "no question that was asked says which items it is about")
+    for name in ("answer_offered", "answer_shown"):
+        metrics[name] = finding(name, retained, getattr(rows, name), "the records do not say")
+    metrics["unknown_offered"] = finding(
+        "unknown_offered",
+        last & (rows.kind == "unknown"),
+        anything,
+        "the stream asks nothing that is never taught",
+    )
     scored = retained & np.isfinite(rows.choice_correct)
     metrics["choice"] = share("choice", scored, "no choices were scored", rows.choice_correct)
     for name, kind in (("loglikelihood_gain", "direct"), ("paraphrase_gain", "paraphrase"), ("prior_gain", "prior")):
