@@ -183,6 +183,9 @@ def test_patterns_turn_a_question_into_a_sentence_and_the_last_items_stay_untaug
     assert [(q.query.text, q.targets, q.ids) for q in stream.unknown] == [("Who runs Bonn?", (), ())]
     with pytest.raises(ValueError, match="untaught must be between 0 and 3, got 4"):
         jsonl(file, mapping=mapping, untaught=4)
+    elsewhere = {**mapping, "questions": [{"question": "{q}", "answers": "a", "file": "towns.jsonl"}]}
+    with pytest.raises(ValueError, match="untaught goes with questions from the items' own file"):
+        jsonl(file, mapping=elsewhere, untaught=2)
 
 
 def test_the_number_of_a_choice_gives_the_answer(tmp_path: Path) -> None:
@@ -206,8 +209,10 @@ def test_the_number_of_a_choice_gives_the_answer(tmp_path: Path) -> None:
         ({"dates": ["%Y"]}, "line 1: '1:56 pm on 8 May, 2023' is no date of the form %Y; give its form in `dates`"),
         ({"order": "size"}, r"order of a mapping must be one of \('file', 'time'\), got 'size'"),
         ({"questions": [{"question": "q", "answer": "a"}]}, "a question needs about"),
-        ({"questions": [{"about": {}, "others": 3, "answer": "a"}]}, "others and file go with questions about"),
-        ({"questions": [{"answer": "a", "answers": "b"}]}, "answer .* or answers"),
+        ({"questions": [{"question": "q", "about": {}, "others": 3, "answer": "a"}]}, "others and file go with"),
+        ({"questions": [{"question": "q", "answer": "a", "answers": "b"}]}, "answer .* or answers"),
+        ({"questions": [{"question": "q", "about": {}}]}, "answer or answers unless its kind is 'unknown'"),
+        ({"questions": [{"question": "q", "answer": "a", "kind": "unknown"}]}, "unless its kind is 'unknown'"),
     ],
 )
 def test_a_mapping_that_does_not_fit_says_what_to_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -109,6 +109,10 @@ def jsonl(
     made = _made(plan, groups, source)
     if not 0 <= untaught < len(made):
         raise ValueError(f"{source}: untaught must be between 0 and {len(made) - 1}, got {untaught}")
+    if untaught and any("file" in spec for spec in plan.questions):
+        raise ValueError(
+            "untaught goes with questions from the items' own file; leave it 0, or file out of the mapping"
+        )
     rest = len(made) - untaught
     taught = _Taught(made[:rest][:limit], groups)
     asked: list[list[Question]] = [[] for _ in taught.items]
@@ -187,6 +191,11 @@ def _plan(mapping: Mapping[str, Any]) -> Plan:
             raise ValueError("a question of a mapping has answer (a format string) or answers (a field), not both")
         if spec.get("kind", "direct") not in get_args(QuestionKind):
             raise ValueError(f"kind of a question must be one of {get_args(QuestionKind)}, got {spec['kind']!r}")
+        if "question" not in spec or ("answer" in spec or "answers" in spec) == (spec.get("kind") == "unknown"):
+            raise ValueError(
+                "a question of a mapping has question, and answer or answers unless its kind is 'unknown'; got"
+                f" {dict(spec)}"
+            )
         if not _is_own(spec) and ("others" in spec or "file" in spec):
             raise ValueError("others and file go with questions about a record's own item; leave them out, or about")
         if _is_own(spec) and "each" in item:
