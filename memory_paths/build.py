@@ -94,12 +94,17 @@ def plain(cfg: Any) -> dict[str, Any]:
     return described
 
 
-def build_run(cfg: Any) -> Run:
-    """Agent and stream of one evaluation."""
+def build_stream(cfg: Any) -> Stream:
+    """What a configuration teaches and asks."""
     from hydra.utils import instantiate
 
+    return cast(Stream, instantiate(cfg.stream, _convert_="all"))
+
+
+def build_run(cfg: Any) -> Run:
+    """Agent and stream of one evaluation."""
     return Run(
-        stream=instantiate(cfg.stream, _convert_="all"),  # first, for it opens nothing that would have to be closed
+        stream=build_stream(cfg),  # first, for it opens nothing that would have to be closed
         agent=build_agent(cfg),
         oracle=bool(cfg.path.get("oracle", False)),
     )
@@ -186,4 +191,14 @@ def threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-__all__: Sequence[str] = ["Run", "build_agent", "build_run", "compose", "load", "load_saved", "restore", "threads"]
+__all__: Sequence[str] = [
+    "Run",
+    "build_agent",
+    "build_run",
+    "build_stream",
+    "compose",
+    "load",
+    "load_saved",
+    "restore",
+    "threads",
+]

@@ -7,12 +7,16 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from memory_paths.database import is_server
 from memory_paths.ledger import Ledger, LedgerError, salvage
-from memory_paths.types import DEFAULT_NAMESPACE, Knowledge
+from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
 
+from .bank import Bank
+from .calibration import Calibration, best_cosines, calibrate
+from .encoder import Encoder, HashEncoder, SentenceEncoder
 from .generation import MANIFEST, load_generation
 from .index import VectorIndex
 from .rows import Rows
@@ -111,6 +115,44 @@ def bring_in(ledger: Path | str, file: Path, place: str, namespace: str) -> tupl
     return count, new
 
 
+def read_questions(file: Path) -> list[Query]:
+    """The questions of a JSONL file.
+
+    Raises:
+        ValueError: A line without a question; the line is named.
+    """
+    queries = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                queries.append(Query(json.loads(line)["question"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f'line {number} of {file} has no question ({error!r}); write {{"question": ...}}'
+                ) from error
+    return queries
+
+
+def threshold(
+    ledger: Path, known: Path, unknown: Path, *, place: str, namespace: str, encoder: Encoder, false_offers: float
+) -> Calibration:
+    """The threshold for what a ledger holds, from questions that it answers and questions that it does not; see
+    `calibration.calibrate`.
+
+    Raises:
+        ValueError: A line that is no question, or too few of them.
+    """
+    asked = [
+        [replace(query, namespace=namespace) for query in queries]
+        for queries in (read_questions(known), read_questions(unknown))
+    ]
+    with Ledger(ledger) as opened:
+        bank = Bank(None, opened, encoder, name=place)
+        return calibrate(*(best_cosines(bank, queries) for queries in asked), false_offers=false_offers)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m memory_paths.retrieval", description=__doc__)
@@ -121,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("compact", "erase what was forgotten from the ledger's files"),
         ("export", "print what holds now, one item of JSON a line"),
         ("import", "store the items of a JSONL file"),
+        ("calibrate", "find the threshold under which questions that nothing answers are seldom offered anything"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument("ledger", help="the ledger's file, or postgresql://...")
@@ -131,8 +174,13 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--to", type=Path, required=True, help="the new ledger's file")
         if name == "import":
             command.add_argument("file", type=Path, help="JSONL, an item a line")
-        if name in ("export", "import"):
+        if name in ("export", "import", "calibrate"):
             command.add_argument("--namespace", default=DEFAULT_NAMESPACE)
+        if name == "calibrate":
+            command.add_argument("--known", type=Path, required=True, help='JSONL, {"question": ...}: answered')
+            command.add_argument("--unknown", type=Path, required=True, help="the same, not answered")
+            command.add_argument("--false-offers", type=float, default=0.05, help="so many of these at most, in (0, 1)")
+            command.add_argument("--encoder", default="minilm", help="hash, minilm, or a folder or hub name")
     given = parser.parse_args(arguments)
     if given.command == "repair" and is_server(given.ledger):
         parser.error("a ledger on a server is repaired by its administrator, from a backup")
@@ -150,6 +198,20 @@ def main(arguments: list[str] | None = None) -> int:
     elif given.command == "export":
         for line in export(given.ledger, given.place, given.namespace):
             print(line)
+    elif given.command == "calibrate":
+        try:
+            found = threshold(
+                given.ledger,
+                given.known,
+                given.unknown,
+                place=given.place,
+                namespace=given.namespace,
+                encoder=HashEncoder() if given.encoder == "hash" else SentenceEncoder(given.encoder),
+                false_offers=given.false_offers,
+            )
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        print(json.dumps(asdict(found)))
     else:
         count, new = bring_in(given.ledger, given.file, given.place, given.namespace)
         print(json.dumps({"items": count, "new": new}))

@@ -35,6 +35,7 @@ from .encoder import Encoder
 from .fusion import diverse, fuse
 from .generation import Buffer, Manifest, Part, load_generation, save_generation
 from .index import SEGMENT, VectorIndex
+from .reranking import Reranker, reranked
 from .rows import Rows, is_recallable
 from .words import Words
 
@@ -82,12 +83,15 @@ class Bank:
         top_k: Most items to offer for a query.
         method: "dense" (by cosine), "bm25" (by shared words), or "fusion" (both, by reciprocal rank over the union).
         diversity: In [0, 1): how much a candidate's likeness to those chosen before it counts against it (MMR).
+        reranker: What puts the best candidates of the method, 4 top_k and at least 32, into their final order; None:
+            the method's order holds.
         threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
         exact_until: Most items that are all compared with a query. Beyond that, `flush` makes inverted lists, which
             takes minutes for a million items, and a search then may miss one of the nearest in a hundred.
 
     Raises:
-        ValueError: An option out of its range, an empty name, or a folder beside a ledger that is in memory.
+        ValueError: An option out of its range, an empty name, a folder beside a ledger that is in memory, or diversity
+            beside a reranker: either decides on the order.
     """
 
     capabilities = Capabilities(changes_weights=False, forgets=True, namespaces=True)
@@ -104,6 +108,7 @@ class Bank:
         method: Method = "dense",
         diversity: float = 0.0,
         threshold: float | None = None,
+        reranker: Reranker | None = None,
         exact_until: int = 200_000,
     ) -> None:
         if folder is not None and ledger.file == ":memory:":
@@ -117,12 +122,13 @@ class Bank:
             raise ValueError(f"threshold must be a cosine in [-1, 1] or None, got {threshold}")
         if exact_until < 1:
             raise ValueError(f"exact_until must be at least 1, got {exact_until}")
-        _check_search(top_k, method, diversity)
+        _check_search(top_k, method, diversity, reranker)
         self.name = name
         self.top_k, self.method, self.diversity, self.threshold = top_k, method, diversity, threshold
         self._exact_until = exact_until
         self._ledger = ledger
         self._encoder = encoder
+        self.reranker = reranker
         self._folder = None if folder is None else Path(folder)
         self._guard = threading.RLock()
         self._closed = False
@@ -176,7 +182,8 @@ class Bank:
 
         Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`;
         with "bm25" those that share a word with the query. Scores are cosines in [-1, 1] ("dense"), BM25 scores, or
-        sums of reciprocal ranks ("fusion"). With diversity the order is that of the choice, and scores need not fall.
+        sums of reciprocal ranks ("fusion"), or the reranker's. With diversity the order is that of the choice, and
+        scores need not fall.
         Queries are encoded together; each reading carries its own tokens and its share of the time.
 
         Args:
@@ -193,7 +200,7 @@ class Bank:
         top_k = self.top_k if top_k is None else top_k
         method = self.method if method is None else method
         diversity = self.diversity if diversity is None else diversity
-        _check_search(top_k, method, diversity)
+        _check_search(top_k, method, diversity, self.reranker)
         if any(not query.namespace for query in queries):
             raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
         if vectors is not None and vectors.shape != (len(queries), self._encoder.manifest.dimension):
@@ -219,14 +226,18 @@ class Bank:
                 started = time.perf_counter()
                 allowed = self._allowed(query)
                 vector = None if vectors is None else vectors[row : row + 1]
-                hits = self._hits(query.text, vector, allowed, top_k, method, diversity)
+                wanted = top_k if self.reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
+                hits = self._hits(query.text, vector, allowed, wanted, method, diversity)
                 found = self._ledger.get(int(self._rows.versions[hit]) for hit, _ in hits)
                 recalls = tuple(
                     Recall(entry.item, score) for entry, (_, score) in zip(found.values(), hits, strict=True)
                 )
                 compared = 0 if method == "bm25" else int(allowed.sum()) * self._vectors.dimension
                 searching = Usage(flops=2.0 * compared, seconds=time.perf_counter() - started, bytes=4 * compared)
-                readings.append(Reading(recalls, Cost(encoder=encoding[row], index=searching)))
+                judging = Usage()
+                if self.reranker is not None:
+                    recalls, judging = reranked(self.reranker, query.text, recalls, top_k)
+                readings.append(Reading(recalls, Cost(encoder=encoding[row] + judging, index=searching)))
         return readings
 
     def get(self, ids: Sequence[str], namespace: str) -> dict[str, Knowledge]:
@@ -278,7 +289,8 @@ class Bank:
         Dates of recording are left out, so that two runs that did the same have the same hash.
         """
         with self._opened():
-            options = [self.top_k, self.method, self.diversity, self.threshold]
+            options: list[Any] = [self.top_k, self.method, self.diversity, self.threshold]
+            options += [] if self.reranker is None else [self.reranker.name]
             digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
             for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
                 digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
@@ -584,10 +596,12 @@ def _keep_latest(kept: OrderedDict[Any, Any], key: Any) -> None:
         kept.popitem(last=False)
 
 
-def _check_search(top_k: int, method: str, diversity: float) -> None:
+def _check_search(top_k: int, method: str, diversity: float, reranker: Reranker | None) -> None:
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if not 0 <= diversity < 1:
         raise ValueError(f"diversity must be in [0, 1), got {diversity}")
+    if diversity and reranker is not None:
+        raise ValueError(f"a reranker and diversity both decide on the order; take one of them, got {diversity}")

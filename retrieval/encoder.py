@@ -102,7 +102,7 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            with _quiet_loading():
+            with quiet_loading():
                 self._model = SentenceTransformer(str(folder) if folder.is_dir() else name, device=device).float()
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -224,7 +224,7 @@ def _state_hash(model: Any) -> str:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """transformers draws a bar while loading, also into files and pipes: not there."""
     import transformers
 

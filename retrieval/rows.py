@@ -56,6 +56,7 @@ class Rows:
         import numpy as np
 
         self._table = np.frombuffer(data, dtype=np.dtype(_COLUMNS)).copy()
+        self._versions = self._table["version"].copy()  # side by side, for a search in them copies what is not
         self._count = len(self._table)
         self._codes = {name: code for code, name in enumerate(namespaces)}
         rows = self._rows
@@ -74,8 +75,7 @@ class Rows:
     @property
     def versions(self) -> NDArray[np.int64]:
         """The version of each row, ascending."""
-        versions: NDArray[np.int64] = self._rows["version"]
-        return versions
+        return self._versions[: self._count]
 
     @property
     def gone(self) -> Mask:
@@ -87,8 +87,11 @@ class Rows:
         """Those of these versions that are rows and not gone yet."""
         import numpy as np
 
-        found = np.intersect1d(self.versions[~self.gone], np.fromiter(versions, np.int64))
-        return [int(version) for version in found]
+        given = np.unique(np.fromiter(versions, np.int64))
+        places = self._places(given)
+        there = places >= 0
+        there[there] = self._rows["state"][places[there]] != GONE
+        return [int(version) for version in given[there]]
 
     def update(self, entries: Iterable[Version]) -> None:
         """Take over how versions stand. Those above the last row become rows, in order, unless they are gone.
@@ -98,17 +101,17 @@ class Rows:
         """
         import numpy as np
 
-        new: list[tuple[float, ...]] = []
+        given = sorted(entries, key=lambda entry: entry.version)
+        places = self._places(np.array([entry.version for entry in given], np.int64))
         last = int(self.versions[-1]) if self._count else 0
-        for entry in sorted(entries, key=lambda entry: entry.version):
-            row = self._row(entry)
-            place = int(np.searchsorted(self.versions, entry.version))
-            if place < self._count and self.versions[place] == entry.version:
-                self._rows[place] = row
+        new: list[tuple[float, ...]] = []
+        for entry, place in zip(given, places.tolist(), strict=True):
+            if place >= 0:
+                self._rows[place] = self._row(entry)
             elif not is_recallable(entry):
                 continue  # what is gone may have been let go of already
             elif entry.version > last:
-                new.append(row)
+                new.append(self._row(entry))
             else:
                 raise ValueError(f"version {entry.version} is not above the last row, {last}, and no row of its own")
         if new:
@@ -116,8 +119,9 @@ class Rows:
             if needed > len(self._table):
                 room = np.zeros(max(needed, 2 * len(self._table)), dtype=self._table.dtype)
                 room[: self._count] = self._rows
-                self._table = room
+                self._table, self._versions = room, room["version"].copy()
             self._table[self._count : needed] = np.array(new, dtype=self._table.dtype)
+            self._versions[self._count : needed] = self._table["version"][self._count : needed]
             self._count = needed
 
     def standing(
@@ -146,6 +150,15 @@ class Rows:
     def to_bytes(self) -> bytes:
         """All rows, to be kept beside `namespaces`."""
         return self._rows.tobytes()
+
+    def _places(self, versions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of each version, -1 where there is none."""
+        import numpy as np
+
+        if not self._count:
+            return np.full(len(versions), -1)
+        places = np.searchsorted(self.versions, versions).clip(max=self._count - 1)
+        return np.where(self.versions[places] == versions, places, -1)
 
     @property
     def _rows(self) -> NDArray[np.void]:

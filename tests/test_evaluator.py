@@ -324,6 +324,30 @@ def test_records_load_as_a_data_frame_and_say_what_stood_in_the_prompt(whole: Pa
     assert set(frame[frame.arm == "skill"].kind) == {"skill"}
 
 
+def test_what_was_found_and_what_was_shown_are_recorded_apart_from_the_answer(whole: Path) -> None:
+    for row in records.read_records(whole).to_pylist():
+        if row["arm"] == "reading" and not row["reason"]:
+            assert set(row["shown"]) <= set(row["recalls"])
+            if row["kind"] == "direct":  # the toy model knows no more of these than its prompt says
+                assert row["answer_offered"] >= row["answer_shown"] >= row["correct"]
+            assert (row["answer_shown"] is None) == (not row["targets"])
+
+
+def test_records_from_before_a_column_was_added_are_read_with_nulls(whole: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    shutil.copytree(whole, tmp_path / "run")
+    for file in (tmp_path / "run" / "records").glob("answers-*.parquet"):
+        table = pyarrow.parquet.read_table(file).drop_columns(list(records._ADDED_LATER))
+        digest = records._digest(table)
+        pyarrow.parquet.write_table(table.replace_schema_metadata({records._DIGEST: digest}), file)
+    older, newer = (records.read_records(folder) for folder in (tmp_path / "run", whole))
+    assert older.schema.equals(newer.schema)
+    assert older["shown"].null_count == len(older)
+    kept = [name for name in newer.column_names if name not in records._ADDED_LATER]
+    assert older.select(kept).equals(newer.select(kept))
+
+
 def test_runs_that_differ_in_an_answer_are_told_apart_and_time_does_not_count(whole: Path, tmp_path: Path) -> None:
     evaluate(tmp_path / "slow", pause=0.01)
     assert same_records(whole, tmp_path / "slow")

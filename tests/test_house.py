@@ -99,6 +99,7 @@ MOUNTED = {axis: ("sparse_memory", f"path.memory.{axis}") for axis in AXES} | {
     "parallel": ("sparse_memory", "path.memory.parallel"),
     "selector": ("sparse_memory", "path.memory.weights.selector"),
     "encoder": ("rag", "path.memory.encoder"),
+    "reranker": ("rag", "path.memory.reranker"),
     "eviction": ("icl", "path.memory.eviction"),
 }
 
@@ -153,8 +154,8 @@ def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
 
 # Where a choice is a preset, with a value of its own for these options.
 PRESETS = {
-    "path": {"name", "steps", "batch", "passes"},
-    "stream": {"limit"},
+    "path": {"name", "method", "steps", "batch", "passes"},
+    "stream": {"name", "limit", "untaught"},
     "objective": {"source"},
     "parallel": {"pool"},
     "weights": {"rate", "form"},

@@ -24,6 +24,7 @@ from memory_paths.evaluation.metrics import (
     learning_accuracy,
     measure,
     normalised,
+    stands_in,
     token_f1,
 )
 
@@ -174,12 +175,41 @@ def test_an_unsure_answer_counts_as_an_abstention_where_nothing_was_taught() -> 
 
 def test_what_is_recalled_counts_by_depth() -> None:
     rows = [
-        _row(1, 1, key="a", ids=["x"], recalls=["x", "y"]),
-        _row(1, 1, key="b", ids=["x", "z"], recalls=["x", "y", "z"]),
+        _row(1, 1, key="a", ids=["x"], recalls=["y", "x"], shown=["x"]),
+        _row(1, 1, key="b", ids=["x", "z"], recalls=["x", "y", "q", "r", "s", "z"], shown=["y", "x"]),
+        _row(1, 1, key="c", ids=[], recalls=["x"], shown=["x"]),
     ]
     metrics = _measure(rows, 1).metrics
-    assert metrics["recall_at_1"].value == 0.5
-    assert metrics["recall_at_5"].value == 1.0
+    assert metrics["recall_at_1"].value == (0 + 1 / 2) / 2, "a question that names no item does not count"
+    assert metrics["recall_at_5"].value == (1 + 1 / 2) / 2
+    assert metrics["recall_offered"].value == 1.0
+    assert metrics["recall_shown"].value == (1 + 1 / 2) / 2
+    assert metrics["reciprocal_rank"].value == (1 / 2 + 1) / 2
+
+
+def test_an_answer_is_looked_for_in_what_was_found_and_in_what_was_shown() -> None:
+    rows = [
+        _row(1, 1, key="a", recalls=["x"], answer_offered=True, answer_shown=False),
+        _row(1, 1, key="b", recalls=["x"], answer_offered=True, answer_shown=True),
+    ]
+    metrics = _measure(rows, 1).metrics
+    assert (metrics["answer_offered"].value, metrics["answer_shown"].value) == (1.0, 0.5)
+    assert stands_in(["the Oslo-Fjord"], ["By the (Oslo) fjord."])
+    assert not stands_in(["Oslo"], ["Oslofjord", ""])
+    assert not stands_in([], ["Oslo"])
+
+
+def test_what_is_offered_where_nothing_is_known_counts_apart() -> None:
+    rows = [_row(1, 0, "unknown", key="a", recalls=["x"]), _row(1, 0, "unknown", key="b", recalls=[])]
+    assert _measure(rows, 1).metrics["unknown_offered"].value == 0.5
+
+
+def test_paths_that_find_nothing_have_no_retrieval_figures_and_refusals_say_why() -> None:
+    silent = _measure([_row(1, 1, ids=["x"])], 1).metrics
+    refused = _measure([_row(1, 1, ids=["x"], correct=None, reason="does not fit")], 1).metrics
+    for name in ("recall_at_1", "recall_offered", "recall_shown", "reciprocal_rank", "answer_offered", "answer_shown"):
+        assert silent[name] == Metric(None, reason="the path finds nothing to put into the prompt"), name
+        assert refused[name] == Metric(None, reason="does not fit"), name
 
 
 def test_likelihood_gains_are_after_minus_before() -> None:

@@ -22,6 +22,7 @@ from memory_paths.evaluation.metrics import (
     is_abstention,
     measure,
     measured_by_path,
+    stands_in,
     token_f1,
     undefined,
 )
@@ -41,6 +42,9 @@ _RESULT = (
     "stale",
     "confidence",
     "recalls",
+    "shown",
+    "answer_offered",
+    "answer_shown",
     "prompt_hash",
     "loglikelihood_per_token",
     "choice_correct",
@@ -94,6 +98,7 @@ class Evaluator:
         self._plan = Plan(stream, samples=samples, seed=seed, before=likelihoods, oracle=oracle)
         self._settings = {"stream": stream_hash(stream), "samples": samples, "seed": seed, "oracle": oracle}
         self._settings |= {"likelihoods": likelihoods}
+        self._texts = {item.id: item.text for experience in stream.experiences for item in experience.items}
         self._seed, self._oracle, self._likelihoods = seed, oracle, likelihoods
         self._threshold, self._progress = unknown_threshold, progress
         self._config, self._restore = dict(config or {}), restore
@@ -294,7 +299,7 @@ class Evaluator:
             answers = agent.answer(queries) if notes is None else agent.answer(queries, notes=notes)
             wall = (time.perf_counter() - begin) / len(pairs)
             for (row, ask), answer in zip(pairs, answers, strict=True):
-                row |= _scored(ask, answer) | {"wall_seconds": wall}
+                row |= _scored(ask, answer, self._texts) | {"wall_seconds": wall}
             if self._likelihoods and isinstance(agent.lm, Scores):
                 self._score(agent, pairs, noted)
         except TooLarge as error:
@@ -377,8 +382,10 @@ def _row(ask: Ask, stage: int, held: set[str]) -> Row:
     }
 
 
-def _scored(ask: Ask, answer: Answer) -> Row:
+def _scored(ask: Ask, answer: Answer, texts: Mapping[str, str]) -> Row:
     question = ask.question
+    offered = [texts.get(id, "") for id in answer.offered]
+    shown = [recall.item.text for recall in answer.recalls]
     return {
         "answer": answer.text,
         "correct": exact_match(answer.text, question.targets) if question.targets else is_abstention(answer.text),
@@ -386,6 +393,9 @@ def _scored(ask: Ask, answer: Answer) -> Row:
         "stale": exact_match(answer.text, question.stale) if question.stale else None,
         "confidence": answer.confidence,
         "recalls": list(answer.offered),
+        "shown": [recall.item.id for recall in answer.recalls],
+        "answer_offered": stands_in(question.targets, offered) if question.targets else None,
+        "answer_shown": stands_in(question.targets, shown) if question.targets else None,
         "prompt_hash": answer.prompt_hash,
         **costs.as_columns(answer.cost),
     }

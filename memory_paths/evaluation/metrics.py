@@ -103,6 +103,12 @@ def token_f1(text: str, targets: Iterable[str]) -> float:
     return max((against(target) for target in targets), default=0.0)
 
 
+def stands_in(targets: Iterable[str], texts: Iterable[str]) -> bool:
+    """Whether the words of a target, normalised, stand next to one another in a text."""
+    within = [f" {normalised(text)} " for text in texts]
+    return any(f" {normalised(target)} " in text for target in targets for text in within)
+
+
 def is_abstention(text: str) -> bool:
     """Whether an answer says in words, or by saying nothing, that it is not known."""
     plain = normalised(text)
@@ -200,6 +206,9 @@ class Rows:
     answer: np.ndarray
     ids: np.ndarray
     recalls: np.ndarray
+    shown: np.ndarray
+    answer_offered: np.ndarray
+    answer_shown: np.ndarray
     reason: np.ndarray
 
     @staticmethod
@@ -215,7 +224,7 @@ class Rows:
         size = len(columns["stage"])
         given = {field.name: columns.get(field.name, [None] * size) for field in fields(Rows)}
         numeric = {"stage": -1, "experience": 0, "uniform": True}
-        objects = {"kind", "key", "cluster", "answer", "ids", "recalls", "reason"}
+        objects = {"kind", "key", "cluster", "answer", "ids", "recalls", "shown", "reason"}
         built: dict[str, np.ndarray] = {}
         for name, column in given.items():
             if name in objects:
@@ -303,12 +312,25 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     }
     cells = _Cells.of(rows, experiences, direct & (rows.uniform | own) & (rows.experience > 0))
     metrics |= {name: cells.metric(metric, (seed, name)) for name, metric in MATRIX_METRICS.items()}
-    recalled = retained & np.array([bool(recalls) for recalls in rows.recalls], dtype=bool)
-    silent = "the path finds nothing to put into the prompt"
-    for depth in (1, 5):
-        found = np.array([_found(ids, recalls, depth) for ids, recalls in zip(rows.ids, rows.recalls, strict=True)])
-        asked = retained if recalled.any() else recalled
-        metrics[f"recall_at_{depth}"] = share(f"recall_at_{depth}", asked, silent, found)
+    refused = np.array([bool(reason) for reason in rows.reason], dtype=bool)
+    anything = np.array([float(bool(recalls)) for recalls in rows.recalls])
+
+    def finding(name: str, mask: np.ndarray, values: np.ndarray, missing: str) -> Metric:
+        asked = mask & (np.isfinite(values) | refused)
+        if not anything.any() and not refused[asked].any():
+            return undefined("the path finds nothing to put into the prompt")
+        return share(name, asked, missing, values)
+
+    for name, values in _retrieval(rows).items():
+        metrics[name] = finding(name, retained, values, "no question that was asked says which items it is about")
+    for name in ("answer_offered", "answer_shown"):
+        metrics[name] = finding(name, retained, getattr(rows, name), "the records do not say")
+    metrics["unknown_offered"] = finding(
+        "unknown_offered",
+        last & (rows.kind == "unknown"),
+        anything,
+        "the stream asks nothing that is never taught",
+    )
     scored = retained & np.isfinite(rows.choice_correct)
     metrics["choice"] = share("choice", scored, "no choices were scored", rows.choice_correct)
     for name, kind in (("loglikelihood_gain", "direct"), ("paraphrase_gain", "paraphrase"), ("prior_gain", "prior")):
@@ -348,8 +370,32 @@ def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
     }
 
 
-def _found(ids: Sequence[str] | None, recalls: Sequence[str] | None, depth: int) -> float:
-    return float(bool(ids) and set(ids or ()) <= set((recalls or ())[:depth]))
+def recall(ids: Sequence[str], found: Sequence[str]) -> float:
+    """Share of the items that a question is about which are among those found; NaN where it is about none."""
+    return len(set(ids) & set(found)) / len(set(ids)) if ids else math.nan
+
+
+def reciprocal_rank(ids: Sequence[str], ranked: Sequence[str]) -> float:
+    """1 / the rank of the first item that a question is about, 0 where none was found; NaN where it is about none."""
+    wanted = set(ids)
+    rank = next((rank for rank, id in enumerate(ranked, start=1) if id in wanted), math.inf)
+    return 1.0 / rank if wanted else math.nan
+
+
+def _retrieval(rows: Rows) -> dict[str, np.ndarray]:
+    """By name what finding came to for each row: what was offered first, and in all, and what stood in the prompt."""
+    found: dict[str, list[float]] = {}
+    for ids, recalls, shown in zip(rows.ids, rows.recalls, rows.shown, strict=True):
+        wanted, ranked = ids or (), recalls or ()
+        for name, value in {
+            "recall_at_1": recall(wanted, ranked[:1]),
+            "recall_at_5": recall(wanted, ranked[:5]),
+            "recall_offered": recall(wanted, ranked),
+            "recall_shown": math.nan if shown is None else recall(wanted, shown),
+            "reciprocal_rank": reciprocal_rank(wanted, ranked),
+        }.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.array(values, dtype=float) for name, values in found.items()}
 
 
 def _mean_metric(

@@ -69,6 +69,9 @@ class Plan:
         self._samples, self._before, self._oracle = samples, before, oracle
         self._texts = {item.id: item.text for step in stream.experiences for item in step.items}
         self._active = _active_ids(stream)
+        self._taught: list[set[str]] = [set()]
+        for step in stream.experiences:
+            self._taught.append(self._taught[-1] | {item.id for item in step.items})
         self._seed = seed
         asked: dict[str, dict[str, Ask]] = {}
         for number, experience in enumerate(stream.experiences, start=1):
@@ -120,10 +123,14 @@ class Plan:
         return [ask for ask in self._ordered.get(kind, []) if self._is_open(ask, stage)]
 
     def _is_open(self, ask: Ask, stage: int) -> bool:
-        """Whether its experience has come and its items are all taught and not superseded; or it is of none."""
+        """Whether its experience has come and its items are all taught and hold; or it is of none."""
         if ask.experience == 0:
             return True
-        return ask.experience <= stage and self._active[stage].issuperset(ask.question.ids)
+        return ask.experience <= stage and self._holding(ask.question, stage).issuperset(ask.question.ids)
+
+    def _holding(self, question: Question, stage: int) -> set[str]:
+        """Ids that may answer it: what is taught and not superseded, and for a question about the past all of that."""
+        return self._active[stage] if question.query.as_of is None else self._taught[stage]
 
     def _spread(self, asks: Iterable[Ask]) -> list[Ask]:
         """An order of which every beginning holds about the same share of each experience."""
@@ -144,7 +151,7 @@ class Plan:
     def _with_notes(self, ask: Ask, stage: int) -> Ask:
         if not self._oracle or ask.notes is not None:
             return ask
-        valid = self._active[stage]
+        valid = self._holding(ask.question, stage)
         notes = tuple(self._texts[id] for id in ask.question.ids if id in valid)
         return replace(ask, notes=notes)
 

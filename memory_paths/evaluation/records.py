@@ -50,6 +50,9 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "stale": _TRUTH,  # answered with a value that was right once; null where there is none
         "confidence": _REAL,
         "recalls": _TEXTS,  # ids of all that was found, best first
+        "shown": _TEXTS,  # ids of what stood in the prompt
+        "answer_offered": _TRUTH,  # whether an accepted answer stands in the words of what was found
+        "answer_shown": _TRUTH,  # whether one stands in the words of what stood in the prompt
         "prompt_hash": _TEXT,
         "loglikelihood_per_token": _REAL,  # of the first target, in nats
         "choice_correct": _TRUTH,
@@ -71,6 +74,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         **_COSTS,
     },
 }
+_ADDED_LATER = ("shown", "answer_offered", "answer_shown")  # null where the records are from before they existed
 _DIGEST = "sha256"
 _ADVICE = "delete it, and the run will ask its stage again"
 _TIMED = ("seconds", "joules")
@@ -214,12 +218,25 @@ def _read(folder: Path, kind: str) -> pyarrow.Table:
             table.validate(full=True)  # a text that is no Unicode any more is only noticed when it is looked at
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise RecordError(f"the records part {file} is damaged ({error}); {_ADVICE}") from error
-        if not table.schema.equals(_schema(kind)):
+        whole = _with_added(table, kind)
+        if not whole.schema.equals(_schema(kind)):
             raise RecordError(f"the records part {file} has other columns than this version writes; start a new folder")
         if (table.schema.metadata or {}).get(_DIGEST.encode()) != _digest(table).encode():
             raise RecordError(f"the records part {file} is damaged (its checksum is another one); {_ADVICE}")
-        tables.append(table.replace_schema_metadata())
+        tables.append(whole.replace_schema_metadata())
     return pyarrow.concat_tables(tables)
+
+
+def _with_added(table: pyarrow.Table, kind: str) -> pyarrow.Table:
+    import pyarrow
+
+    schema = _schema(kind)
+    if table.column_names != [name for name in schema.names if name not in _ADDED_LATER]:
+        return table
+    for place, column in enumerate(schema):
+        if column.name in _ADDED_LATER:
+            table = table.add_column(place, column, pyarrow.nulls(len(table), column.type))
+    return table
 
 
 def _digest(table: pyarrow.Table) -> str:

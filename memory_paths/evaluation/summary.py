@@ -27,7 +27,7 @@ from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Int
 
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
-    *("none", "oracle", "full_context", "icl", "rag"),
+    *("none", "oracle", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
     *("sparse_memory", "sparse_memory_frequency", "sparse_memory_random", "lora", "full", "full_rehearsal"),
 )
 _TEXT_PATHS = ("icl", "rag")
@@ -38,7 +38,11 @@ _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
 _MEASURED = ("kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
-_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", "recall_at_1", "recall_at_5")
+RETRIEVAL = (
+    *("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank"),
+    *("answer_offered", "answer_shown", "unknown_offered"),
+)
+_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
 _CLASS = "._target_"
 _PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads")
 

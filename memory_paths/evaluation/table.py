@@ -46,6 +46,13 @@ UNREAD_SCORES = (
     Column(("ppl.", "before"), "prior_perplexity_before"),
     Column(("ppl.", "after"), "prior_perplexity_after"),
 )
+RETRIEVAL_SCORES = (
+    Column(("recall", "at 1"), "recall_at_1"),
+    Column(("recall", "offered"), "recall_offered"),
+    Column(("recall", "shown"), "recall_shown"),
+    Column(("answer", "offered"), "answer_offered"),
+    Column(("answer", "shown"), "answer_shown"),
+)
 COSTS = {
     "write_tokens": Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
     "write_seconds": Column(
@@ -62,9 +69,11 @@ WORK = {
 
 
 def columns(summary: Summary) -> tuple[Column, ...]:
-    """The columns that this summary fills; likelihoods where they were recorded."""
+    """The columns that this summary fills; likelihoods, and what was found, where likelihoods were recorded."""
     unread = any(line.metric("loglikelihood_gain").value is not None for line in summary.lines)
-    return (*SCORES, *(UNREAD_SCORES if unread else ()), *COSTS.values())
+    beside = (*UNREAD_SCORES, *RETRIEVAL_SCORES) if unread else ()
+    filled = [column for column in beside if any(line.metric(column.name).value is not None for line in summary.lines)]
+    return (*SCORES, *filled, *COSTS.values())
 
 
 def render_table(summary: Summary, width: int = 200) -> str:

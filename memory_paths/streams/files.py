@@ -1,25 +1,36 @@
 """Anybody's facts, passages and questions from JSON lines, by a small mapping; knows nothing of what they are about.
 
-A mapping says with format strings how a record becomes an item and questions: "{title}", "{answers[0]}",
-"{portability[New Question]}"; `{line}` is the number of the record, from 1.
+A mapping says with format strings how a record becomes items and questions: "{title}", "{answers[0]}",
+"{portability[New Question]}"; `{line}` is the number of the record, from 1. See `Plan`, and examples in
+`conf/stream/`.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from memory_paths.streams.mapping import date, entries, fill, fitting, listed, value
 from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question, QuestionKind, Stream
 
+LOGGER = logging.getLogger(__name__)
 CONTINUED_WORDS = 40
+ORDERS = ("file", "time")
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
-ITEM_FIELDS = ("id", "text", "kind", "key", "source")
-QUESTION_FIELDS = ("kind", "question", "answer", "continues", "choices", "others", "each", "file", "group", "by")
+ITEM_TEXTS = ("id", "kind", "key", "source", "cue")
+ITEM_DATES = ("valid_from", "valid_until")
+ITEM_FIELDS = (*ITEM_TEXTS, "text", *ITEM_DATES, "metadata", "each", "match")
+QUESTION_FIELDS = (
+    *("kind", "question", "answer", "answers", "stale", "continues", "choices", "among", "others"),
+    *("as_of", "where", "about", "each", "match", "file", "group", "by"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,21 +38,36 @@ class Plan:
     """How records become items and questions.
 
     Args:
-        item: Format strings for id, text, kind, key and source.
+        item: Format strings for id, text, kind, key, source, cue, `valid_from` and `valid_until` (dates), and
+            `metadata` by name. `text` may also be a list of alternatives, each a format string or a mapping with `text`
+            and `match`: the first that fits is taken. `match` names by field a regular expression that its whole text
+            has to fit, or the record is no item; the expression's named groups are further fields. `each` names a list,
+            or by `*` several lists ("conversation[session_*]"), whose entries are the items; in a format string `*`
+            then is what it stood for.
         phrasings: Other ways to say the item: format strings for prompt and completion, and whether the prompt asks.
         questions: Format strings for question and answer, with the kind, and whether the question is no question but
-            the beginning of a text (`continues`); `each` names a list field whose entries are asked one by one;
-            `choices` a list field of wrong answers; `others` instead how many wrong answers are drawn from what is
-            right for the same question about other items; `file` and `group` another file whose n-th group of lines
-            asks about the n-th item, or `file` and `by` one whose lines ask about the item with the same value in the
+            the beginning of a text (`continues`); `answers` in place of `answer` names a list field, each entry of
+            which is accepted, and with neither only an abstention is right; `stale` names a list field of answers, of
+            which those not accepted now were right once. `each` names a list field whose entries are asked one by one,
+            and `match` says which. `choices` a list field of wrong answers; `among` instead a list field of all of
+            them, of which `answer` is the number of the right one, from 0; `others` instead how many wrong answers are
+            drawn from what is right for the same question about other items. `as_of` is a date as of which is asked,
+            `where` as `Query.where` has it. `about` says by their metadata, in the same way, which items a question is
+            about, with `as_of` those that held then; without it, it is the record's own. A value that is one field
+            alone keeps its type: "{trial}", "{evidence}". `file` and `group`: another file whose n-th group of lines
+            asks about the n-th item; `file` and `by`: one whose lines ask about the item with the same value in the
             field `by`, whatever their order.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
+        dates: How dates are written, as `datetime.strptime` has it, tried in this order; in UTC. None: ISO 8601.
+        order: Items arrive in the order of the file, or of `time`: of their `valid_from`.
     """
 
-    item: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_ITEM))
+    item: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_ITEM))
     phrasings: Sequence[Mapping[str, Any]] = ()
     questions: Sequence[Mapping[str, Any]] = ({"kind": "direct", "question": "{question}", "answer": "{answer}"},)
     group: int = 1
+    dates: Sequence[str] = ()
+    order: str = "file"
 
 
 def jsonl(
@@ -50,73 +76,88 @@ def jsonl(
     mapping: Mapping[str, Any] | None = None,
     experiences: int = 10,
     limit: int | None = None,
+    untaught: int = 0,
     texts: str | Path | None = None,
     texts_limit: int = 50,
+    name: str | None = None,
 ) -> Stream:
     """A stream from a JSON-lines file (plain or .gz).
+
+    A question is asked from the step on in which the last of its items arrives. One that is about no item that is
+    taught is left out, with a warning that counts them.
 
     Args:
         file: One JSON object on each line.
         mapping: See `Plan`; by default fields id, text, and optionally question and answer.
-        experiences: In how many steps the items arrive, in the file's order.
+        experiences: In how many steps the items arrive.
         limit: Only the first so many items.
+        untaught: The last so many items are not taught, and what would be asked of them alone is asked all the same:
+            only an abstention is right then (kind "unknown").
         texts: Ordinary text that the model can continue, as JSON lines ("text" field) or a plain text file. How likely
             it finds the second half of each after the first is measured before and after, as its prior.
         texts_limit: Only the first so many of them.
+        name: What tables and records call the stream; None: the file's name.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: An empty file, one that is no UTF-8 text, a line that is no JSON object, a field that a record lacks
-            (file, line and field are named), the same id twice with different texts, or a mapping with unknown entries.
+            (file, line and field are named), the same id twice with different texts, a mapping with unknown entries, or
+            one by which no record is an item.
     """
     source = Path(file)
     plan = _plan(mapping or {})
-    groups = _groups(source, plan.group)[:limit]
-    items = [_item(plan, group, source) for group in groups]
-    seen: dict[str, Knowledge] = {}
-    for item in items:
-        if seen.setdefault(item.id, item).text != item.text:
-            raise ValueError(
-                f"{source}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique"
-            )
-    items = [seen[item.id] for item in items]  # the same record once more differs in its line, which is its source
-    asked: list[list[Question]] = [[] for _ in items]
+    groups = _groups(source, plan.group)
+    made = _made(plan, groups, source)
+    if not 0 <= untaught < len(made):
+        raise ValueError(f"{source}: untaught must be between 0 and {len(made) - 1}, got {untaught}")
+    if untaught and any("file" in spec for spec in plan.questions):
+        raise ValueError(
+            "untaught goes with questions from the items' own file; leave it 0, or file out of the mapping"
+        )
+    rest = len(made) - untaught
+    taught = _Taught(made[:rest][:limit], groups)
+    asked: list[list[Question]] = [[] for _ in taught.items]
+    unknown: list[Question] = []
+    left_out = 0
     for spec in plan.questions:
-        records = groups
-        where = source
-        if "file" in spec:
-            where = source.parent / spec["file"]
-            if "by" in spec:
-                records = _records_by(spec["by"], where, groups, source)
-            else:
-                records = _groups(where, int(spec.get("group", 1)))
-        optional = not mapping
-        taken = [group if "file" in spec else group[:1] for group in records]
-        found = [
-            [question for record in group for question in _questions(spec, record, item, where, optional)]
-            for item, group in zip(items, taken, strict=False)
-        ]
+        found = _found(spec, plan, taught, source, optional=not mapping)
         if "others" in spec:
-            found = _with_others(found, int(spec["others"]), where)
+            found = _with_others(found, int(spec["others"]), source)
         for questions, more in zip(asked, found, strict=False):
             questions += more
+        if _is_own(spec):
+            apart = _found(spec, plan, _Taught(made[rest:], groups), source, optional=not mapping)
+            unknown += [_without_answer(question) for questions in apart for question in questions]
+            continue
+        for record in (group[0] for group in groups):
+            for question in _questions(spec, plan, record, taught, source):
+                if question.ids:
+                    asked[taught.last(question.ids)].append(question)
+                elif question.kind == "unknown":
+                    unknown.append(question)
+                else:
+                    left_out += 1
+    if left_out:
+        LOGGER.warning("%s: %d questions are about no item that is taught, and are left out", source, left_out)
     asked = [_merged(questions) for questions in asked]
+    known = {question.query.text for questions in asked for question in questions}
+    unknown = _merged([question for question in unknown if question.query.text not in known])
     if experiences < 1:
         raise ValueError(f"experiences must be at least 1, got {experiences}")
-    count = min(experiences, len(items))
+    count = min(experiences, len(taught.items))
     steps = []
     for step in range(count):
-        chosen = range(step * len(items) // count, (step + 1) * len(items) // count)
+        chosen = range(step * len(taught.items) // count, (step + 1) * len(taught.items) // count)
         steps.append(
             Experience(
                 f"step {step + 1}",
-                tuple(dict.fromkeys(items[index] for index in chosen)),
+                tuple(dict.fromkeys(taught.items[index] for index in chosen)),
                 tuple(question for index in chosen for question in asked[index]),
             )
         )
     ordinary = _texts(Path(texts))[:texts_limit] if texts is not None else []
     prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary) if len(text.split()) > 1)
-    return Stream(name=source.name.split(".")[0], experiences=tuple(steps), prior=prior)
+    return Stream(name=name or source.name.split(".")[0], experiences=tuple(steps), prior=prior, unknown=tuple(unknown))
 
 
 def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasing]:
@@ -137,27 +178,55 @@ def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasin
 
 
 def _plan(mapping: Mapping[str, Any]) -> Plan:
-    unknown = set(mapping) - {"item", "phrasings", "questions", "group"}
-    if unknown:
-        raise ValueError(f"a mapping has item, phrasings, questions and group; got {sorted(unknown)}")
+    _check_names("a mapping", mapping, [part.name for part in fields(Plan)])
     item = {**DEFAULT_ITEM, **mapping.get("item", {})}
-    if set(item) - set(ITEM_FIELDS):
-        raise ValueError(f"item of a mapping has {ITEM_FIELDS}, got {sorted(set(item) - set(ITEM_FIELDS))}")
+    _check_names("item of a mapping", item, ITEM_FIELDS)
     questions = list(mapping.get("questions", Plan().questions))
     for spec in questions:
-        if set(spec) - set(QUESTION_FIELDS):
+        _check_names("a question of a mapping", spec, QUESTION_FIELDS)
+        if sum(name in spec for name in ("choices", "others", "among")) > 1:
             raise ValueError(
-                f"a question of a mapping has {QUESTION_FIELDS}, got {sorted(set(spec) - set(QUESTION_FIELDS))}"
+                "a question of a mapping has choices (a field), others (a number) or among (a field), not both"
             )
         if "by" in spec and ("file" not in spec or "group" in spec):
             raise ValueError(
                 "`by` of a question says how the lines of its `file` find their items, in place of `group`"
             )
-        if "choices" in spec and "others" in spec:
-            raise ValueError("a question of a mapping has choices (a field) or others (a number), not both")
+        if "answer" in spec and "answers" in spec:
+            raise ValueError("a question of a mapping has answer (a format string) or answers (a field), not both")
         if spec.get("kind", "direct") not in get_args(QuestionKind):
             raise ValueError(f"kind of a question must be one of {get_args(QuestionKind)}, got {spec['kind']!r}")
-    return Plan(item, list(mapping.get("phrasings", ())), questions, int(mapping.get("group", 1)))
+        if "question" not in spec or ("answer" in spec or "answers" in spec) == (spec.get("kind") == "unknown"):
+            raise ValueError(
+                "a question of a mapping has question, and answer or answers unless its kind is 'unknown'; got"
+                f" {dict(spec)}"
+            )
+        if not _is_own(spec) and ("others" in spec or "file" in spec):
+            raise ValueError("others and file go with questions about a record's own item; leave them out, or about")
+        if _is_own(spec) and "each" in item:
+            raise ValueError(
+                "where item has each, a record has many items: a question needs about, to say which of them it is about"
+            )
+    if (order := mapping.get("order", "file")) not in ORDERS:
+        raise ValueError(f"order of a mapping must be one of {ORDERS}, got {order!r}")
+    return Plan(
+        item,
+        list(mapping.get("phrasings", ())),
+        questions,
+        int(mapping.get("group", 1)),
+        list(mapping.get("dates", ())),
+        order,
+    )
+
+
+def _check_names(what: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    if unknown := sorted(set(given) - set(allowed)):
+        raise ValueError(f"{what} has {', '.join(allowed)}; got {unknown}")
+
+
+def _is_own(spec: Mapping[str, Any]) -> bool:
+    """Whether it asks about the item of its own record; else about others, or about none that there is."""
+    return "about" not in spec and ("answer" in spec or "answers" in spec)
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -197,74 +266,199 @@ def _groups(file: Path, size: int) -> list[list[dict[str, Any]]]:
     return [records[start : start + size] for start in range(0, len(records), size)]
 
 
-def _records_by(
-    name: str, file: Path, groups: Sequence[Sequence[Mapping[str, Any]]], source: Path
-) -> list[list[dict[str, Any]]]:
-    """For each item the records of a file that have its value in a field."""
-    found: dict[str, list[dict[str, Any]]] = {_fill(f"{{{name}}}", group[0], source): [] for group in groups}
-    for record in _records(file):
-        found.get(_fill(f"{{{name}}}", record, file), []).append(record)
-    return [found[_fill(f"{{{name}}}", group[0], source)] for group in groups]
+def _made(plan: Plan, groups: Sequence[Sequence[Mapping[str, Any]]], file: Path) -> list[tuple[int, Knowledge]]:
+    """Every item with the number of its group, in the order in which they arrive."""
+    made: list[tuple[int, Knowledge]] = []
+    for number, group in enumerate(groups):
+        parts = entries(plan.item["each"], group[0], file) if "each" in plan.item else [group[0]]
+        for part in parts:
+            if (record := fitting(plan.item.get("match", {}), part)) is not None:
+                made.append((number, _item(plan, record, group, file)))
+    if not made:
+        raise ValueError(f"{file}: no record fits match of the mapping's item, {dict(plan.item.get('match', {}))}")
+    seen: dict[str, Knowledge] = {}
+    for _, item in made:
+        if seen.setdefault(item.id, item).text != item.text:
+            raise ValueError(
+                f"{file}: two records have the id {item.id!r} and different texts; make item.id of the mapping unique"
+            )
+    # The same record once more differs in its line, which is its source.
+    made = [(number, seen[item.id]) for number, item in made]
+    if plan.order == "time":
+        made.sort(key=lambda entry: _begin(entry[1]))
+    return made
 
 
-def _fill(template: str, record: Mapping[str, Any], file: Path) -> str:
+def _item(plan: Plan, record: Mapping[str, Any], group: Sequence[Mapping[str, Any]], file: Path) -> Knowledge:
+    given: dict[str, Any] = {"source": f"{file.name}:{record['line']}"}
+    given |= {name: fill(plan.item[name], record, file) for name in ITEM_TEXTS if name in plan.item}
+    given["text"] = _text(plan.item["text"], record, file)
     try:
-        return template.format(**record)
-    except (KeyError, IndexError, TypeError) as error:
-        fields = sorted(set(record) - {"line"})
-        raise ValueError(
-            f"{file}, line {record.get('line', '?')}: field {error} of {template!r} is missing; the record has {fields}"
-        ) from error
-
-
-def _item(plan: Plan, group: Sequence[Mapping[str, Any]], file: Path) -> Knowledge:
-    filled = {name: _fill(template, group[0], file) for name, template in plan.item.items()}
-    try:
+        given |= {
+            name: date(fill(plan.item[name], record, file), plan.dates) for name in ITEM_DATES if name in plan.item
+        }
         return Knowledge(
-            **{"source": f"{file.name}:{group[0]['line']}", **filled},  # type: ignore[arg-type]
+            **given,
+            metadata=value(plan.item.get("metadata", {}), record, file),
             phrasings=tuple(
                 Phrasing(
-                    _fill(spec["completion"], record, file),
-                    _fill(spec.get("prompt", ""), record, file),
-                    bool(spec.get("asks")),
+                    fill(spec["completion"], one, file), fill(spec.get("prompt", ""), one, file), bool(spec.get("asks"))
                 )
-                for record in group
+                for one in (group if "each" not in plan.item else [record])
                 for spec in plan.phrasings
             ),
         )
     except ValueError as error:
-        raise ValueError(f"{file}, line {group[0]['line']}: {error}") from error
+        raise ValueError(f"{file}, line {record['line']}: {error}") from error
+
+
+def _text(alternatives: Any, record: Mapping[str, Any], file: Path) -> str:
+    if isinstance(alternatives, str):
+        return fill(alternatives, record, file)
+    for alternative in alternatives:
+        if isinstance(alternative, str):
+            return fill(alternative, record, file)
+        if (fits := fitting(alternative.get("match", {}), record)) is not None:
+            return fill(alternative["text"], fits, file)
+    raise ValueError(
+        f"{file}, line {record['line']}: the record fits none of the alternatives of item.text; end with one that has"
+        " no match"
+    )
+
+
+class _Taught:
+    """The items of a stream, by group of records and by what their metadata say.
+
+    Args:
+        made: In the order in which they arrive, each with the number of its group.
+        groups: All records.
+    """
+
+    def __init__(self, made: Sequence[tuple[int, Knowledge]], groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        self.items = [item for _, item in made]
+        self.groups = [groups[number] for number, _ in made]
+        self._places = {item.id: place for place, item in enumerate(self.items)}
+        self._equal: dict[tuple[str, Any], list[Knowledge]] = {}
+        for item in dict.fromkeys(self.items):
+            for name, held in item.metadata.items():
+                if isinstance(held, str | int | float):
+                    self._equal.setdefault((name, held), []).append(item)
+
+    def last(self, ids: Sequence[str]) -> int:
+        """The place of the last of them to arrive."""
+        return max(self._places[id] for id in ids)
+
+    def about(self, wanted: Mapping[str, Any], as_of: float | None) -> tuple[str, ...]:
+        """The ids of those whose metadata fit; with `as_of` of those that held then."""
+        query = Query("", where=wanted)
+        plain = [(name, given) for name, given in wanted.items() if isinstance(given, str | int | float)]
+        candidates = self._equal.get(plain[0], []) if plain else dict.fromkeys(self.items)
+        found = [item for item in candidates if query.admits(item.kind, item.metadata)]
+        if as_of is None:
+            return tuple(item.id for item in found)
+        held: dict[str, Knowledge] = {}
+        for item in sorted(found, key=_begin):
+            if _begin(item) <= as_of < (math.inf if item.valid_until is None else item.valid_until):
+                held[item.key or item.id] = item
+        return tuple(item.id for item in held.values())
+
+
+def _begin(item: Knowledge) -> float:
+    return -math.inf if item.valid_from is None else item.valid_from
+
+
+def _found(
+    spec: Mapping[str, Any], plan: Plan, taught: _Taught, source: Path, *, optional: bool
+) -> list[list[Question]]:
+    """What is asked of each item by its own record, or by the lines of another file."""
+    if not _is_own(spec):
+        return []
+    if "file" not in spec:
+        return [
+            [] if optional and "question" not in group[0] else _questions(spec, plan, group[0], item, source)
+            for group, item in zip(taught.groups, taught.items, strict=True)
+        ]
+    where = source.parent / spec["file"]
+    if "by" in spec:
+        asking = _records_by(spec["by"], where, taught.groups, source)
+    else:
+        asking = _groups(where, int(spec.get("group", 1)))
+    return [
+        [question for record in group for question in _questions(spec, plan, record, item, where)]
+        for group, item in zip(asking, taught.items, strict=False)
+    ]
+
+
+def _records_by(
+    name: str, file: Path, groups: Sequence[Sequence[Mapping[str, Any]]], source: Path
+) -> list[list[dict[str, Any]]]:
+    """For each item the records of a file that have its value in a field."""
+    wanted = [fill(f"{{{name}}}", group[0], source) for group in groups]
+    found: dict[str, list[dict[str, Any]]] = {value: [] for value in wanted}
+    for record in _records(file):
+        found.get(fill(f"{{{name}}}", record, file), []).append(record)
+    return [found[value] for value in wanted]
 
 
 def _questions(
-    spec: Mapping[str, Any], record: Mapping[str, Any], item: Knowledge, file: Path, optional: bool
+    spec: Mapping[str, Any], plan: Plan, record: Mapping[str, Any], subject: Knowledge | _Taught, file: Path
 ) -> list[Question]:
-    entries = [record]
-    if "each" in spec:
-        listed = record.get(spec["each"])
-        if not isinstance(listed, list):
-            raise ValueError(f"{file}, line {record['line']}: field {spec['each']!r} is missing or no list")
-        entries = [{**record, **entry} for entry in listed]
-    elif optional and "question" not in record:
-        return []
+    """The questions of a record about an item, or about those that `about` finds among what is taught."""
     found = []
-    for entry in entries:
-        answer = _fill(spec["answer"], entry, file).strip()
+    for entry in entries(spec["each"], record, file) if "each" in spec else [record]:
+        if (fits := fitting(spec.get("match", {}), entry)) is None:
+            continue
+        targets = _targets(spec, fits, file)
+        kind: QuestionKind = spec.get("kind", "direct")
+        try:
+            as_of = date(fill(spec.get("as_of", ""), fits, file), plan.dates)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {record['line']}: {error}") from error
+        if isinstance(subject, Knowledge):
+            ids: tuple[str, ...] = (subject.id,)
+        else:
+            ids = subject.about(value(spec["about"], fits, file), as_of) if "about" in spec else ()
+        cluster = ids[0] if ids else ""
         choices: tuple[str, ...] = ()
-        if "choices" in spec:
-            choices = (answer, *(str(choice) for choice in entry.get(spec["choices"], ())))
-            choices = tuple(random.Random(f"{item.id}/{answer}").sample(choices, len(choices)))
-        found.append(
-            Question(
-                Query(_fill(spec["question"], entry, file).strip(), continues=bool(spec.get("continues"))),
-                (answer,),
-                spec.get("kind", "direct"),
-                ids=(item.id,),
-                choices=choices,
-                cluster=item.id,
-            )
+        if "among" in spec or "choices" in spec:
+            listing = map(str, listed(spec.get("among") or spec["choices"], fits, file))
+            choices = tuple(dict.fromkeys((*targets[:1], *listing)))
+            choices = tuple(random.Random(f"{cluster}/{targets[0]}").sample(choices, len(choices)))
+        stale = [str(one) for one in listed(spec["stale"], fits, file)] if "stale" in spec else []
+        query = Query(
+            fill(spec["question"], fits, file).strip(),
+            as_of=as_of,
+            continues=bool(spec.get("continues")),
+            where=value(spec.get("where", {}), fits, file),
         )
+        past = tuple(dict.fromkeys(answer for answer in stale if answer not in targets))
+        found.append(Question(query, targets, kind, ids=ids, stale=past, choices=choices, cluster=cluster))
     return found
+
+
+def _targets(spec: Mapping[str, Any], record: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    if "answers" in spec:
+        accepted = tuple(dict.fromkeys(str(answer).strip() for answer in listed(spec["answers"], record, file)))
+        if not accepted:
+            raise ValueError(f"{file}, line {record['line']}: field {spec['answers']!r} accepts no answer")
+        return accepted
+    if "answer" not in spec:
+        return ()
+    answer = fill(spec["answer"], record, file).strip()
+    if "among" not in spec:
+        return (answer,)
+    among = listed(spec["among"], record, file)
+    if not answer.isdigit() or int(answer) >= len(among):
+        raise ValueError(
+            f"{file}, line {record['line']}: answer must be the number of one of the {len(among)} {spec['among']}, from"
+            f" 0, got {answer!r}"
+        )
+    return (str(among[int(answer)]).strip(),)
+
+
+def _without_answer(question: Question) -> Question:
+    """The same about what is not taught: nothing but an abstention is right."""
+    return Question(question.query, (), "unknown", cluster=question.cluster)
 
 
 def _with_others(asked: Sequence[Sequence[Question]], count: int, file: Path) -> list[list[Question]]:
@@ -290,9 +484,9 @@ def _with_others(asked: Sequence[Sequence[Question]], count: int, file: Path) ->
 
 def _merged(questions: Sequence[Question]) -> list[Question]:
     """A question that a file asks twice of one item is asked once, and each of its answers is accepted."""
-    merged: dict[tuple[str, str], Question] = {}
+    merged: dict[tuple[str, str, tuple[str, ...]], Question] = {}
     for question in questions:
-        key = (question.kind, question.query.text)
+        key = (question.kind, question.query.text, question.ids)
         targets = dict.fromkeys((*merged[key].targets, *question.targets) if key in merged else question.targets)
         merged[key] = replace(merged.get(key, question), targets=tuple(targets))
     return list(merged.values())
@@ -308,5 +502,5 @@ def _continuation(number: int, text: str) -> Question:
 
 def _texts(file: Path) -> list[str]:
     if ".jsonl" in file.name:
-        return [_fill("{text}", record, file) for record in _records(file)]
+        return [fill("{text}", record, file) for record in _records(file)]
     return ["".join(_lines(file))]
