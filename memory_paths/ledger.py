@@ -467,14 +467,15 @@ class Ledger:
             found.update((row["id"], Knowledge.from_json(row["content"])) for row in rows)
         return {id: found[id] for id in ids if id in found}
 
-    def metadata(self, *, place: str, namespace: str, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
-        """The metadata of every version above a number, ascending, whether it is held or not."""
+    def metadata(self, first: int, last: int, *, place: str, namespace: str | None = None) -> dict[int, dict[str, Any]]:
+        """The metadata of every version from one number to another, held or not, in order."""
+        where, values = _where(place=place, namespace=namespace)
         rows = self._query(
             f"SELECT version, {self._database.metadata} AS metadata FROM version"
-            " WHERE place = ? AND namespace = ? AND version > ? ORDER BY version",
-            *(place, namespace, after),
+            f" WHERE version BETWEEN ? AND ? AND {where} ORDER BY version",
+            *(first, last, *values),
         )
-        return [(row["version"], json.loads(row["metadata"] or "{}")) for row in rows]
+        return {row["version"]: json.loads(row["metadata"] or "{}") for row in rows}
 
     def get(self, versions: Iterable[int]) -> dict[int, Version]:
         """The versions with these numbers, in the order asked for; unknown numbers are left out."""

@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -35,6 +35,7 @@ from .encoder import Encoder
 from .fusion import diverse, fuse
 from .generation import Buffer, Manifest, Part, load_generation, save_generation
 from .index import SEGMENT, VectorIndex
+from .metadata import Metadata
 from .reranking import Reranker, reranked
 from .rows import Rows, is_recallable
 from .words import Words
@@ -364,6 +365,7 @@ class Bank:
         self._words: Words | None = None
         self._position, self._saved_position, self._unsaved = 0, -1, 0
         self._filters: OrderedDict[Query, _Filter] = OrderedDict()
+        self._metadata = Metadata()
         self._fitting: OrderedDict[str, Mask] = OrderedDict()
 
     def _open(self, folder: Path | None) -> None:
@@ -531,7 +533,7 @@ class Bank:
         kept = VectorIndex(self._vectors.dimension)
         for start in range(0, len(gone), SEGMENT):
             kept.add(self._vectors.vectors(start + np.flatnonzero(~gone[start : start + SEGMENT])))
-        self._vectors, self._rows = kept, self._rows.without(gone)
+        self._vectors, self._rows, self._metadata = kept, self._rows.without(gone), Metadata()
         self._filters.clear()
         self._fitting.clear()
 
@@ -548,16 +550,15 @@ class Bank:
 
     def _fits(self, query: Query) -> Mask:
         """The rows whose metadata a query admits. Contents never change, so that only new rows are looked at."""
-        import numpy as np
-
-        group = json.dumps([query.namespace, dict(query.where)], sort_keys=True, default=list)
-        known = self._fitting.get(group, np.zeros(0, dtype=bool))
-        if len(known) < len(self._rows):
-            after = int(self._rows.versions[len(known) - 1]) if len(known) else 0
-            fits = replace(query, kinds=())
-            told = self._ledger.metadata(place=self.name, namespace=query.namespace, after=after)
-            versions = [version for version, metadata in told if fits.admits("fact", metadata)]
-            known = np.concatenate([known, np.isin(self._rows.versions[len(known) :], versions)])
+        group = json.dumps(dict(query.where), sort_keys=True, default=list)
+        known = self._fitting.get(group)
+        if known is None or len(known) < len(self._rows):
+            while len(self._metadata) < len(self._rows):
+                start = len(self._metadata)
+                versions = self._rows.versions[start : start + SEGMENT].tolist()
+                told = self._ledger.metadata(versions[0], versions[-1], place=self.name)
+                self._metadata.extend(told.get(version, {}) for version in versions)
+            known = self._metadata.fits(query.where)
         self._fitting[group] = known
         _keep_latest(self._fitting, group)
         return known

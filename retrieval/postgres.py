@@ -40,6 +40,7 @@ AT_A_TIME = 256  # texts that are encoded and stored together
 CANDIDATES = 4  # times k: so many are found before they are made diverse, and not fewer than
 FEWEST_CANDIDATES = 32
 FILTERS_KEPT = 64
+LAST_VERSION = 2**62  # behind every version that there will be
 
 # What `Ledger.standing` says, as columns that can be compared with a time.
 _VIEW = """SELECT version, version::text AS number, vectors.content, embedding, place, namespace,
@@ -372,9 +373,9 @@ class PostgresBank:
         group = json.dumps([query.namespace, dict(query.where)], sort_keys=True, default=list)
         after, fits = self._fitting.pop(group, (0, set()))
         admits = replace(query, kinds=()).admits
-        told = self._ledger.metadata(place=self.name, namespace=query.namespace, after=after)
-        fits |= {str(version) for version, metadata in told if admits("fact", metadata)}
-        self._fitting[group] = (told[-1][0] if told else after, fits)
+        told = self._ledger.metadata(after + 1, LAST_VERSION, place=self.name, namespace=query.namespace)
+        fits |= {str(version) for version, metadata in told.items() if admits("fact", metadata)}
+        self._fitting[group] = (max(told, default=after), fits)
         while len(self._fitting) > FILTERS_KEPT:
             del self._fitting[next(iter(self._fitting))]
         return fits

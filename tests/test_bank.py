@@ -24,6 +24,7 @@ from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.fusion import diverse, fuse
 from memory_paths.retrieval.generation import MANIFEST, Buffer, Part, load_generation
 from memory_paths.retrieval.index import VectorIndex
+from memory_paths.retrieval.metadata import Metadata
 from memory_paths.retrieval.words import Words
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, MemoryPath, Query
@@ -278,6 +279,24 @@ def test_a_snapshot_writes_what_is_new(ledger: Ledger, tmp_path: Path, monkeypat
     assert bank.verify() == []
     assert "7" not in ids(bank, items[7].text)
     bank.close()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *(1, 1.5, True, "Oslo", None, [1, "Oslo"], ["Oslo", None], [["a"], 2], {"$ne": 1}, {"$gte": 1}, {"$lt": "P"}),
+        *({"$nin": [1, None]}, {"$eq": ["a"]}, {"$gt": 0, "$ne": 2}, {"$in": ["nothing"]}, []),
+    ],
+)
+def test_columns_of_metadata_admit_what_a_query_admits(wanted: object) -> None:
+    values = [1, 1.0, 2, True, "Oslo", "Paris", None, ["a"], {"b": 1}, 0.5, "1"]
+    rows = [{"name": value} for value in values] + [{}, {"other": 1}]
+    columns = Metadata()
+    columns.extend(rows[:5])
+    columns.extend(rows[5:])
+    for name in ("name", "other", "nowhere"):
+        query = Query("", where={name: wanted})
+        assert columns.fits(query.where).tolist() == [query.admits("fact", row) for row in rows], name
 
 
 def test_a_bank_of_many_items_makes_lists_when_it_is_saved_and_keeps_them(ledger: Ledger, tmp_path: Path) -> None:

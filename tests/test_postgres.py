@@ -173,7 +173,7 @@ def test_the_same_history_leaves_the_same_ledger_in_a_file_and_on_a_server(seed:
             assert served.standing(**wanted) == file.standing(**wanted)
             for moment in range(990, 1300, 9):
                 assert served.standing(**wanted, as_of=moment) == file.standing(**wanted, as_of=moment)
-        told = [ledger.metadata(place="postgres", namespace="ada") for ledger in (file, served)]
+        told = [ledger.metadata(1, 10**9, place="postgres", namespace="ada") for ledger in (file, served)]
         assert told[0] == told[1]
         assert served.stored_bytes(place="postgres") == file.stored_bytes(place="postgres")
         assert served.beginning("item-1", place="shelf", namespace="ben") == file.beginning(
