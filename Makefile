@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint typecheck bench notebooks methods pretrain proofs clean
+.PHONY: demo test lint typecheck bench notebooks methods pretrain proofs scale clean
 
 demo: .venv/ready
 	$(BIN)/python -m memory_paths experiment=compare
@@ -76,6 +76,10 @@ proofs: .venv/tools
 	MEMORY_PATHS_SECONDS=60 $(BIN)/python -m pytest --timeout 1800 -s tests/test_crowd.py
 	MEMORY_PATHS_HISTORIES=3400 $(BIN)/python -m pytest --timeout 3600 tests/test_conversation.py
 	MEMORY_PATHS_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/test_promises.py tests/test_quarantine.py
+
+# Wants MEMORY_PATHS_DATA, a folder of data sets, for their sentences.
+scale: .venv/tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m memory_paths.retrieval.scale_figures $(MEMORY_PATHS_DATA)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import re
 import resource
 import sys
@@ -168,15 +169,27 @@ class Sizes:
         """Its file."""
         return self.work / f"bank-{self.items}.sqlite"
 
+    @property
+    def written(self) -> Path:
+        """File of what writing took."""
+        return self.work / f"written-{self.items}.json"
+
+    def truth(self, name: str) -> Path:
+        """File of the best items of each question under a filter, int64 [questions, at most K]."""
+        return self.work / f"truth-{self.items}-{name.replace(' ', '')}.npy"
+
     def bank(self, ledger: Ledger) -> Bank:
         """The bank, opened."""
         return Bank(None, ledger, Known(self.vectors), folder=self.work / f"bank-{self.items}", top_k=K)
 
 
 def write(sizes: Sizes, texts: Sequence[str]) -> dict[str, Any]:
-    """Make the bank: items a second, and the seconds of its last snapshot, in which lists are made."""
+    """Make the bank anew: items a second, snapshots on the way included, and the seconds of the last snapshot."""
+    import faiss
     from tqdm import tqdm
 
+    faiss.omp_set_num_threads(os.cpu_count() or 1)  # lists are made on all
+    sizes.ledger.unlink(missing_ok=True)
     with Ledger(sizes.ledger) as ledger:
         bank = sizes.bank(ledger)
         started = time.perf_counter()
@@ -221,8 +234,7 @@ def read(sizes: Sizes) -> dict[str, Any]:
         told["of which the ledger"] = ledger_opened - started
         for name, every in FILTERS.items():
             query = Query("", NAMESPACE, where={} if every == 1 else {name: True})
-            rows = np.arange(0, sizes.items, every)
-            truth = _truth(sizes, vectors, name, rows)
+            truth = np.load(sizes.truth(name))
             started = time.perf_counter()
             bank.search([query], vectors=vectors[:1])
             told[f"filter {name}: the first question, milliseconds"] = 1000 * (time.perf_counter() - started)
@@ -233,28 +245,31 @@ def read(sizes: Sizes) -> dict[str, Any]:
                 seconds.append(time.perf_counter() - started)
                 found = {int(recall.item.id) for recall in reading.recalls}
                 hits += len(found & set(best.tolist()))
-                short += len(found) < min(K, len(rows))
+                short += len(found) < len(best)
             told[f"filter {name}: recall@{K}"] = hits / truth.size
             told[f"filter {name}: questions with too few hits"] = short
             for share in (50, 95):
                 told[f"filter {name}: p{share}, milliseconds"] = 1000 * float(np.percentile(seconds, share))
             if every == 1:
-                memory = process.memory_full_info()
+                memory = process.memory_info()
                 told["resident after the questions, GB"] = memory.rss / 1e9
-                told["of which not in files"] = memory.uss / 1e9
+                told["of which pages of files"] = memory.shared / 1e9
                 told["of which libraries"] = libraries / 1e9
         bank.close()
     return told
 
 
-def _truth(sizes: Sizes, questions: Vectors, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The K best of these rows for each question, by comparison with all of them; kept for next time."""
+def compare(sizes: Sizes) -> dict[str, Any]:
+    """Find the K best items for each question under each filter by comparison with all; kept for next time."""
     import faiss
     import numpy as np
 
-    file = sizes.work / f"truth-{sizes.items}-{name.replace(' ', '')}.npy"
-    if not file.exists():
-        vectors: Vectors = np.load(sizes.vectors, mmap_mode="r")
+    questions: Vectors = np.array(np.load(sizes.questions, mmap_mode="r")[SENTENCES:])
+    vectors: Vectors = np.load(sizes.vectors, mmap_mode="r")
+    for name, every in FILTERS.items():
+        if sizes.truth(name).exists():
+            continue
+        rows = np.arange(0, sizes.items, every)
         scores, best = np.zeros((len(questions), 0), np.float32), np.zeros((len(questions), 0), np.int64)
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
@@ -264,9 +279,8 @@ def _truth(sizes: Sizes, questions: Vectors, name: str, rows: NDArray[np.int64])
             scores, best = np.hstack([scores, compared]), np.hstack([best, part[found]])
             order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
             scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(best, order, 1)
-        np.save(file, best)
-    found_before: NDArray[np.int64] = np.load(file)
-    return found_before
+        np.save(sizes.truth(name), best)
+    return {}
 
 
 def _apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -286,8 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns: list[dict[str, Any]] = []
     for items in given.items:
         sizes = Sizes(items, perturbed(file, items, given.work), file, given.work)
-        written = {} if sizes.ledger.exists() else _apart(write, sizes, texts)
-        columns.append(written | _apart(read, sizes))
+        if not sizes.written.exists():
+            sizes.written.write_text(json.dumps(_apart(write, sizes, texts)))
+        _apart(compare, sizes)
+        columns.append(json.loads(sizes.written.read_text()) | _apart(read, sizes))
         print(json.dumps({"items": items} | columns[-1]), file=sys.stderr)
     names = dict.fromkeys(name for column in columns for name in column)
     print("|", *(f"| {items:,} items" for items in given.items), "|")
