@@ -7,6 +7,7 @@ back. This file knows nothing of where the exact vectors are.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ LISTS = 4  # times the root of the number of rows
 TRAINED_ON = 39  # vectors for each list, the least that FAISS is content with
 PROBED = 64  # stored vectors that are asked for, to find how many lists have to be read
 BLOCK = 65_536  # vectors that are held twice while lists are made
-TARGET = 0.99  # of the ten nearest of these; a question that is not stored finds a little less
+AWAY = 1.5  # how far from what is stored is asked, as a question is: at a cosine of about .55
+TARGET = 0.99  # of the ten nearest
+
+_LIMIT = threading.Lock()  # FAISS has one limit for the whole process
 
 
 class InvertedLists:
@@ -38,14 +42,15 @@ class InvertedLists:
         import faiss
         import numpy as np
 
-        limit = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(len(data) + 1)  # no vector in the file is longer than the file
-        try:
-            index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
-        except RuntimeError as error:
-            raise ValueError(f"not a FAISS index: {error}") from error
-        finally:
-            faiss.set_deserialization_vector_byte_limit(limit)
+        with _LIMIT:
+            limit = faiss.get_deserialization_vector_byte_limit()
+            faiss.set_deserialization_vector_byte_limit(len(data) + 1)  # no vector in the file is longer than the file
+            try:
+                index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+            except RuntimeError as error:
+                raise ValueError(f"not a FAISS index: {error}") from error
+            finally:
+                faiss.set_deserialization_vector_byte_limit(limit)
         if not isinstance(index, faiss.IndexIVFScalarQuantizer) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError(f"not inverted lists for the inner product, but {type(index).__name__}")
         self._index: Any = index
@@ -55,7 +60,7 @@ class InvertedLists:
         """Make lists for rows 0 to count - 1.
 
         Four times the root of `count` lists, as FAISS recommends; how many of them a search reads is found by asking
-        for stored vectors (other than those that the centroids were trained on, where there are enough).
+        near stored vectors (other than those that the centroids were trained on, where there are enough).
 
         Args:
             count: Number of rows.
@@ -130,10 +135,16 @@ class InvertedLists:
         return rows
 
     def _calibrate(self, vectors: Callable[[Numbers], Vectors], asked: Numbers) -> None:
-        """Read as many lists as it takes to find `TARGET` of what reading all of them finds."""
+        """Read as many lists as it takes to find `TARGET` of what reading all of them finds.
+
+        What is stored finds itself and its like at once: it is moved away first, in a direction by chance.
+        """
         import numpy as np
 
         queries, k = vectors(np.sort(asked)), min(10, len(self))
+        direction = np.random.default_rng(0).standard_normal(queries.shape).astype(np.float32)
+        queries = queries + AWAY * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         lists = int(self._index.nlist)
         everything = self._propose(queries, k, None, lists)
         read = 1

@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -146,7 +146,8 @@ class Bank:
         """Store items; they are on disk, if the ledger is in a file, when this returns.
 
         Writing an id that is active with the same content changes nothing; an item with the key of another one
-        supersedes it. `details` of the receipt names the ids that were new and those that were superseded.
+        supersedes it. `details` of the receipt names the ids that were new and those that were superseded. Where the
+        encoder fails the receipt is pending: the items are safe, and `flush` or the next reading encodes them.
 
         Raises:
             ValueError: An id that is active with other content; nothing is stored then.
@@ -154,12 +155,12 @@ class Bank:
         """
         with self._opened():
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
-            cost = self._catch_up(recorded.versions)
+            cost, pending = self._catch_up_if_possible(recorded.versions)
         details = {
             "written": tuple(item.id for item in recorded.written),
             "superseded": recorded.superseded,
         }
-        return Receipt(ids=tuple(item.id for item in items), cost=cost, details=details)
+        return Receipt(tuple(item.id for item in items), cost, pending, details)
 
     def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """A bank has room for everything."""
@@ -196,8 +197,11 @@ class Bank:
                 length 1; words are still those of the texts.
 
         Raises:
-            ValueError: A query without a namespace, an option out of its range, or vectors of another shape.
+            ValueError: A query without a namespace, an option out of its range, or vectors of another shape or that are
+                not finite.
         """
+        import numpy as np
+
         top_k = self.top_k if top_k is None else top_k
         method = self.method if method is None else method
         diversity = self.diversity if diversity is None else diversity
@@ -208,6 +212,8 @@ class Bank:
             raise ValueError(
                 f"vectors must be [{len(queries)}, {self._encoder.manifest.dimension}], got {list(vectors.shape)}"
             )
+        if vectors is not None and not np.isfinite(vectors).all():
+            raise ValueError("vectors must be finite; check what they were made by")
         with self._opened():
             pass
         if not queries:
@@ -218,28 +224,33 @@ class Bank:
             started = time.perf_counter()
             vectors = self._encoder.encode_queries(texts)
             encoding = self._encoding(texts, time.perf_counter() - started)
+        wanted = top_k if self.reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
         readings = []
-        with self._opened():
-            self._catch_up()
+        with self._opened(), self._caught_up():
             if method != "dense":
                 self._learn_words()
             for row, query in enumerate(queries):
                 started = time.perf_counter()
                 allowed = self._allowed(query)
                 vector = None if vectors is None else vectors[row : row + 1]
-                wanted = top_k if self.reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
                 hits = self._hits(query.text, vector, allowed, wanted, method, diversity)
                 found = self._ledger.get(int(self._rows.versions[hit]) for hit, _ in hits)
                 recalls = tuple(
                     Recall(entry.item, score) for entry, (_, score) in zip(found.values(), hits, strict=True)
                 )
-                compared = 0 if method == "bm25" else int(allowed.sum()) * self._vectors.dimension
+                compared = 0 if method == "bm25" else int(np.count_nonzero(allowed)) * self._vectors.dimension
                 searching = Usage(flops=2.0 * compared, seconds=time.perf_counter() - started, bytes=4 * compared)
-                judging = Usage()
-                if self.reranker is not None:
-                    recalls, judging = reranked(self.reranker, query.text, recalls, top_k)
-                readings.append(Reading(recalls, Cost(encoder=encoding[row] + judging, index=searching)))
-        return readings
+                readings.append(Reading(recalls, Cost(encoder=encoding[row], index=searching)))
+        return readings if self.reranker is None else self._reranked(self.reranker, queries, readings, top_k)
+
+    def _reranked(
+        self, reranker: Reranker, queries: Sequence[Query], readings: Sequence[Reading], top_k: int
+    ) -> list[Reading]:
+        judged = []
+        for query, reading in zip(queries, readings, strict=True):
+            recalls, usage = reranked(reranker, query.text, reading.recalls, top_k)
+            judged.append(replace(reading, recalls=recalls, cost=reading.cost + Cost(encoder=usage)))
+        return judged
 
     def get(self, ids: Sequence[str], namespace: str) -> dict[str, Knowledge]:
         """Those of these ids that are held and valid now."""
@@ -250,7 +261,7 @@ class Bank:
         """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
         with self._opened():
             gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
-            return Receipt(gone, self._catch_up())
+            return Receipt(gone, *self._catch_up_if_possible())
 
     def beginning(self, prefix: str, namespace: str) -> list[Version]:
         """The versions whose ids begin so, in the order of writing: what is held, and what that replaced."""
@@ -281,7 +292,8 @@ class Bank:
         with self._opened():
             self._catch_up()
             if self._folder is not None and self._saved_position != self._position:
-                self._vectors.rest_on(self._snapshot(self._folder))
+                parts = self._snapshot(self._folder)  # which may put another index in the place of this one
+                self._vectors.rest_on(parts)
                 self._saved_position, self._unsaved = self._position, 0
 
     def state_hash(self) -> str:
@@ -330,8 +342,7 @@ class Bank:
 
     def verify(self) -> list[str]:
         """Check the ledger, and the index against it; one line for each problem, none if all is well."""
-        with self._opened(), self._ledger.moment():
-            self._catch_up()
+        with self._opened(), self._caught_up():
             problems = self._ledger.verify()
             stored = set(self._rows.versions[~self._rows.gone].tolist())
             wanted = set(self._ledger.recallable(place=self.name))
@@ -380,8 +391,10 @@ class Bank:
                 _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
                 self._start_anew()
         self._saved_position = self._position if len(self._rows) else -1
-        self._catch_up()
-        if not np.array_equal(self._rows.versions[~self._rows.gone], self._ledger.recallable(place=self.name)):
+        with self._caught_up():
+            recallable = self._ledger.recallable(place=self.name)
+            whole = np.array_equal(self._rows.versions[~self._rows.gone], recallable)
+        if not whole:
             _log.warning("bank %r makes its index anew: it did not hold what the ledger holds", self.name)
             self._start_anew()
             self._catch_up()
@@ -418,6 +431,24 @@ class Bank:
             return Cost()
         changes = self._ledger.changes(place=self.name, after=self._position, known=known)
         return self._replay(changes, max(position, changes[-1].position if changes else 0))
+
+    def _catch_up_if_possible(self, known: Sequence[Version] = ()) -> tuple[Cost, bool]:
+        """What it cost, and whether it is still to be done: what the ledger has acknowledged must not look lost."""
+        try:
+            return self._catch_up(known), False
+        except Exception as error:
+            _log.warning("bank %r could not make the vectors of its items yet: %s", self.name, error)
+            return Cost(), True
+
+    @contextmanager
+    def _caught_up(self) -> Iterator[None]:
+        """The bank and all that is read of the ledger are of one moment, whoever writes meanwhile."""
+        while True:
+            self._catch_up()
+            with self._ledger.moment():
+                if self._ledger.position() == self._position:
+                    yield
+                    return
 
     def _replay(self, changes: Sequence[Change], position: int) -> Cost:
         import numpy as np

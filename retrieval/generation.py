@@ -51,10 +51,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Part:
-    """What a file of a generation holds, mapped, and its SHA-256 in hex."""
+    """What a file of a generation holds, mapped, its SHA-256 in hex, and the device and number of that very file."""
 
     data: Buffer
     checksum: str
+    file: tuple[int, int] | None = None
 
 
 def save_generation(folder: Path, parts: Mapping[str, Buffer | Part], **described: Any) -> dict[str, Part]:
@@ -83,7 +84,7 @@ def save_generation(folder: Path, parts: Mapping[str, Buffer | Part], **describe
         files = {name: part.checksum for name, part in given.items()}
         for name, part in given.items():
             file = folder / _name(name, part.checksum)
-            if part is not parts[name] or not file.exists() or file.stat().st_size != len(part.data):
+            if part.file is None or part.file != _identity(file):
                 _write(file, part.data)
         manifest = Manifest(**described, files=files)
         _write(folder / MANIFEST, json.dumps(_signed(asdict(manifest)), indent=1, sort_keys=True).encode())
@@ -91,7 +92,7 @@ def save_generation(folder: Path, parts: Mapping[str, Buffer | Part], **describe
         for old in folder.iterdir():  # what a killed save left begins with a dot
             if old.name not in kept and (old.suffix == SUFFIX or old.name.endswith(".partial")):
                 old.unlink(missing_ok=True)
-        return {name: Part(_mapped(folder / _name(name, checksum)), checksum) for name, checksum in files.items()}
+        return {name: _mapped(folder / _name(name, checksum), checksum) for name, checksum in files.items()}
 
 
 def load_generation(folder: Path) -> tuple[Manifest, dict[str, Part]]:
@@ -136,20 +137,30 @@ def _signed(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _read(folder: Path, part: str, checksum: str) -> Part:
     file = folder / Path(_name(part, checksum)).name
     try:
-        data = _mapped(file)
+        found = _mapped(file, checksum)
     except OSError as error:
         raise ValueError(f"{folder / MANIFEST} names a file that cannot be read: {error}") from error
-    if hashlib.sha256(data).hexdigest() != checksum:
+    if hashlib.sha256(found.data).hexdigest() != checksum:
         raise ValueError(f"{file} does not match its checksum")
-    if isinstance(whole := data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    whole = memoryview(found.data).obj
+    if isinstance(whole, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         whole.madvise(mmap.MADV_DONTNEED)  # what was only read to be checked need not stay in memory
-    return Part(data, checksum)
+    return found
 
 
-def _mapped(file: Path) -> memoryview:
+def _mapped(file: Path, checksum: str) -> Part:
     with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        status = os.fstat(opened.fileno())
+        data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b"")
+    return Part(data, checksum, (status.st_dev, status.st_ino))
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write(file: Path, data: Buffer) -> None:

@@ -299,6 +299,63 @@ def test_columns_of_metadata_admit_what_a_query_admits(wanted: object) -> None:
         assert columns.fits(query.where).tolist() == [query.admits("fact", row) for row in rows], name
 
 
+def test_a_compaction_across_segments_is_saved(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_paths.retrieval.index.SEGMENT", 64)
+    monkeypatch.setattr("memory_paths.retrieval.bank.SEGMENT", 64)
+    items = [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in range(200)]
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank")
+    bank.write(items, "default")
+    bank.flush()
+    bank.forget([item.id for item in items[:160]], "default")
+    bank.flush()
+    assert bank.verify() == []
+    assert ids(bank, items[170].text)[0] == "170"
+    bank.close()
+    encoder = Counting(HashEncoder(64))
+    bank = Bank(None, ledger, encoder, folder=tmp_path / "bank")
+    assert encoder.encoded == []
+    assert ids(bank, items[170].text)[0] == "170"
+    bank.close()
+
+
+def test_a_file_that_was_changed_behind_a_bank_is_written_again(ledger: Ledger, tmp_path: Path, caplog) -> None:
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank")
+    bank.write(FACTS, "default")
+    bank.flush()
+    bank._vectors.rest_on(load_generation(tmp_path / "bank")[1])
+    (file,) = (tmp_path / "bank").glob("vectors-*")
+    other = tmp_path / "other"
+    other.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    other.replace(file)
+    bank.forget(["nothing"], "default")
+    ledger.record([BERGEN], place="elsewhere", namespace="default")  # so that there is something to save
+    bank.close()
+    Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank").close()
+    assert "anew" not in caplog.text
+
+
+def test_an_encoder_that_fails_leaves_a_pending_write_that_is_caught_up(ledger: Ledger) -> None:
+    class Failing(HashEncoder):
+        down = False
+
+        def encode_documents(self, texts):
+            if self.down:
+                raise ConnectionError("no encoder today")
+            return super().encode_documents(texts)
+
+    encoder = Failing()
+    bank = Bank(None, ledger, encoder)
+    encoder.down = True
+    receipt = bank.write(FACTS, "default")
+    assert receipt.pending
+    assert [item.id for item in bank.items("default")] == [item.id for item in FACTS]
+    with pytest.raises(ConnectionError):
+        bank.flush()
+    encoder.down = False
+    assert ids(bank, FACTS[1].text)[0] == "cat"
+    assert not bank.forget(["cat"], "default").pending
+
+
 def test_a_bank_of_many_items_makes_lists_when_it_is_saved_and_keeps_them(ledger: Ledger, tmp_path: Path) -> None:
     items = [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in range(600)]
     options = {"folder": tmp_path / "bank", "exact_until": 500}
@@ -839,6 +896,8 @@ def test_a_search_by_vectors_needs_no_text(bank: Bank) -> None:
     vectors = HashEncoder().encode_documents([item.text for item in FACTS])
     readings = bank.search([Query("", "default")] * 4, vectors=vectors, top_k=1)
     assert [reading.recalls[0].item for reading in readings] == FACTS
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        bank.search([Query("", "default")], vectors=np.full((1, 256), np.nan, np.float32))
     with pytest.raises(ValueError, match=r"vectors must be \[1, 256\], got \[4, 256\]"):
         bank.search([Query("", "default")], vectors=vectors)
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = os.environ.get("MEMORY_PATHS_SECONDS", "2")
+LONGEST = (
+    50.0  # milliseconds that an event loop may be late, but for one tick in a hundred; asked of the long run alone
+)
 PROCESSES = 4
 MEMBER = Path(__file__).with_name("_crowd.py")
 
@@ -36,3 +39,5 @@ def test_a_crowd_of_readers_and_writers_sees_whole_writes_and_blocks_no_event_lo
         f"{counted}; delay of the event loops in milliseconds: p50 {np.percentile(delays, 50):.1f},"
         f" p99 {np.percentile(delays, 99):.1f}, most {delays.max():.1f}\n"
     )
+    if "MEMORY_PATHS_SECONDS" in os.environ:
+        assert np.percentile(delays, 99) <= LONGEST
