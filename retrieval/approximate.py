@@ -112,8 +112,12 @@ class InvertedLists:
             allowed: Which rows may be proposed; None: all.
             share: Of all rows that are allowed, in (0, 1]: the fewer, the more lists are read to find as many of them.
         """
-        read = min(int(self._index.nlist), math.ceil(self._index.nprobe / share))
+        read = round(self.share_read(share) * self._index.nlist)
         return self._propose(queries, k, allowed, read)
+
+    def share_read(self, share: float) -> float:
+        """Of all lists that are read where this share of all rows, in (0, 1], is allowed."""
+        return float(min(1.0, math.ceil(self._index.nprobe / share) / self._index.nlist))
 
     def to_bytes(self) -> memoryview:
         """For `InvertedLists(data)`."""

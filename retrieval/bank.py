@@ -238,8 +238,9 @@ class Bank:
                 recalls = tuple(
                     Recall(entry.item, score) for entry, (_, score) in zip(found.values(), hits, strict=True)
                 )
-                compared = 0 if method == "bm25" else int(np.count_nonzero(allowed)) * self._vectors.dimension
-                searching = Usage(flops=2.0 * compared, seconds=time.perf_counter() - started, bytes=4 * compared)
+                among = 0 if method == "bm25" else self._vectors.compared(int(np.count_nonzero(allowed)), wanted)
+                values = among * self._vectors.dimension
+                searching = Usage(flops=2.0 * values, seconds=time.perf_counter() - started, bytes=4 * values)
                 readings.append(Reading(recalls, Cost(encoder=encoding[row], index=searching)))
         return readings if self.reranker is None else self._reranked(self.reranker, queries, readings, top_k)
 

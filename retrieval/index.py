@@ -168,7 +168,7 @@ class VectorIndex:
         if not k or not len(queries):
             return [[] for _ in queries]
         queries = np.ascontiguousarray(queries, np.float32)
-        if count <= (FEW * len(self) if self._lists is None else max(FEW_OF_MANY, RESCORED * k)):
+        if self._one_by_one(count, k):
             return self._compared(queries, k, np.flatnonzero(allowed))
         restricted = None if count == len(self) else allowed
         if self._lists is None:
@@ -180,6 +180,15 @@ class VectorIndex:
             else self._exact(query, k, restricted)[0]  # the lists that were read hold too few of the allowed rows
             for query, rows in zip(queries[:, None], proposed, strict=True)
         ]
+
+    def compared(self, count: int, k: int) -> int:
+        """With about how many vectors a search for the best k of `count` allowed rows compares a query."""
+        if self._lists is None or self._one_by_one(count, k):
+            return count
+        return round(count * self._lists.share_read(count / len(self))) + RESCORED * k
+
+    def _one_by_one(self, count: int, k: int) -> bool:
+        return count <= (FEW * len(self) if self._lists is None else max(FEW_OF_MANY, RESCORED * k))
 
     def _compared(self, queries: Vectors, k: int, rows: Numbers) -> Hits:
         return _best(queries @ self.vectors(rows).T, rows, k)
