@@ -57,6 +57,12 @@ class Part:
     checksum: str
     file: tuple[int, int] | None = None
 
+    def let_go(self) -> None:
+        """What was read of the file need not stay in memory; it can be read again all the same."""
+        whole = memoryview(self.data).obj
+        if isinstance(whole, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            whole.madvise(mmap.MADV_DONTNEED)
+
 
 def save_generation(folder: Path, parts: Mapping[str, Buffer | Part], **described: Any) -> dict[str, Part]:
     """Write a generation and remove the one before it.
@@ -142,9 +148,7 @@ def _read(folder: Path, part: str, checksum: str) -> Part:
         raise ValueError(f"{folder / MANIFEST} names a file that cannot be read: {error}") from error
     if hashlib.sha256(found.data).hexdigest() != checksum:
         raise ValueError(f"{file} does not match its checksum")
-    whole = memoryview(found.data).obj
-    if isinstance(whole, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        whole.madvise(mmap.MADV_DONTNEED)  # what was only read to be checked need not stay in memory
+    found.let_go()
     return found
 
 

@@ -26,7 +26,7 @@ FEW = 0.05  # of all rows: so few are compared one by one, for a whole segment w
 FEW_OF_MANY = 20_000  # the same, where there are lists to turn to
 RESCORED = 8  # times k: so many of the proposed rows are compared exactly
 LAGGING = 0.1  # of the rows that the lists on disk cover: so many more are added again on opening
-OUTGROWN = 4  # times the rows that lists were made for: then they are made anew
+OUTGROWN = 2  # times the rows that lists were made for: then they are made anew
 
 
 class VectorIndex:
@@ -62,6 +62,7 @@ class VectorIndex:
         for name, part in (parts or {}).items():
             if name.startswith("lists-"):
                 self._lists, self._listed = InvertedLists(part.data), int(name.removeprefix("lists-"))
+                part.let_go()
                 if not len(self._lists) <= self._listed <= len(self):
                     raise ValueError(f"{name!r} with {len(self._lists)} rows does not fit {len(self)} vectors")
                 self._files[name] = part
