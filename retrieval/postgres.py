@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 AT_A_TIME = 256  # texts that are encoded and stored together
 CANDIDATES = 4  # times k: so many are found before they are made diverse, and not fewer than
 FEWEST_CANDIDATES = 32
+WIDER = 4  # times as many are asked for where there may be more as near as the last one
 FILTERS_KEPT = 64
 LAST_VERSION = 2**62  # behind every version that there will be
 
@@ -154,7 +155,8 @@ class PostgresBank:
     ) -> list[Reading]:
         """The best items that hold for each query's namespace, time, kinds and metadata, best first.
 
-        Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`.
+        Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`
+        and those that another machine took away, or forgot, while they were fetched.
         Scores are cosines in [-1, 1]; with diversity the order is that of the choice, and scores need not fall.
 
         Args:
@@ -166,7 +168,8 @@ class PostgresBank:
                 length 1.
 
         Raises:
-            ValueError: A query without a namespace, an option out of its range, or vectors of another shape.
+            ValueError: A query without a namespace, an option out of its range, vectors of another shape, or vectors
+                that are not finite.
         """
         import numpy as np
 
@@ -179,22 +182,30 @@ class PostgresBank:
             raise ValueError(
                 f"vectors must be [{len(queries)}, {self._encoder.manifest.dimension}], got {list(vectors.shape)}"
             )
+        if vectors is not None and not np.isfinite(vectors).all():
+            raise ValueError("vectors must be finite, got NaN or infinity")
         with self._opened():
-            if not queries:
-                return []
-            encoding = [Usage()] * len(queries)
-            if vectors is None:
-                texts = [query.text for query in queries]
-                started = time.perf_counter()
-                vectors = self._encoder.encode_queries(texts)
-                encoding = self._encoding(texts, time.perf_counter() - started)
+            pass
+        if not queries:
+            return []
+        encoding = [Usage()] * len(queries)
+        if vectors is None:
+            texts = [query.text for query in queries]
+            started = time.perf_counter()
+            vectors = self._encoder.encode_queries(texts)
+            encoding = self._encoding(texts, time.perf_counter() - started)
+        readings = []
+        with self._opened():
             self._catch_up()
-            readings = []
             for query, vector, encoded in zip(queries, vectors, encoding, strict=True):
                 started = time.perf_counter()
                 hits = self._hits(query, np.asarray(vector, np.float32), top_k, diversity)
                 found = self._ledger.get(version for version, _ in hits)
-                recalls = tuple(Recall(found[version].item, score) for version, score in hits if version in found)
+                recalls = tuple(
+                    Recall(found[version].item, score)
+                    for version, score in hits
+                    if version in found and self._is_here(found[version])
+                )
                 readings.append(Reading(recalls, Cost(encoded, Usage(seconds=time.perf_counter() - started))))
         return readings
 
@@ -289,6 +300,10 @@ class PostgresBank:
             if not self._closed:
                 self._closed = True
                 self._vectors.close()
+
+    def _is_here(self, entry: Version) -> bool:
+        """Whether a version that a search has found may be recalled from this place still."""
+        return entry.place == self.name and is_recallable(entry)
 
     def _fill(self) -> int:
         """Make every vector that is missing, remove what is left over; the position from which changes are to be
@@ -494,12 +509,17 @@ class _Vectors:
     def nearest(self, vector: Vectors, count: int, wanted: list[dict[str, Any]]) -> list[tuple[int, float]]:
         """The nearest versions of which all that is wanted is true, with their cosines, best first; the earlier version
         among equals."""
-        with self._explained():
-            found = self._searched.similarity_search_with_score_by_vector(
-                vector.tolist(), k=count, filter={"$and": wanted}
-            )
+        asked = count + 1
+        while True:  # the server chooses among equals as it likes: all that are as near as the last one are looked at
+            with self._explained():
+                found = self._searched.similarity_search_with_score_by_vector(
+                    vector.tolist(), k=asked, filter={"$and": wanted}
+                )
+            if len(found) < asked or found[-1][1] > found[count - 1][1]:
+                break
+            asked *= WIDER
         hits = [(int(str(document.id)), min(1.0, max(-1.0, 1.0 - distance))) for document, distance in found]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
+        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:count]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
