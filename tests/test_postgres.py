@@ -45,7 +45,7 @@ for module in ("psycopg", "langchain_postgres"):
         pytest.importorskip(module, reason="needs pip install 'memory_paths[postgres]'")
 import psycopg  # noqa: E402
 
-from memory_paths.database import without_password  # noqa: E402
+from memory_paths.database import has_password, without_password, without_passwords  # noqa: E402
 from memory_paths.retrieval.postgres import PostgresBank  # noqa: E402
 
 WRITER = Path(__file__).with_name("_write_together.py")
@@ -573,6 +573,8 @@ def test_what_cannot_be_used_is_refused_at_the_door(server: str, address: str, t
         "postgresql://ada:hush@127.0.0.1:no-port/memory",
         "postgresql://ada:hush@[/memory",
         "postgresql://ada:hush@host/memory?unheard_of=hush",
+        "postgresql://ada:?hush@host/memory",
+        "postgresql://ada:1/hush@host/memory",
         "postgres://ada:hu%73h@127.0.0.1:1,127.0.0.1:2/memory?sslpassword=hush",
     ],
 )
@@ -583,6 +585,17 @@ def test_no_error_shows_a_password(address: str) -> None:
     assert "postgres" in str(refused.value)
     assert "hush" not in shown.replace(f'"{address}"', "")
     assert "hush" not in without_password(address).replace("unheard_of=hush", "")
+    assert has_password(address)
+    assert "hush" not in without_passwords(f"an error ('{address}')").replace("unheard_of=hush", "")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql://ada@host:5432/memory?user=ada@home", "postgresql:///memory", "postgres://a:1,b:2/m", "a:b"],
+)
+def test_an_address_without_a_password_is_told_from_others(address: str) -> None:
+    assert not has_password(address)
+    assert "..." not in without_password(address)
 
 
 def test_an_agent_on_a_server_from_its_configuration(address: str, server: str, tmp_path: Path) -> None:
