@@ -35,7 +35,7 @@ def check_place(name: str) -> None:
         ValueError: It is empty.
     """
     if not name:
-        raise ValueError("a path, such as a bank, needs a name: it is its place in the ledger")
+        raise ValueError("a path needs a name: it is its place in the ledger")
 
 
 def check_threshold(threshold: float | None) -> None:
