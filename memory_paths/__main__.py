@@ -15,6 +15,8 @@ from typing import Any
 
 import hydra
 
+from memory_paths.database import has_password, is_server, without_password, without_passwords
+
 logger = logging.getLogger("memory_paths")
 
 
@@ -22,12 +24,19 @@ def run(cfg: Any, folder: Path) -> None:
     """One evaluation into `folder`; a finished one is left alone.
 
     Raises:
-        ValueError: A launcher has started several processes, which would write the same files.
+        ValueError: A launcher has started several processes, which would write the same files; or the ledger's address
+            has a password, which is not to stand in files.
     """
     if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
         raise ValueError(
             f"an evaluation runs in one process, this is one of {processes}; start it without torchrun or accelerate. "
             "How several learn as one in a program: see memory_paths/parametric/distributed.py"
+        )
+    if has_password(str(cfg.ledger or "")):
+        raise ValueError(
+            f"the address of the ledger, {without_password(cfg.ledger)}, has a password; give it in PGPASSWORD or"
+            f" ~/.pgpass instead. Hydra has written what was given into {folder / '.hydra'}, a sweep also into its"
+            " multirun.yaml: delete these files"
         )
     from memory_paths import build
     from memory_paths.evaluation.evaluator import Evaluator
@@ -72,11 +81,19 @@ def _task(cfg: Any) -> None:
         logger.error("interrupted; the same command with %s goes on where it stopped", again)
         sys.exit(130)
     except Exception as error:
-        described = {"error": f"{type(error).__name__}: {error}", "overrides": list(settings.overrides.task)}
-        failed.write_text(json.dumps({**described, "traceback": traceback.format_exc()}, indent=1))
+        overrides = [_without_password(override) for override in settings.overrides.task]
+        described = {"error": without_passwords(f"{type(error).__name__}: {error}"), "overrides": overrides}
+        told = {**described, "traceback": without_passwords(traceback.format_exc())}
+        failed.write_text(json.dumps(told, indent=1))
         if settings.mode != RunMode.MULTIRUN:
             raise
         logger.error("job %s failed: %s", settings.job.num, described["error"])
+
+
+def _without_password(override: str) -> str:
+    name, _, value = override.partition("=")
+    address = value.strip("'\"")  # which may have quotes within, too
+    return f"{name}={without_password(address)}" if is_server(address) else without_passwords(override)
 
 
 def main() -> None:

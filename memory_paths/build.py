@@ -56,14 +56,15 @@ def build_agent(cfg: Any) -> Agent:
     """
     from hydra.utils import instantiate
 
+    described = plain(cfg)
     lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
     lm = instantiate(lm_options, _convert_="all")
     with contextlib.ExitStack() as opened:  # what is open is closed again where the rest cannot be built
         ledger = Ledger(cfg.ledger) if cfg.ledger else Ledger()
         opened.callback(ledger.close)
         paths: dict[str, Any] = {}
-        for described in (cfg.path.memory, *(cfg.more_paths or {}).values()):
-            path = instantiate(described, lm=lm, ledger=ledger, _convert_="all")
+        for chosen in (cfg.path.memory, *(cfg.more_paths or {}).values()):
+            path = instantiate(chosen, lm=lm, ledger=ledger, _convert_="all")
             opened.callback(path.close)
             if path.name in paths:
                 raise ValueError(f"two paths are named {path.name!r}; give one of them another name")
@@ -77,8 +78,8 @@ def build_agent(cfg: Any) -> Agent:
             max_new_tokens=cfg.max_new_tokens,
             # An agent that an older release saved has neither.
             quarantine=instantiate(cfg.quarantine, ledger=ledger, _convert_="all") if "quarantine" in cfg else None,
-            ttl=cfg.get("ttl"),
-            config=plain(cfg),
+            ttl=described.get("ttl"),
+            config=described,
         )
         opened.pop_all()
     return agent

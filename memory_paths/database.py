@@ -6,19 +6,21 @@ at a time, and says what went wrong. This file knows nothing of items, versions 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from memory_paths.failpoints import failpoint
 from memory_paths.files import sync
 
 APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
 BUSY_SECONDS = 60.0
+_ADDRESS = re.compile(r"postgres(?:ql)?://[^\s'\"]*")
 
 Row = Mapping[str, Any]
 
@@ -284,12 +286,44 @@ def without_password(address: str) -> str:
     """A server's address as it may be shown and stored; anything else comes back as it is."""
     if not is_server(address):
         return address
+    taken = _taken_apart(address)
+    if taken is None:
+        return "postgresql://..."
+    parts, options = taken
+    user, at, host = parts.netloc.rpartition("@")
+    shown = [(name, value) for name, value in options if not _is_secret(name)]
+    query = urlencode(shown, safe="/")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{'?' if query else ''}{query}"
+
+
+def has_password(address: str | Path) -> bool:
+    """Whether an address is a server's with a password in it, or one of which that cannot be told."""
+    if not is_server(address):
+        return False
+    taken = _taken_apart(str(address))
+    if taken is None:
+        return True
+    parts, options = taken
+    user = parts.netloc.rpartition("@")[0]
+    return ":" in user or any(_is_secret(name) for name, _ in options)
+
+
+def without_passwords(text: str) -> str:
+    """A text as it may be shown and stored, whatever servers' addresses stand in it."""
+    return _ADDRESS.sub(lambda found: without_password(found[0]), text)
+
+
+def _taken_apart(address: str) -> tuple[SplitResult, list[tuple[str, str]]] | None:
+    """A server's address and its options; None: it cannot be told where in it a password would stand."""
     try:
         parts = urlsplit(address)
         options = parse_qsl(parts.query, keep_blank_values=True)
     except ValueError:
-        return "postgresql://..."
-    user, at, host = parts.netloc.rpartition("@")
-    shown = [(name, value) for name, value in options if "password" not in name.lower()]
-    query = urlencode(shown, safe="/")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{'?' if query else ''}{query}"
+        return None
+    # A password with a bare /, ? or # ends the server's name too early.
+    astray = ":" in parts.netloc and "@" not in parts.netloc and "@" in address
+    return None if astray else (parts, options)
+
+
+def _is_secret(option: str) -> bool:
+    return "password" in option.lower()

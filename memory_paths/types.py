@@ -170,7 +170,7 @@ class Query:
             cannot be compared, fits `$ne` and `$nin` alone.
 
     Raises:
-        ValueError: An unknown kind or comparison.
+        ValueError: An unknown kind or comparison, or `$in` or `$nin` of something else than a list or tuple.
     """
 
     text: str
@@ -185,8 +185,14 @@ class Query:
         if strange := set(self.kinds) - set(get_args(KnowledgeKind)):
             raise ValueError(f"kinds must be among {get_args(KnowledgeKind)}, got {sorted(strange)}")
         for name, wanted in self.where.items():
-            if unknown := set(_comparisons(wanted)) - set(_COMPARISONS):
+            comparisons = _comparisons(wanted)
+            if unknown := set(comparisons) - set(_COMPARISONS):
                 raise ValueError(f"where[{name!r}] may compare by {sorted(_COMPARISONS)}, got {sorted(unknown)}")
+            for comparison in comparisons.keys() & {"$in", "$nin"}:
+                if not isinstance(comparisons[comparison], list | tuple):
+                    raise ValueError(
+                        f"where[{name!r}] needs a list or tuple for {comparison}, got {comparisons[comparison]!r:.80}"
+                    )
 
     def admits(self, kind: KnowledgeKind, metadata: Mapping[str, Any]) -> bool:
         """Whether an item of this kind with this metadata may be recalled, as far as `kinds` and `where` go."""

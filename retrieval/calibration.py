@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory_paths.types import Query
+from memory_paths.types import DEFAULT_NAMESPACE, Query
 
 from .bank import Bank
 
@@ -93,7 +93,7 @@ def best_cosines(bank: Bank, queries: Sequence[Query]) -> list[float]:
     """
     if bank.threshold is not None or bank.reranker is not None:
         raise ValueError("calibrate a bank without threshold and reranker: Bank(..., threshold=None, reranker=None)")
-    given = [replace(query, namespace=query.namespace or "default") for query in queries]
+    given = [replace(query, namespace=query.namespace or DEFAULT_NAMESPACE) for query in queries]
     readings = bank.search(given, top_k=1, method="dense", diversity=0.0)
     return [reading.recalls[0].score if reading.recalls else NOTHING for reading in readings]
 

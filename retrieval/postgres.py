@@ -26,6 +26,18 @@ from memory_paths.types import Capabilities, Cost, Knowledge, Query, Reading, Re
 
 from .encoder import Encoder
 from .fusion import diverse
+from .held import (
+    candidates,
+    check_place,
+    check_queries,
+    check_search,
+    check_threshold,
+    encoded_items,
+    encoded_queries,
+    new_folder,
+    receipt,
+    state_hash,
+)
 from .rows import is_recallable
 
 if TYPE_CHECKING:
@@ -37,8 +49,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 AT_A_TIME = 256  # texts that are encoded and stored together
-CANDIDATES = 4  # times k: so many are found before they are made diverse, and not fewer than
-FEWEST_CANDIDATES = 32
+WIDER = 4  # times as many are asked for where there may be more as near as the last one
 FILTERS_KEPT = 64
 LAST_VERSION = 2**62  # behind every version that there will be
 
@@ -88,11 +99,9 @@ class PostgresBank:
         diversity: float = 0.0,
         threshold: float | None = None,
     ) -> None:
-        if not name:
-            raise ValueError("a bank needs a name: it is its place in the ledger")
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise ValueError(f"threshold must be a cosine in [-1, 1] or None, got {threshold}")
-        _check_search(top_k, "dense", diversity)
+        check_place(name)
+        check_threshold(threshold)
+        check_search(top_k, diversity)
         self.name = name
         self.top_k, self.diversity, self.threshold = top_k, diversity, threshold
         self._ledger = ledger
@@ -131,8 +140,7 @@ class PostgresBank:
             except Exception as error:  # whatever an encoder may raise: the items are in the ledger
                 _log.warning("bank %r could not make the vectors of its items yet: %s", self.name, error)
                 pending = True
-        details = {"written": tuple(item.id for item in recorded.written), "superseded": recorded.superseded}
-        return Receipt(tuple(item.id for item in items), cost, pending, details)
+        return receipt(items, recorded, cost, pending)
 
     def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """A bank has room for everything."""
@@ -154,7 +162,8 @@ class PostgresBank:
     ) -> list[Reading]:
         """The best items that hold for each query's namespace, time, kinds and metadata, best first.
 
-        Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`.
+        Filters come before the search: min(top_k, those that hold) items come back, less those under the `threshold`
+        and those that another machine took away, or forgot, while they were fetched.
         Scores are cosines in [-1, 1]; with diversity the order is that of the choice, and scores need not fall.
 
         Args:
@@ -166,35 +175,38 @@ class PostgresBank:
                 length 1.
 
         Raises:
-            ValueError: A query without a namespace, an option out of its range, or vectors of another shape.
+            ValueError: A query without a namespace, an option out of its range, vectors of another shape, or vectors
+                that are not finite.
         """
         import numpy as np
 
         top_k = self.top_k if top_k is None else top_k
         diversity = self.diversity if diversity is None else diversity
-        _check_search(top_k, method, diversity)
-        if any(not query.namespace for query in queries):
-            raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
-        if vectors is not None and vectors.shape != (len(queries), self._encoder.manifest.dimension):
+        if method != "dense":
             raise ValueError(
-                f"vectors must be [{len(queries)}, {self._encoder.manifest.dimension}], got {list(vectors.shape)}"
+                f"a bank on a server finds by meaning alone (dense), got {method!r}; path=rag has the others"
             )
+        check_search(top_k, diversity)
+        check_queries(queries, vectors, self._encoder.manifest.dimension)
         with self._opened():
-            if not queries:
-                return []
-            encoding = [Usage()] * len(queries)
-            if vectors is None:
-                texts = [query.text for query in queries]
-                started = time.perf_counter()
-                vectors = self._encoder.encode_queries(texts)
-                encoding = self._encoding(texts, time.perf_counter() - started)
+            pass
+        if not queries:
+            return []
+        encoding = [Usage()] * len(queries)
+        if vectors is None:
+            vectors, encoding = encoded_queries(self._encoder, queries)
+        readings = []
+        with self._opened():
             self._catch_up()
-            readings = []
             for query, vector, encoded in zip(queries, vectors, encoding, strict=True):
                 started = time.perf_counter()
                 hits = self._hits(query, np.asarray(vector, np.float32), top_k, diversity)
                 found = self._ledger.get(version for version, _ in hits)
-                recalls = tuple(Recall(found[version].item, score) for version, score in hits if version in found)
+                recalls = tuple(
+                    Recall(found[version].item, score)
+                    for version, score in hits
+                    if version in found and self._is_here(found[version])
+                )
                 readings.append(Reading(recalls, Cost(encoded, Usage(seconds=time.perf_counter() - started))))
         return readings
 
@@ -245,10 +257,7 @@ class PostgresBank:
         """SHA-256 over the recallable items in order, how they stand, the encoder and the options, in hex."""
         with self._opened():
             options = [self.top_k, self.diversity, self.threshold]
-            digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
-            for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
-                digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
-            return digest.hexdigest()
+            return state_hash(self._ledger, self.name, [self._encoder.manifest.to_dict(), options])
 
     def stored_bytes(self) -> int:
         """Bytes of the items and their vectors, without the encoder, which does not grow with them."""
@@ -262,9 +271,7 @@ class PostgresBank:
         Raises:
             FileExistsError: The folder is not empty.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is not an empty folder; save the bank into a new one")
+        folder = new_folder(folder)
         with self._opened():
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -289,6 +296,10 @@ class PostgresBank:
             if not self._closed:
                 self._closed = True
                 self._vectors.close()
+
+    def _is_here(self, entry: Version) -> bool:
+        """Whether a version that a search has found may be recalled from this place still."""
+        return entry.place == self.name and is_recallable(entry)
 
     def _fill(self) -> int:
         """Make every vector that is missing, remove what is left over; the position from which changes are to be
@@ -321,13 +332,12 @@ class PostgresBank:
         with tqdm(total=len(entries), unit=" items", disable=None if len(entries) > AT_A_TIME else True) as bar:
             for start in range(0, len(entries), AT_A_TIME):
                 part = entries[start : start + AT_A_TIME]
-                texts = [entry.item.cue or entry.item.text for entry in part]
-                started = time.perf_counter()
-                vectors = self._encoder.encode_documents(texts)
-                encoder = sum(self._encoding(texts, time.perf_counter() - started), Usage())
+                vectors, encoding = encoded_items(self._encoder, [entry.item for entry in part])
                 started = time.perf_counter()
                 self._vectors.add([entry.version for entry in part], vectors)
-                cost += Cost(encoder, Usage(seconds=time.perf_counter() - started, bytes=int(vectors.nbytes)))
+                cost += Cost(
+                    sum(encoding, Usage()), Usage(seconds=time.perf_counter() - started, bytes=int(vectors.nbytes))
+                )
                 bar.update(len(part))
         return cost
 
@@ -337,7 +347,7 @@ class PostgresBank:
         wanted = self._wanted(query)
         if wanted is None:
             return []
-        count = max(CANDIDATES * top_k, FEWEST_CANDIDATES) if diversity else top_k
+        count = candidates(top_k) if diversity else top_k
         hits = self._vectors.nearest(vector, count, wanted)
         if self.threshold is not None:
             hits = [hit for hit in hits if hit[1] >= self.threshold]
@@ -345,8 +355,8 @@ class PostgresBank:
             return hits
         found = self._vectors.get([version for version, _ in hits])
         hits = [hit for hit in hits if hit[0] in found]
-        candidates = np.array([found[version] for version, _ in hits], np.float32).reshape(-1, len(vector))
-        return [hits[place] for place in diverse(vector, candidates, top_k, diversity)]
+        near = np.array([found[version] for version, _ in hits], np.float32).reshape(-1, len(vector))
+        return [hits[place] for place in diverse(vector, near, top_k, diversity)]
 
     def _wanted(self, query: Query) -> list[dict[str, Any]] | None:
         """What must be true of an item, for langchain-postgres; None: nothing can be found."""
@@ -379,11 +389,6 @@ class PostgresBank:
         while len(self._fitting) > FILTERS_KEPT:
             del self._fitting[next(iter(self._fitting))]
         return fits
-
-    def _encoding(self, texts: Sequence[str], seconds: float) -> list[Usage]:
-        """The encoder's work on each text; the time is shared out evenly."""
-        tokens = self._encoder.count_tokens(texts)
-        return [Usage(count, self._encoder.flops_per_token * count, seconds / len(texts)) for count in tokens]
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -494,12 +499,17 @@ class _Vectors:
     def nearest(self, vector: Vectors, count: int, wanted: list[dict[str, Any]]) -> list[tuple[int, float]]:
         """The nearest versions of which all that is wanted is true, with their cosines, best first; the earlier version
         among equals."""
-        with self._explained():
-            found = self._searched.similarity_search_with_score_by_vector(
-                vector.tolist(), k=count, filter={"$and": wanted}
-            )
+        asked = count + 1
+        while True:  # the server chooses among equals as it likes: all that are as near as the last one are looked at
+            with self._explained():
+                found = self._searched.similarity_search_with_score_by_vector(
+                    vector.tolist(), k=asked, filter={"$and": wanted}
+                )
+            if len(found) < asked or found[-1][1] > found[count - 1][1]:
+                break
+            asked *= WIDER
         hits = [(int(str(document.id)), min(1.0, max(-1.0, 1.0 - distance))) for document, distance in found]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
+        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:count]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -520,12 +530,3 @@ class _Vectors:
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _check_search(top_k: int, method: str, diversity: float) -> None:
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if method != "dense":
-        raise ValueError(f"a bank on a server finds by meaning alone (dense), got {method!r}; path=rag has the others")
-    if not 0 <= diversity < 1:
-        raise ValueError(f"diversity must be in [0, 1), got {diversity}")

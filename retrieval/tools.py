@@ -274,7 +274,13 @@ class Toolbox:
             return Result(call, f"Refused: {error}", "refused")
 
     def run(
-        self, conversation: Conversation, question: str, *, k: int = 5, steps: int = 8, notes: Sequence[str] = ()
+        self,
+        conversation: Conversation,
+        question: str,
+        *,
+        k: int = 5,
+        steps: int = 8,
+        notes: Sequence[str] | None = None,
     ) -> Run:
         """Ask a model that may call tools, until it answers.
 
@@ -287,7 +293,8 @@ class Toolbox:
             question: Of the user.
             k: Most tools to offer.
             steps: Most replies that the model is asked for. Calls of the last one are not made.
-            notes: What was recalled for the question.
+            notes: What was recalled for the question, for the prompt of every step. None: what the conversation's
+                memory recalls at each.
 
         Raises:
             ValueError: k or steps below 1, or an empty question.
@@ -301,7 +308,7 @@ class Toolbox:
         for step in range(1, steps + 1):
             shown = {tool.name: tool for tool in self.offered(question, k)}
             conversation.offer([tool.schema for tool in shown.values()])
-            said = conversation.ask(question, notes) if step == 1 else conversation.ask()
+            said = conversation.ask(question if step == 1 else "", notes)
             if not said.calls:
                 return Run(said.text, tuple(results), finished=True)
             for call in said.calls:

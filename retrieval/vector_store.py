@@ -7,7 +7,6 @@ wrong answer. This file knows nothing of prompts, scoring or weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from memory_paths.files import read_json, write_durably
 from memory_paths.ledger import Change, Ledger
 from memory_paths.types import Capabilities, Cost, Knowledge, Query, Reading, Recall, Receipt, Usage
+
+from .held import check_place, check_search, found_by, new_folder, receipt, state_hash
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -71,10 +72,8 @@ class VectorStorePath:
         top_k: int = 8,
         filter: Callable[[str], Any] | None = None,
     ) -> None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if not name:
-            raise ValueError("a path needs a name: it is its place in the ledger")
+        check_search(top_k)
+        check_place(name)
         if folder is not None and ledger.file == ":memory:":
             raise ValueError(
                 f"folder {str(folder)!r} notes how far a ledger was followed that is gone; set ledger=FILE"
@@ -113,8 +112,7 @@ class VectorStorePath:
             except Exception as error:  # whatever a store may raise: the items are in the ledger
                 _log.warning("path %r could not send items to its store yet: %s", self.name, error)
                 pending = True
-        details = {"written": tuple(item.id for item in recorded.written), "superseded": recorded.superseded}
-        return Receipt(tuple(item.id for item in items), cost, pending, details)
+        return receipt(items, recorded, cost, pending)
 
     def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """There is room for everything."""
@@ -178,10 +176,7 @@ class VectorStorePath:
     def state_hash(self) -> str:
         """SHA-256 over the recallable items in order, how they stand, the store's class and `top_k`, in hex."""
         self._check_open()
-        digest = hashlib.sha256(json.dumps([type(self._store).__qualname__, self.top_k]).encode())
-        for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
-            digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
-        return digest.hexdigest()
+        return state_hash(self._ledger, self.name, [type(self._store).__qualname__, self.top_k])
 
     def stored_bytes(self) -> int:
         """Bytes of the items; what the store needs for them is its own to say."""
@@ -194,9 +189,7 @@ class VectorStorePath:
         Raises:
             FileExistsError: The folder is not empty.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is not an empty folder; save the path into a new one")
+        folder = new_folder(folder)
         with self._guard:
             self._check_open()
             self._catch_up()
@@ -334,7 +327,7 @@ def _document(id: str, change: Change) -> Document:
     from langchain_core.documents import Document
 
     item = change.item
-    return Document(page_content=item.cue or item.text, metadata={MARK: id, "namespace": change.namespace})
+    return Document(page_content=found_by(item), metadata={MARK: id, "namespace": change.namespace})
 
 
 def _parts(documents: Sequence[str]) -> Iterator[list[str]]:

@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from _write_together import KEYS, OWN, SHARED, own, shared, update
+from conftest import Clock
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
@@ -35,20 +38,17 @@ from memory_paths.retrieval.vector_store import VectorStorePath
 from memory_paths.testing import check_path
 from memory_paths.types import Knowledge, Query, Receipt
 
-psycopg = pytest.importorskip("psycopg", reason="needs pip install 'memory_paths[postgres]'")
-pytest.importorskip("langchain_postgres", reason="needs pip install 'memory_paths[postgres]'")
-from memory_paths.database import without_password  # noqa: E402
+# Where these tests are asked for, as in CI, that they cannot run is a failure.
+WANTED = bool(os.environ.get("CI") or os.environ.get("MEMORY_PATHS_POSTGRES"))
+for module in ("psycopg", "langchain_postgres"):
+    if not WANTED:
+        pytest.importorskip(module, reason="needs pip install 'memory_paths[postgres]'")
+import psycopg  # noqa: E402
+
+from memory_paths.database import has_password, without_password, without_passwords  # noqa: E402
 from memory_paths.retrieval.postgres import PostgresBank  # noqa: E402
 
 WRITER = Path(__file__).with_name("_write_together.py")
-
-
-class Clock:
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,10 @@ def server() -> Iterator[str]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR
-        pgserver = pytest.importorskip("pgserver", reason="no package pgserver for this Python")
+        try:
+            import pgserver
+        except ImportError as error:
+            cannot_run(f"no package pgserver: {error}", fail=WANTED and sys.version_info < (3, 13))  # see pyproject
     failed: Exception | None = None
     for _ in range(2):  # a busy machine may not start a server in the ten seconds that it is given
         folder = tempfile.mkdtemp(prefix="postgres-")  # short, for the name of its socket has a limit
@@ -73,7 +76,13 @@ def server() -> Iterator[str]:
         started.get_postmaster_info().process.wait(30)
         started.cleanup()
         return
-    pytest.skip(f"pgserver cannot start a server here: {failed}")
+    cannot_run(f"pgserver cannot start a server here: {failed}", fail=WANTED)
+
+
+def cannot_run(reason: str, *, fail: bool) -> NoReturn:
+    if fail:
+        pytest.fail(f"{reason}; give the address of a server in MEMORY_PATHS_POSTGRES")
+    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -88,7 +97,7 @@ def on(server: str) -> str:
 
 @pytest.fixture
 def ledger(address: str) -> Iterator[Ledger]:
-    with Ledger(address, clock=Clock()) as ledger:
+    with Ledger(address, clock=Clock(1000.0)) as ledger:
         yield ledger
 
 
@@ -163,7 +172,7 @@ def history(ledger: Ledger, clock: Clock, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_same_history_leaves_the_same_ledger_in_a_file_and_on_a_server(seed: int, address: str) -> None:
-    times = Clock(), Clock()
+    times = Clock(1000.0), Clock(1000.0)
     with Ledger(clock=times[0]) as file, Ledger(address, clock=times[1]) as served:
         for ledger, clock in zip((file, served), times, strict=True):
             history(ledger, clock, seed)
@@ -183,7 +192,7 @@ def test_the_same_history_leaves_the_same_ledger_in_a_file_and_on_a_server(seed:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_search_finds_exactly_what_the_ledger_says_holds(seed: int, address: str) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     with Ledger(address, clock=clock) as ledger:
         history(ledger, clock, seed)
         bank = PostgresBank(None, ledger, HashEncoder(64), top_k=100)
@@ -245,6 +254,37 @@ def test_a_threshold_and_diversity_do_what_they_do_in_a_bank_of_one_machine(bank
         other.threshold = bank.threshold = 0.5
         assert ids(bank, query) == ids(other, query)
         assert 0 < len(ids(bank, query)) < 4
+
+
+def test_among_items_that_are_equally_near_the_earlier_ones_are_chosen(bank: PostgresBank) -> None:
+    bank.write([Knowledge(f"item-{n}", "Ada flies.") for n in range(40)], "default")
+    vectors = bank.encoder.encode_documents(["Ada flies."] * 3)
+    bank._vectors.remove([1, 2, 3])
+    bank._vectors.add([1, 2, 3], vectors)  # at the end of the table
+    assert ids(bank, Query("Who flies?", "default"), top_k=3) == ["item-0", "item-1", "item-2"]
+
+
+def test_readers_need_not_wait_for_each_others_questions_to_be_encoded(
+    bank: PostgresBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank.write([Knowledge("a", "Ada flies.")], "default")
+    encoding, may_go_on = threading.Event(), threading.Event()
+    encode = bank.encoder.encode_queries
+
+    def slowly(texts: Any) -> Any:
+        encoding.set()
+        assert may_go_on.wait(30)
+        return encode(texts)
+
+    monkeypatch.setattr(bank.encoder, "encode_queries", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            asking = pool.submit(ids, bank, Query("Who flies?", "default"))
+            assert encoding.wait(30)
+            assert len(pool.submit(bank.items, "default").result(10)) == 1
+        finally:
+            may_go_on.set()
+        assert asking.result(30) == ["a"]
 
 
 # Several processes
@@ -370,6 +410,29 @@ def test_what_one_bank_leaves_undone_another_does(address: str, monkeypatch: pyt
             bank.close()
 
 
+def test_what_another_machine_takes_away_between_search_and_fetch_is_not_shown(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(address) as first, Ledger(address) as second:
+        bank = PostgresBank(None, first, HashEncoder(64))
+        bank.write([Knowledge(id, f"{id} flies.") for id in ("ada", "ben", "cora", "dora")], "default")
+        nearest = bank._vectors.nearest
+
+        def meanwhile(*given: Any) -> Any:
+            hits = nearest(*given)
+            if second.held(["ada"], place="postgres", namespace="default"):
+                second.remove(["ada"], place="postgres", namespace="default", reason="forgotten")
+                second.compact()
+                second.remove(["ben"], place="postgres", namespace="default", reason="evicted")
+                second.move(["cora"], source="postgres", target="shelf", namespace="default")
+            return hits
+
+        monkeypatch.setattr(bank._vectors, "nearest", meanwhile)
+        assert ids(bank, Query("Who flies?", "default")) == ["dora"]
+        assert ids(bank, Query("Who flies?", "default")) == ["dora"]
+        bank.close()
+
+
 def test_another_encoder_has_vectors_of_its_own_on_the_same_items(ledger: Ledger, bank: PostgresBank) -> None:
     bank.write([Knowledge("a", "Ada flies."), Knowledge("b", "Ben reads.")], "default")
     wider = PostgresBank(None, ledger, HashEncoder(128))
@@ -432,7 +495,7 @@ def test_a_writer_waits_for_another_one_and_readers_for_nobody(address: str) -> 
 
 
 def test_a_ledger_goes_from_a_server_into_a_file_and_back(address: str, server: str, tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     with Ledger(address, clock=clock) as ledger:
         history(ledger, clock, 1)
         ledger.save(tmp_path / "ledger.sqlite")
@@ -480,6 +543,9 @@ def test_what_cannot_be_used_is_refused_at_the_door(server: str, address: str, t
             bank.search([Query("Who?", "default")], method="bm25")
         with pytest.raises(ValueError, match=r"vectors must be \[1, 64\]"):
             bank.search([Query("Who?", "default")], vectors=np.ones((1, 3), np.float32))
+        for strange in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="vectors must be finite"):
+                bank.search([Query("Who?", "default")], vectors=np.full((1, 64), strange, np.float32))
         with pytest.raises(ValueError, match="cannot hold what was given"):
             bank.write([Knowledge("good", "Ada flies."), Knowledge("a\0b", "Ben flies.")], "default")
         assert bank.items("default") == []
@@ -507,6 +573,8 @@ def test_what_cannot_be_used_is_refused_at_the_door(server: str, address: str, t
         "postgresql://ada:hush@127.0.0.1:no-port/memory",
         "postgresql://ada:hush@[/memory",
         "postgresql://ada:hush@host/memory?unheard_of=hush",
+        "postgresql://ada:?hush@host/memory",
+        "postgresql://ada:1/hush@host/memory",
         "postgres://ada:hu%73h@127.0.0.1:1,127.0.0.1:2/memory?sslpassword=hush",
     ],
 )
@@ -517,6 +585,17 @@ def test_no_error_shows_a_password(address: str) -> None:
     assert "postgres" in str(refused.value)
     assert "hush" not in shown.replace(f'"{address}"', "")
     assert "hush" not in without_password(address).replace("unheard_of=hush", "")
+    assert has_password(address)
+    assert "hush" not in without_passwords(f"an error ('{address}')").replace("unheard_of=hush", "")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql://ada@host:5432/memory?user=ada@home", "postgresql:///memory", "postgres://a:1,b:2/m", "a:b"],
+)
+def test_an_address_without_a_password_is_told_from_others(address: str) -> None:
+    assert not has_password(address)
+    assert "..." not in without_password(address)
 
 
 def test_an_agent_on_a_server_from_its_configuration(address: str, server: str, tmp_path: Path) -> None:

@@ -183,6 +183,29 @@ def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> No
     assert "no file nothing.jsonl" in done.stderr
 
 
+@pytest.mark.parametrize("value", ["postgresql://ada:hush@127.0.0.1:1/memory", "postgresql://ada@h/m?password=hush"])
+def test_a_password_in_the_ledgers_address_is_refused_and_stands_in_no_file_of_ours(value: str, tmp_path: Path) -> None:
+    command = ("path=icl", f"ledger='{value}'", "hydra.run.dir=out", "hydra.sweep.dir=sweep", *SMALL)
+    swept = ("-m", "seed=0,1") if "@127" in value else ()
+    done = run(*PROGRAM, *swept, *command, cwd=tmp_path, expect=1)
+    assert "has a password; give it in PGPASSWORD or ~/.pgpass" in done.stdout + done.stderr
+    folders = [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"] if swept else [tmp_path / "out"]
+    for folder in folders:
+        failed = json.loads((folder / "failed.json").read_text())
+        assert str(folder / ".hydra") in failed["error"]
+        assert "PGPASSWORD" in failed["traceback"]
+        assert any(override.startswith("ledger=postgresql://ada@") for override in failed["overrides"])
+    with_it = {
+        str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file() and "hush" in file.read_text()
+    }
+    theirs = {
+        f"{folder.relative_to(tmp_path)}/.hydra/{name}.yaml"
+        for folder in folders
+        for name in ("config", "hydra", "overrides")
+    }
+    assert with_it == theirs | ({"sweep/multirun.yaml"} if swept else set())
+
+
 def test_an_agent_that_cannot_be_built_leaves_nothing_open(tmp_path: Path) -> None:
     options = ["path=rag", "encoder@path.memory.encoder=hash"]
     options += [f"ledger={tmp_path}/ledger.sqlite", f"path.memory.folder={tmp_path}/bank"]

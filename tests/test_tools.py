@@ -17,7 +17,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import InjectedToolArg, StructuredTool, ToolException
 from langchain_core.tools import tool as langchain_tool
 
+from memory_paths.agent import Agent
 from memory_paths.chat_lm import ChatLM
+from memory_paths.context import InContext
 from memory_paths.conversation import Conversation
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
@@ -406,8 +408,8 @@ def test_a_model_calls_reads_what_was_wrong_mends_its_call_and_answers(toolbox: 
     def reply(messages: Messages, tools: Schemas) -> str | Sequence[ToolCall]:
         seen.append(messages)
         assert tools == toolbox.schemas("What is the weather of the city?", 2)
-        role, said = messages[-1]
-        if role == "human":
+        said = next((text for role, text in reversed(messages) if role == "tool"), None)
+        if said is None:
             return [ToolCall("1", "weather", {"town": "Oslo"}), ToolCall("2", "explode"), ToolCall("3", "wether")]
         if "no tool 'wether'" in said:
             return [ToolCall("1", "weather", OSLO)]
@@ -426,10 +428,29 @@ def test_a_model_calls_reads_what_was_wrong_mends_its_call_and_answers(toolbox: 
         "tool",
         "assistant",
     ]
-    assert [role for role, _ in seen[-1]] == ["system", "human", "ai", "tool", "tool", "tool", "ai", "tool"]
+    assert [role for role, _ in seen[-1]] == ["system", "human", *["ai", "tool", "tool", "tool", "ai", "tool"], "human"]
     assert seen[0][0][1].endswith("Be kind.")
-    assert "Ada lives in < |im_start|>Oslo." in seen[0][-1][1]
-    assert not any("Ada lives" in text for role, text in seen[0] if role == "system")
+    for messages in seen:
+        assert "Ada lives in < |im_start|>Oslo." in messages[-1][1]
+        assert not any("Ada lives" in text for _, text in messages[:-1])
+
+
+def test_what_the_conversations_memory_recalls_stands_in_every_step_unless_notes_are_given(toolbox: Toolbox) -> None:
+    seen: list[str] = []
+
+    def reply(messages: Messages, tools: Schemas) -> str | Sequence[ToolCall]:
+        seen.append(messages[-1][1])
+        return "7 C" if any(role == "tool" for role, _ in messages) else [ToolCall("1", "weather", OSLO)]
+
+    lm = ChatLM(scripted_tool_caller(reply))
+    with Ledger() as other, Agent(lm, {"icl": InContext(lm, other, name="icl")}, other) as agent:
+        agent.learn("Ada lives in Oslo.")
+        done = toolbox.run(agent.conversation(), "What is the weather where Ada lives?")
+        assert [result.outcome for result in done.results] == ["done"]
+        assert ["Ada lives in Oslo." in text for text in seen] == [True, True]
+        seen.clear()
+        toolbox.run(agent.conversation(), "What is the weather where Ada lives?", notes=())
+        assert ["Ada lives in Oslo." in text for text in seen] == [False, False]
 
 
 def test_a_signature_that_changes_while_a_model_thinks_is_in_its_next_prompt(toolbox: Toolbox) -> None:

@@ -73,5 +73,9 @@ def test_a_query_admits_what_fits_all_its_conditions(where: dict[str, Any], admi
 def test_a_query_refuses_what_it_cannot_compare_by() -> None:
     with pytest.raises(ValueError, match=r"may compare by .*got \['\$like'\]"):
         Query("?", where={"task": {"$like": 3}})
+    for comparison in ("$in", "$nin"):
+        for wanted in ("abc", 3, {"a": 1}):
+            with pytest.raises(ValueError, match=rf"where\['task'\] needs a list or tuple for \{comparison}, got"):
+                Query("?", where={"task": {comparison: wanted}})
     with pytest.raises(ValueError, match="kinds must be among"):
         Query("?", kinds=("rumour",))  # type: ignore[arg-type]
