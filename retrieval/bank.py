@@ -7,7 +7,6 @@ This file knows nothing of prompts, scoring or weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -34,6 +33,19 @@ from memory_paths.types import (
 from .encoder import Encoder
 from .fusion import diverse, fuse
 from .generation import Buffer, Manifest, Part, load_generation, save_generation
+from .held import (
+    candidates,
+    check_place,
+    check_queries,
+    check_search,
+    check_threshold,
+    encoded_items,
+    encoded_queries,
+    found_by,
+    new_folder,
+    receipt,
+    state_hash,
+)
 from .index import SEGMENT, VectorIndex
 from .metadata import Metadata
 from .reranking import Reranker, reranked
@@ -54,8 +66,6 @@ Method = Literal["dense", "bm25", "fusion"]
 SNAPSHOT_FROM = 4096  # rows; from here on the index is also saved each time it has doubled
 FILTERS_KEPT = 64
 MOST_GONE = 0.1  # of all rows: so many that nobody may recall stay where they are, emptied
-CANDIDATES = 4  # times k: so many are found before they are fused or made diverse, and not fewer than
-FEWEST_CANDIDATES = 32
 
 
 @dataclass(frozen=True)
@@ -117,10 +127,8 @@ class Bank:
                 f"folder {str(folder)!r} keeps the index alone, and the ledger, which holds the items, is in memory;"
                 " set ledger=FILE too"
             )
-        if not name:
-            raise ValueError("a bank needs a name: it is its place in the ledger")
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise ValueError(f"threshold must be a cosine in [-1, 1] or None, got {threshold}")
+        check_place(name)
+        check_threshold(threshold)
         if exact_until < 1:
             raise ValueError(f"exact_until must be at least 1, got {exact_until}")
         _check_search(top_k, method, diversity, reranker)
@@ -156,11 +164,7 @@ class Bank:
         with self._opened():
             recorded = self._ledger.record(items, place=self.name, namespace=namespace)
             cost, pending = self._catch_up_if_possible(recorded.versions)
-        details = {
-            "written": tuple(item.id for item in recorded.written),
-            "superseded": recorded.superseded,
-        }
-        return Receipt(tuple(item.id for item in items), cost, pending, details)
+        return receipt(items, recorded, cost, pending)
 
     def admit(self, items: Sequence[Knowledge], namespace: str) -> None:
         """A bank has room for everything."""
@@ -206,25 +210,15 @@ class Bank:
         method = self.method if method is None else method
         diversity = self.diversity if diversity is None else diversity
         _check_search(top_k, method, diversity, self.reranker)
-        if any(not query.namespace for query in queries):
-            raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
-        if vectors is not None and vectors.shape != (len(queries), self._encoder.manifest.dimension):
-            raise ValueError(
-                f"vectors must be [{len(queries)}, {self._encoder.manifest.dimension}], got {list(vectors.shape)}"
-            )
-        if vectors is not None and not np.isfinite(vectors).all():
-            raise ValueError("vectors must be finite; check what they were made by")
+        check_queries(queries, vectors, self._encoder.manifest.dimension)
         with self._opened():
             pass
         if not queries:
             return []
         encoding = [Usage()] * len(queries)
         if vectors is None and (method != "bm25" or diversity or self.threshold is not None):
-            texts = [query.text for query in queries]
-            started = time.perf_counter()
-            vectors = self._encoder.encode_queries(texts)
-            encoding = self._encoding(texts, time.perf_counter() - started)
-        wanted = top_k if self.reranker is None else max(CANDIDATES * top_k, FEWEST_CANDIDATES)
+            vectors, encoding = encoded_queries(self._encoder, queries)
+        wanted = top_k if self.reranker is None else candidates(top_k)
         readings = []
         with self._opened(), self._caught_up():
             if method != "dense":
@@ -305,10 +299,7 @@ class Bank:
         with self._opened():
             options: list[Any] = [self.top_k, self.method, self.diversity, self.threshold]
             options += [] if self.reranker is None else [self.reranker.name]
-            digest = hashlib.sha256(json.dumps([self._encoder.manifest.to_dict(), options], sort_keys=True).encode())
-            for version in self._ledger.get(self._ledger.recallable(place=self.name)).values():
-                digest.update(json.dumps([version.namespace, version.reason, version.item.content_hash()]).encode())
-            return digest.hexdigest()
+            return state_hash(self._ledger, self.name, [self._encoder.manifest.to_dict(), options])
 
     def stored_bytes(self) -> int:
         """Bytes of the items, their vectors and how they stand, without the encoder, which does not grow with them."""
@@ -324,9 +315,7 @@ class Bank:
             FileExistsError: The folder is not empty.
             OSError: The disk is full.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is not an empty folder; save the bank into a new one")
+        folder = new_folder(folder)
         with self._opened():
             self._catch_up()
             self._snapshot(folder)
@@ -458,10 +447,7 @@ class Bank:
         last = int(self._rows.versions[-1]) if len(self._rows) else 0
         fresh = [entry for version, entry in sorted(entries.items()) if version > last and is_recallable(entry)]
         gone = [entries[version] for version in self._rows.among(entries) if not is_recallable(entries[version])]
-        texts = [_found_by(entry.item) for entry in fresh]
-        started = time.perf_counter()
-        vectors = self._encoder.encode_documents(texts)
-        usages = self._encoding(texts, time.perf_counter() - started)
+        vectors, usages = encoded_items(self._encoder, [entry.item for entry in fresh])
         self._warn_of_cut_texts(usages)
         started = time.perf_counter()
         words, self._words = self._words, None  # should this be interrupted, they are made anew when they are needed
@@ -470,8 +456,8 @@ class Bank:
         if any(entry.text == ERASED for entry in gone):
             words = None  # they can be let go of by their text alone, and that was erased
         if words is not None:
-            words.add((entry.version, text) for entry, text in zip(fresh, texts, strict=True))
-            words.remove((entry.version, _found_by(entry.item)) for entry in gone)
+            words.add((entry.version, found_by(entry.item)) for entry in fresh)
+            words.remove((entry.version, found_by(entry.item)) for entry in gone)
         self._rows.update(entries.values())
         self._words, self._position = words, position
         self._unsaved += len(fresh)
@@ -488,7 +474,7 @@ class Bank:
         versions = self._rows.versions[~self._rows.gone]
         for start in range(0, len(versions), SNAPSHOT_FROM):
             found = self._ledger.get(versions[start : start + SNAPSHOT_FROM].tolist())
-            words.add((version, _found_by(entry.item)) for version, entry in found.items())
+            words.add((version, found_by(entry.item)) for version, entry in found.items())
         self._words = words
         self._saved_position = -1
 
@@ -501,7 +487,7 @@ class Bank:
         if method == "dense" and not diversity:
             assert vector is not None, "a dense search has a vector"
             return self._above(self._vectors.search(vector, top_k, allowed)[0])
-        count = max(CANDIDATES * top_k, FEWEST_CANDIDATES)
+        count = candidates(top_k)
         by_meaning, by_words = [], []
         if method != "bm25":
             assert vector is not None, "a dense search has a vector"
@@ -595,11 +581,6 @@ class Bank:
         _keep_latest(self._fitting, group)
         return known
 
-    def _encoding(self, texts: Sequence[str], seconds: float) -> list[Usage]:
-        """The encoder's work on each text; the time is shared out evenly."""
-        tokens = self._encoder.count_tokens(texts)
-        return [Usage(count, self._encoder.flops_per_token * count, seconds / len(texts)) for count in tokens]
-
     def _warn_of_cut_texts(self, usages: Sequence[Usage]) -> None:
         limit = self._encoder.manifest.max_tokens
         cut = sum(usage.tokens >= limit for usage in usages) if limit else 0
@@ -619,10 +600,6 @@ class Bank:
             yield
 
 
-def _found_by(item: Knowledge) -> str:
-    return item.cue or item.text
-
-
 def _keep_latest(kept: OrderedDict[Any, Any], key: Any) -> None:
     kept.move_to_end(key)
     while len(kept) > FILTERS_KEPT:
@@ -630,11 +607,8 @@ def _keep_latest(kept: OrderedDict[Any, Any], key: Any) -> None:
 
 
 def _check_search(top_k: int, method: str, diversity: float, reranker: Reranker | None) -> None:
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    check_search(top_k, diversity)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    if not 0 <= diversity < 1:
-        raise ValueError(f"diversity must be in [0, 1), got {diversity}")
     if diversity and reranker is not None:
         raise ValueError(f"a reranker and diversity both decide on the order; take one of them, got {diversity}")

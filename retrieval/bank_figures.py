@@ -22,9 +22,10 @@ from memory_paths.evaluation.statistics import generator_for, mean_interval, pai
 from memory_paths.ledger import Ledger
 from memory_paths.types import Question, Recall, Stream
 
-from .bank import CANDIDATES, Bank, Method
+from .bank import Bank, Method
 from .calibration import best_cosines, calibrate
 from .encoder import SentenceEncoder, _minilm_folder
+from .held import candidates
 from .reranking import CrossEncoderReranker, reranked
 
 if TYPE_CHECKING:
@@ -168,11 +169,11 @@ def rerankers(encoder: SentenceEncoder, names: Sequence[str], *, taught: str, st
             with asked(name, encoder) as given:
                 told = halves(given.known)[1][:samples]
                 clusters = [question.cluster or question.key() for question in told]
-                candidates = found(given.bank, told, top_k=CANDIDATES * DEPTH)
-                before = [ids_of(recalls) for recalls in candidates]
+                offered = found(given.bank, told, top_k=candidates(DEPTH))
+                before = [ids_of(recalls) for recalls in offered]
                 after = [
                     ids_of(reranked(reranker, question.query.text, recalls, DEPTH)[0])
-                    for question, recalls in zip(told, candidates, strict=True)
+                    for question, recalls in zip(told, offered, strict=True)
                 ]
                 cells = [name, f"{len(told)}"]
                 for depth in (1, DEPTH):
