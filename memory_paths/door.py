@@ -115,13 +115,15 @@ class Door:
         return None
 
     def _dated(self, item: Knowledge, ttl: float | None) -> Knowledge:
-        """The item with an end. One that is held already keeps the end that it has: saying it again changes nothing."""
+        """The item with an end. One that is held already, or kept apart, keeps the end that it has: saying it again
+        changes nothing."""
         seconds = self._ttl.get(item.kind) if ttl is None else ttl
         if seconds is None or item.valid_until is not None:
             return item
-        held = self._holding(item.id)
-        if held is not None and replace(held, valid_until=None) == item:
-            return held
+        apart = self._quarantine.find(item.id, self._namespace)
+        for held in (self._holding(item.id), apart.item if apart else None):
+            if held is not None and replace(held, valid_until=None) == item:
+                return held
         return replace(item, valid_until=max(self._ledger.now(), item.valid_from or 0.0) + seconds)
 
 

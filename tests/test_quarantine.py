@@ -24,7 +24,7 @@ from memory_paths.lm import CausalLM
 from memory_paths.parametric.embedded import load as load_embedded
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.path import Budget, WeightsPath
-from memory_paths.quarantine import TRUSTED, Quarantine
+from memory_paths.quarantine import TRUSTED, Quarantine, Suspicion
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.retrieval.memory_tools import quoted
@@ -222,6 +222,25 @@ def test_forgetting_and_discarding_cover_what_is_kept_apart_to_the_last_byte(age
     left = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"x@y.example" not in left
     assert b"Quokka" not in left
+
+
+def test_what_is_kept_apart_under_a_key_is_forgotten_with_it_and_trusted_items_stay(agent: Agent) -> None:
+    agent.learn([OSLO, replace(EVIL, key="ada/password"), replace(EVIL, id=OSLO.id, key="ada/password")])
+    assert len(agent.quarantined()) == 2
+    assert agent.forget(keys=["ada/password"]).ids == ("evil", OSLO.id)
+    assert agent.quarantined() == []
+    assert agent.items() == [OSLO], "it has the id of what was kept apart, and another key"
+
+
+def test_what_is_kept_apart_keeps_its_first_end_and_harms_no_batch(agent: Agent, ledger: Ledger) -> None:
+    agent.learn(EVIL, ttl=60)
+    (first,) = agent.quarantined()
+    agent.ledger._clock.now += 5  # type: ignore[attr-defined]
+    receipt = agent.learn([EVIL, OSLO], ttl=60)
+    assert (receipt.ids, list(receipt.details["quarantined"])) == ((OSLO.id,), ["evil"])
+    assert agent.quarantined() == [first]
+    stricter = Quarantine(ledger, lambda item: Suspicion(0.99, ("a detector of another day",)))
+    assert stricter.sift([first.item], NAMESPACE) == ([], [first])
 
 
 def test_what_is_kept_apart_survives_saving_and_reopening(tmp_path: Path) -> None:
