@@ -268,7 +268,7 @@ class Agent:
         *,
         system: str = "",
         tools: Sequence[Mapping[str, Any]] = (),
-        name: str = "conversation",
+        name: str | None = None,
         budget: int | None = None,
         keep: float = 0.7,
         notes: float = 0.5,
@@ -281,13 +281,14 @@ class Agent:
         Args:
             system: Instructions; never put into it what was learnt from elsewhere.
             tools: What the model may call, as JSON schemas.
-            name: The source of its episodes.
+            name: Its own name, the source of its episodes; None: a random one. Two conversations of one name share
+                what they have in common, turn by turn.
             budget: Most tokens of a prompt; None: the window less `max_new_tokens`.
             keep: See `Conversation`.
             notes: See `Conversation`.
             episodes: Whether turns that no longer stand in the prompt are learnt, as items of kind "episode": the
                 user's, the assistant's where no note stood in their prompt, and results of tools as an untrusted
-                source.
+                source, as is what the assistant said after one.
         """
         from memory_paths.episodes import Recollection
 
@@ -346,11 +347,7 @@ class Agent:
             under = self.ledger.under(keys, namespace=self.namespace) if keys else []
             ids = [*ids, *(version.item.id for version in under)]
             # An id that is kept apart may be a trusted item's too, which has another key and stays.
-            aside = (
-                [held.item.id for held in self._quarantine.held(self.namespace) if held.item.key in keys]
-                if keys
-                else []
-            )
+            aside = self._quarantine.under(keys, self.namespace) if keys else []
             for name in self.paths:
                 self._refuse_unforgettable(ids, name)
             receipts = {

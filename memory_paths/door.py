@@ -7,6 +7,7 @@ is kept apart. This file knows nothing of paths.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from memory_paths.quarantine import Held, Quarantine
 from memory_paths.types import Knowledge, KnowledgeKind, Recall
 
 RECALLED_KEPT = 1024  # recalled texts that are remembered, the latest ones
+REPEATED = 4  # words from which on a part of a text is its repetition: fewer are an answer of their own
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,15 @@ class Door:
 def plain(text: str) -> str:
     """A text without letter case, spacing and the mark of a list, for comparison."""
     return " ".join(text.split()).removeprefix("- ").casefold()
+
+
+def stands_in(text: str, whole: str) -> bool:
+    """Whether one plain text is another or, with at least `REPEATED` words, stands in it: whole words of it."""
+    if text == whole:
+        return True
+    if text not in whole or len(text.split()) < REPEATED:
+        return False
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", whole) is not None
 
 
 def text_id(text: str) -> str:

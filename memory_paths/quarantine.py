@@ -111,6 +111,10 @@ class Quarantine:
         held = self._ledger.held([envelope_id], place=self.place, namespace=namespace)
         return _opened(held[envelope_id]) if held else None
 
+    def under(self, keys: Sequence[str], namespace: str) -> list[str]:
+        """Ids of what is kept apart that was to be learnt under one of these keys."""
+        return [held.item.id for held in self.held(namespace) if held.item.key and held.item.key in keys]
+
     def items(self, ids: Sequence[str], namespace: str) -> list[Knowledge]:
         """The items with these ids that are kept apart, as they were to be learnt.
 

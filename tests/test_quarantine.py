@@ -227,6 +227,7 @@ def test_forgetting_and_discarding_cover_what_is_kept_apart_to_the_last_byte(age
 def test_what_is_kept_apart_under_a_key_is_forgotten_with_it_and_trusted_items_stay(agent: Agent) -> None:
     agent.learn([OSLO, replace(EVIL, key="ada/password"), replace(EVIL, id=OSLO.id, key="ada/password")])
     assert len(agent.quarantined()) == 2
+    assert agent.forget(keys=[""]).ids == (), "no key"
     assert agent.forget(keys=["ada/password"]).ids == ("evil", OSLO.id)
     assert agent.quarantined() == []
     assert agent.items() == [OSLO], "it has the id of what was kept apart, and another key"
