@@ -268,7 +268,7 @@ class Agent:
         *,
         system: str = "",
         tools: Sequence[Mapping[str, Any]] = (),
-        name: str = "conversation",
+        name: str | None = None,
         budget: int | None = None,
         keep: float = 0.7,
         notes: float = 0.5,
@@ -281,13 +281,14 @@ class Agent:
         Args:
             system: Instructions; never put into it what was learnt from elsewhere.
             tools: What the model may call, as JSON schemas.
-            name: The source of its episodes.
+            name: Its own name, the source of its episodes; None: a random one. Two conversations of one name share
+                what they have in common, turn by turn.
             budget: Most tokens of a prompt; None: the window less `max_new_tokens`.
             keep: See `Conversation`.
             notes: See `Conversation`.
             episodes: Whether turns that no longer stand in the prompt are learnt, as items of kind "episode": the
                 user's, the assistant's where no note stood in their prompt, and results of tools as an untrusted
-                source.
+                source, as is what the assistant said after one.
         """
         from memory_paths.episodes import Recollection
 
@@ -333,7 +334,8 @@ class Agent:
 
         Args:
             ids: Of items.
-            keys: Everything that was ever said under them: all ids that had one of these keys.
+            keys: Everything that was ever said under them: all ids that had one of these keys, and what is kept apart
+                with one of them.
 
         Returns:
             The ids that were held and what it cost: paths into weights may have to learn again what came after them.
@@ -344,17 +346,19 @@ class Agent:
         with self._lock:
             under = self.ledger.under(keys, namespace=self.namespace) if keys else []
             ids = [*ids, *(version.item.id for version in under)]
+            # An id that is kept apart may be a trusted item's too, which has another key and stays.
+            aside = self._quarantine.under(keys, self.namespace) if keys else []
             for name in self.paths:
                 self._refuse_unforgettable(ids, name)
             receipts = {
                 name: path.forget(ids, self.namespace) for name, path in self.paths.items() if path.capabilities.forgets
             }
-            apart = self._quarantine.drop(ids, self.namespace)
+            apart = self._quarantine.drop([*ids, *aside], self.namespace)
             self._drop_derived(ids)
         gone = {id for receipt in receipts.values() for id in receipt.ids}.union(apart)
         cost = sum((receipt.cost for receipt in receipts.values()), Cost())
         details = {name: dict(receipt.details) for name, receipt in receipts.items() if receipt.ids}
-        return Receipt(tuple(id for id in dict.fromkeys(ids) if id in gone), cost, details=details)
+        return Receipt(tuple(id for id in dict.fromkeys([*ids, *aside]) if id in gone), cost, details=details)
 
     def sweep(self, *, forget: bool = False) -> tuple[str, ...]:
         """End what has expired, so that every path lets go of it: weights unlearn it. Nothing recalls it anyway.

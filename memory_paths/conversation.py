@@ -8,6 +8,7 @@ how a prompt is laid out: the model counts.
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from memory_paths.door import text_id
 from memory_paths.eviction import check_keep
 from memory_paths.lm import one_line
 from memory_paths.types import Generates, Generation, Knowledge, Prompt, Recall, TooLarge, Turn
+
+logger = logging.getLogger(__name__)
 
 LEFT_OUT = Turn("user", "(Earlier turns are left out here.)")
 
@@ -108,8 +111,9 @@ class Memory(Protocol):
         """Told which notes an answer was drawn from."""
         ...
 
-    def keep(self, turns: Sequence[tuple[int, Turn]]) -> None:
-        """Told which turns stand in the prompt no longer, with their places in the history, each once."""
+    def keep(self, history: Sequence[Turn], places: Sequence[int]) -> None:
+        """Told which turns stand in the prompt no longer, by their places in the whole history; again if it raised,
+        otherwise each once."""
         ...
 
 
@@ -170,7 +174,7 @@ class Conversation:
     @property
     def left_out(self) -> tuple[Turn, ...]:
         """The turns of the history that no longer stand in the prompt, for whoever would keep them elsewhere."""
-        return tuple(turn for _, turn in self._gone())
+        return tuple(self._history[place] for place in self._gone())
 
     @property
     def recalls(self) -> tuple[Recall, ...]:
@@ -241,7 +245,8 @@ class Conversation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
 
         An answer with calls waits for their results: `add` them, then ask on without a question. The memory is told
-        which of the notes the answer was drawn from, and which turns no longer stand in the prompt.
+        which of the notes the answer was drawn from, and which turns no longer stand in the prompt. If it fails, that
+        is logged, and it is told of these turns again after the next answer.
 
         Raises:
             TooLarge, ValueError: See `prompt`.
@@ -253,19 +258,28 @@ class Conversation:
         asked = [Turn("user", question)] if question.strip() else []
         self.add(*asked, Turn("assistant", generation.text, calls=generation.calls, recalled=tuple(ids)))
         if self._memory is not None:
-            self._memory.use(drawn_from(generation.text, question, self._recalls))
-            gone = self._gone()
-            self._memory.keep(gone[self._told :])
-            self._told = len(gone)
+            self._tell(self._memory, drawn_from(generation.text, question, self._recalls))
         return generation
 
-    def _gone(self) -> list[tuple[int, Turn]]:
-        found, place = [], 0
+    def _tell(self, memory: Memory, used: Sequence[str]) -> None:
+        gone = self._gone()
+        try:
+            memory.use(used)
+            memory.keep(self._history, gone[self._told :])
+        except Exception:  # whatever it is: the answer is given, and stands in the history
+            logger.warning("the memory failed; it is told again after the next answer", exc_info=True)
+        else:
+            self._told = len(gone)
+
+    def _gone(self) -> list[int]:
+        """Places of the turns that no longer stand in the prompt."""
+        found: list[int] = []
+        place = 0
         going = self._left_out
         for group in _grouped(self._history)[0]:
             if not _stays(group) and going:
                 going -= 1
-                found += list(enumerate(group, place))
+                found += range(place, place + len(group))
             place += len(group)
         return found
 

@@ -7,6 +7,7 @@ is kept apart. This file knows nothing of paths.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from memory_paths.quarantine import Held, Quarantine
 from memory_paths.types import Knowledge, KnowledgeKind, Recall
 
 RECALLED_KEPT = 1024  # recalled texts that are remembered, the latest ones
+REPEATED = 4  # words from which on a part of a text is its repetition: fewer are an answer of their own
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,30 @@ class Door:
         return None
 
     def _dated(self, item: Knowledge, ttl: float | None) -> Knowledge:
-        """The item with an end. One that is held already keeps the end that it has: saying it again changes nothing."""
+        """The item with an end. One that is held already, or kept apart, keeps the end that it has: saying it again
+        changes nothing."""
         seconds = self._ttl.get(item.kind) if ttl is None else ttl
         if seconds is None or item.valid_until is not None:
             return item
-        held = self._holding(item.id)
-        if held is not None and replace(held, valid_until=None) == item:
-            return held
+        apart = self._quarantine.find(item.id, self._namespace)
+        for held in (self._holding(item.id), apart.item if apart else None):
+            if held is not None and replace(held, valid_until=None) == item:
+                return held
         return replace(item, valid_until=max(self._ledger.now(), item.valid_from or 0.0) + seconds)
 
 
 def plain(text: str) -> str:
     """A text without letter case, spacing and the mark of a list, for comparison."""
     return " ".join(text.split()).removeprefix("- ").casefold()
+
+
+def stands_in(text: str, whole: str) -> bool:
+    """Whether one plain text is another or, with at least `REPEATED` words, stands in it: whole words of it."""
+    if text == whole:
+        return True
+    if text not in whole or len(text.split()) < REPEATED:
+        return False
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", whole) is not None
 
 
 def text_id(text: str) -> str:

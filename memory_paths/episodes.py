@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from memory_paths.door import plain, text_id
+from memory_paths.door import RECALLED_KEPT, plain, stands_in, text_id
 from memory_paths.types import Knowledge, Prompt, Query, Recall, Turn
 
 if TYPE_CHECKING:
     from memory_paths.agent import Agent
+
+logger = logging.getLogger(__name__)
 
 TRUST = {"user": 1.0, "assistant": 1.0, "tool": 0.5}  # what a tool gives may come from anywhere
 
@@ -20,16 +27,15 @@ class Recollection:
 
     Args:
         agent: Who recalls and learns.
-        name: The source of the episodes.
+        name: The conversation's own name, the source of its episodes; None: a random one.
         episodes: Whether turns that no longer stand in the prompt are learnt.
     """
 
-    def __init__(self, agent: Agent, name: str, *, episodes: bool) -> None:
+    def __init__(self, agent: Agent, name: str | None = None, *, episodes: bool) -> None:
         self._agent = agent
-        self._name = name
+        self._name = f"conversation-{uuid4().hex[:16]}" if name is None else name
         self._episodes = episodes
-        self._shown: set[str] = set()  # texts of all notes that stood in a prompt
-        self._said = 0  # characters of the turns that were kept so far
+        self._shown: OrderedDict[str, None] = OrderedDict()  # texts of notes that stood in a prompt, the latest last
 
     def recall(self, question: str, room: int) -> Sequence[Recall]:
         """See `Memory`."""
@@ -38,7 +44,12 @@ class Recollection:
         if alone > most:
             return ()
         recalls = self._agent.recall(Query(question), budget=min(alone + room, most))
-        self._shown.update(plain(recall.item.text) for recall in recalls)
+        for recall in recalls:
+            text = plain(recall.item.text)
+            self._shown[text] = None
+            self._shown.move_to_end(text)
+        while len(self._shown) > RECALLED_KEPT:
+            self._shown.popitem(last=False)
         return recalls
 
     def holds(self, item: Knowledge) -> bool:
@@ -55,30 +66,49 @@ class Recollection:
         """See `Memory`."""
         self._agent.use(ids)
 
-    def keep(self, turns: Sequence[tuple[int, Turn]]) -> None:
-        """Learn turns word for word, each with its place in the conversation as `span` (characters of turns that were
-        left out, in their order) and in its metadata; none that was said with notes at hand or repeats one."""
+    def keep(self, history: Sequence[Turn], places: Sequence[int]) -> None:
+        """Learn turns word for word, each with its place in the conversation as `span` (in characters of the history's
+        texts, one after the other) and in its metadata; none that was said with notes at hand or repeats one.
+
+        What the agent refuses is left out and logged. Any other failure is raised: nothing is lost if these turns are
+        given again.
+        """
         if not self._episodes:
             return
+        starts = list(accumulate((len(turn.text) for turn in history), initial=0))
+        first_result = next((place for place, turn in enumerate(history) if turn.role == "tool"), len(history))
         items = []
-        for place, turn in turns:
-            first, self._said = self._said, self._said + len(turn.text)
+        for place in places:
+            turn = history[place]
             if turn.text.strip() and not turn.recalled and not self._repeats(turn):
-                items.append(
-                    Knowledge(
-                        f"episode-{text_id(f'{self._name} {place} {turn.text}')}",
-                        turn.text,
-                        "episode",
-                        source=self._name,
-                        trust=TRUST[turn.role],
-                        span=(first, self._said),
-                        metadata={"role": turn.role, "turn": place},
-                    )
-                )
-        if items:
+                # An answer may say what a tool said, whenever that was.
+                role = "tool" if turn.role == "assistant" and place > first_result else turn.role
+                items.append(self._episode(turn, place, (starts[place], starts[place + 1]), TRUST[role]))
+        if not items:
+            return
+        try:
             self._agent.learn(items)
+        except ValueError:  # one is refused, and with it all that go the same way
+            for item in items:
+                try:
+                    self._agent.learn(item)
+                except ValueError as error:
+                    logger.warning("turn %s of %r is not kept: %s", item.metadata["turn"], self._name, error)
+
+    def _episode(self, turn: Turn, place: int, span: tuple[int, int], trust: float) -> Knowledge:
+        """An item whose id says its whole content, so that conversations of one name never contradict each other."""
+        content = json.dumps([self._name, place, span, turn.role, trust, turn.text])
+        return Knowledge(
+            f"episode-{text_id(content)}",
+            turn.text,
+            "episode",
+            source=self._name,
+            trust=trust,
+            span=span,
+            metadata={"role": turn.role, "turn": place},
+        )
 
     def _repeats(self, turn: Turn) -> bool:
         """Whether a turn says again what a note said: the user nothing but that, the others that among other things."""
         said = plain(turn.text)
-        return any(said in note or (turn.role != "user" and note in said) for note in self._shown)
+        return any(stands_in(said, note) or (turn.role != "user" and stands_in(note, said)) for note in self._shown)

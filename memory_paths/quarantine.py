@@ -84,6 +84,7 @@ class Quarantine:
         """
         passed: list[Knowledge] = []
         kept: list[Held] = []
+        new: list[Held] = []
         keys: set[str] = set()  # of what is trusted among the items themselves
         for item in items:
             suspicion = self._suspicion(item, keys, namespace)
@@ -91,14 +92,28 @@ class Quarantine:
                 passed.append(item)
                 keys |= {item.key} if item.key and self._trusts(item) else set()
             else:
-                kept.append(Held(item, suspicion.score, suspicion.reasons))
-        if kept:
-            self._ledger.record([_envelope(held) for held in kept], place=self.place, namespace=namespace)
+                known = self.find(item.id, namespace)
+                if known is None or known.item != item:
+                    known = Held(item, suspicion.score, suspicion.reasons)
+                    new.append(known)
+                kept.append(known)
+        if new:
+            self._ledger.record([_envelope(held) for held in new], place=self.place, namespace=namespace)
         return passed, kept
 
     def held(self, namespace: str) -> list[Held]:
         """What is kept apart, in the order of writing."""
         return [_opened(envelope) for envelope in self._ledger.active(place=self.place, namespace=namespace)]
+
+    def find(self, id: str, namespace: str) -> Held | None:
+        """What is kept apart under an id, if anything is."""
+        envelope_id = _envelope_id(id)
+        held = self._ledger.held([envelope_id], place=self.place, namespace=namespace)
+        return _opened(held[envelope_id]) if held else None
+
+    def under(self, keys: Sequence[str], namespace: str) -> list[str]:
+        """Ids of what is kept apart that was to be learnt under one of these keys."""
+        return [held.item.id for held in self.held(namespace) if held.item.key and held.item.key in keys]
 
     def items(self, ids: Sequence[str], namespace: str) -> list[Knowledge]:
         """The items with these ids that are kept apart, as they were to be learnt.

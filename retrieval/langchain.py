@@ -119,7 +119,7 @@ class BankVectorStore(VectorStore):
     the namespace are found too, under their own ids. Scores are cosines in [-1, 1], higher is better.
 
     Searches take `filter`, as `Query.where` has it, and `kinds` and `as_of` of `Query`; the filter comes before the
-    search, so that k documents come back whenever k exist.
+    search, so that k documents come back whenever k exist. What an application stores here passes unread, as trusted.
 
     Args:
         bank: Where the documents are. Who made it closes it.
@@ -308,6 +308,7 @@ class BankRetriever(BaseRetriever):
 
 class BankDocumentIndex(DocumentIndex):
     """One namespace of a bank as LangChain's DocumentIndex (which is in beta): a `BankVectorStore` that is a retriever.
+    What an application stores here passes unread, as trusted.
 
     Raises:
         ValueError: `delete` without ids.
@@ -349,7 +350,8 @@ class BankDocumentIndex(DocumentIndex):
 class BankKeyValueStore(BaseStore[str, Any]):
     """One namespace of a bank as langchain-core's BaseStore: values by key, each anything that JSON can hold but null.
 
-    Values are items, and questions find them: give such a store a namespace of its own.
+    Values are items, and questions find them: give such a store a namespace of its own. What an application stores
+    here passes unread, as trusted.
 
     Args:
         bank: Where the values are. Who made it closes it.

@@ -49,6 +49,7 @@ class BankStore(BaseStore):
     Each put is durable when it returns, and replaces what stood under its key in one transaction; the puts of a batch
     into one namespace are one transaction together. `created_at` is when a key was first written since it was last
     deleted. Other items of the bank are not seen through it. An expiry (`ttl`) is refused, as reading does not write.
+    What an application stores here passes unread, as trusted.
 
     Args:
         bank: Where the items are. Who made it closes it.

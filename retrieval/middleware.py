@@ -14,11 +14,13 @@ from typing import Annotated, Any, NotRequired
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables.config import run_in_executor
 
+from memory_paths.door import plain, stands_in
+from memory_paths.quarantine import Quarantine
 from memory_paths.types import Knowledge, Query
 
 from .bank import Bank
 from .langchain import Namespace, named
-from .memory_tools import MARK, marks, memory_tools, plain, quoted
+from .memory_tools import MARK, marks, memory_tools, quoted
 from .postgres import PostgresBank
 
 try:
@@ -65,7 +67,10 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
             `lambda: get_runtime().context.user` does.
         top_k: Most items to recall.
         learn: What is to be kept of a run's new messages; None: nothing but what the model stores by `remember`.
+            A learner gives what a model or a page said a trust below `memory_paths.quarantine.TRUSTED`.
         tools: Whether the model gets `remember`, `recall` and `forget`.
+        quarantine: Who is let in, of what is learnt and of what the model stores; see `memory_tools`. None: everything,
+            unread.
     """
 
     state_schema = MemoryState
@@ -78,13 +83,15 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         top_k: int = 4,
         learn: Learner | None = episodes,
         tools: bool = True,
+        quarantine: Quarantine | None = None,
     ) -> None:
         super().__init__()
-        self.tools = memory_tools(bank, namespace, top_k=top_k) if tools else []
+        self.tools = memory_tools(bank, namespace, top_k=top_k, quarantine=quarantine) if tools else []
         self._bank = bank
         self._namespace = namespace
         self._top_k = top_k
         self._learn = learn
+        self._quarantine = quarantine
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Recall what is near to the user's new words and is not in the conversation already."""
@@ -124,7 +131,9 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         ids = {*memory["recalled"], *(id for message in new for id in marks(message).get("recalled", ()))}
         recalled = [plain(item.text) for item in self._bank.get(sorted(ids), namespace).values()]
         learnt = self._learn([message for message in new if not marks(message)])
-        fresh = [item for item in learnt if not any(plain(item.text) in text for text in recalled)]
+        fresh = [item for item in learnt if not any(stands_in(plain(item.text), text) for text in recalled)]
+        if self._quarantine is not None:
+            fresh, _ = self._quarantine.sift(fresh, namespace)
         if fresh:
             self._bank.write(fresh, namespace)
 

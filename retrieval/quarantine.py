@@ -302,7 +302,7 @@ def _readings(text: str) -> list[tuple[str, str]]:
     """The text as it stands and, with the name of the disguise, what it may be read as otherwise."""
     tags = "".join(chr(ord(sign) - 0xE0000) for sign in text if 0xE0020 <= ord(sign) <= 0xE007E)
     hidden = sum(unicodedata.category(sign) == "Cf" for sign in text)
-    plain = unicodedata.normalize("NFKC", "".join(sign for sign in text if unicodedata.category(sign) != "Cf"))
+    plain = _normalized("".join(sign for sign in text if unicodedata.category(sign) != "Cf"))
     alike = re.sub(r"[^\W\d_]+", lambda word: _latin(word[0]), plain)
     readings = [("", alike)]
     if hidden > 3:
@@ -312,13 +312,23 @@ def _readings(text: str) -> list[tuple[str, str]]:
     readings += [("an encoding", shown) for shown in _decoded(alike)]
     disguises: dict[str, tuple[str, ...]] = {"an encoding": (codecs.encode(alike, "rot13"), alike[::-1])}
     if re.search(r"[^\W\d_][013457@$!8]+[^\W\d_]", alike):
-        disguises["digits for letters"] = (re.sub(r"\S*[^\W\d_]\S*", lambda word: word[0].translate(_DIGITS), alike),)
+        disguises["digits for letters"] = (re.sub(r"\S+", lambda word: _undigited(word[0]), alike),)
     if len(re.findall(r"\b\w[ ._-](?=\w\b)", alike)) >= 8:
         disguises["letters apart"] = (re.sub(r"(?<=\b\w)[ ._-](?=\w\b)", "", re.sub(r"[ ._-]{2,}", "\u2003", alike)),)
     common = len(_COMMON.findall(alike))
     for disguise, shown in disguises.items():
         readings += [(disguise, reading) for reading in shown if len(_COMMON.findall(reading)) > common + 1]
     return readings
+
+
+def _normalized(text: str) -> str:
+    """The text in Unicode's form NFKC, piece by piece: over a long run of combining marks it takes quadratic time."""
+    return "".join(unicodedata.normalize("NFKC", piece) for piece in re.findall(rf"\s+|\S{{1,{PART}}}", text))
+
+
+def _undigited(word: str) -> str:
+    """A word that has a letter with letters for its digits."""
+    return word.translate(_DIGITS) if re.search(r"[^\W\d_]", word) else word
 
 
 def _latin(word: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ from conftest import BERGEN, OSLO
 from memory_paths.agent import Agent
 from memory_paths.chat import chat
 from memory_paths.context import InContext
-from memory_paths.conversation import drawn_from
+from memory_paths.conversation import Conversation, drawn_from
+from memory_paths.door import RECALLED_KEPT
+from memory_paths.episodes import Recollection
 from memory_paths.eviction import RecencyOfUse
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM, layout
@@ -189,3 +192,110 @@ def test_a_recall_is_what_an_answer_would_be_given() -> None:
         assert agent.state_hash() == before
         with pytest.raises(ValueError, match="notes must be in"):
             agent.conversation(notes=0.0)
+
+
+def test_conversations_never_contradict_each_other_whatever_their_names() -> None:
+    lm, ledger = EchoLM(window=100), Ledger()
+    with Agent(lm, {"rag": Bank(lm, ledger, HashEncoder())}, ledger, max_new_tokens=8) as agent:
+        for name in (None, None, "chat-7", "chat-7"):
+            talk = agent.conversation(name=name, episodes=True)
+            talk.add(Turn("user", f"This is talk {len(agent.items())} of mine."))
+            for number in range(8):
+                talk.ask(f"And is number {number} a good number to think of today?", ())
+            assert talk.left_out
+            learnt = {(item.source, *(item.span or ())) for item in agent.items()}
+        text = "".join(turn.text for turn in talk.history)
+        last = [item for item in agent.items() if item.source == "chat-7"]
+        assert all(text[slice(*item.span or ())] == item.text for item in last if item.text in text and item.span)
+        sources = {source for source, *_ in learnt}
+        assert len(sources) == 3, "without a name each is a conversation of its own"
+        position = ledger.position()
+        said = [turn for turn in talk.history if not turn.recalled]
+        again = Recollection(agent, "chat-7", episodes=True)
+        again.keep(said, range(4))
+        first = ledger.position()
+        again.keep(said, range(4))
+        Recollection(agent, "chat-7", episodes=True).keep(said, range(4))
+        assert ledger.position() == first >= position, "what is told again is known"
+
+
+class Forgetful:
+    """A memory that fails once."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.failures = [OSError("the disk is full")]
+
+    def recall(self, question: str, room: int) -> tuple[Recall, ...]:
+        return ()
+
+    def holds(self, item: Knowledge) -> bool:
+        return True
+
+    def model(self) -> AbstractContextManager[EchoLM]:
+        return nullcontext(EchoLM())
+
+    def use(self, ids: Sequence[str]) -> None:
+        pass
+
+    def keep(self, history: Sequence[Turn], places: Sequence[int]) -> None:
+        if places and self.failures:
+            raise self.failures.pop()
+        self.told += places
+
+
+def test_an_answer_is_given_though_the_memory_fails_and_nothing_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    memory = Forgetful()
+    talk = Conversation(EchoLM(window=100), reserve=8, memory=memory)
+    for number in range(12):
+        assert talk.ask(f"And is number {number} a good number to think of today?").text
+    assert [record.message for record in caplog.records] == [
+        "the memory failed; it is told again after the next answer"
+    ]
+    assert memory.told == list(range(len(talk.left_out)))
+
+
+def test_a_turn_that_is_refused_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    with make_agent("icl", window=200, budget=60) as agent:
+        memory = Recollection(agent, "chat", episodes=True)
+        turns = [Turn("user", text) for text in ("Ada sails.", "Ada sings. " * 100, "Ben reads.")]
+        memory.keep(turns, range(3))
+        assert [item.text for item in agent.items()] == ["Ada sails.", "Ben reads."]
+        assert "turn 1 of 'chat' is not kept" in caplog.text
+
+
+def test_what_was_said_after_a_tools_result_is_trusted_no_more_than_the_tool() -> None:
+    with make_agent("rag") as agent:
+        guarded = Agent(
+            agent.lm, agent.paths, agent.ledger, quarantine=Quarantine(agent.ledger, Injections()), max_new_tokens=8
+        )
+        call = Turn("assistant", "I look.", (ToolCall("1", "fetch", {}),))
+        answers = [Turn("user", "And?"), Turn("assistant", f"The page says: {ORDER}")]
+        history = [Turn("assistant", "Hello."), call, Turn("tool", "A page.", answers="1"), *answers]
+        Recollection(guarded, "chat", episodes=True).keep(history, range(len(history)))
+        trust = {item.text: item.trust for item in guarded.items()}
+        assert trust == {"Hello.": 1.0, "I look.": 1.0, "A page.": 0.5, "And?": 1.0}
+        assert [held.item.text for held in guarded.quarantined()] == [answers[1].text]
+
+
+def test_a_short_answer_of_the_user_is_no_repetition_of_a_note() -> None:
+    with make_agent("rag") as agent:
+        agent.learn(Knowledge("ada", "Ada lives north of Oslo."))
+        memory = Recollection(agent, "chat", episodes=True)
+        memory.recall("Where does Ada live?", 100)
+        said = [
+            "no",
+            "Oslo",
+            "north of Oslo",
+            "da lives north of Oslo.",
+            "lives north of Oslo",
+            "- ada lives north of Oslo.",
+        ]
+        memory.keep([Turn("user", text) for text in said], range(len(said)))
+        kept = [item.text for item in agent.items() if item.kind == "episode"]
+        assert kept == said[:4]
+        notes = [Knowledge(f"n{number}", f"Note {number} of the town.") for number in range(RECALLED_KEPT + 8)]
+        agent.learn(notes)
+        for note in notes:
+            memory.recall(note.text, 20)
+        assert len(memory._shown) <= RECALLED_KEPT
