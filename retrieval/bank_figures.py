@@ -24,7 +24,7 @@ from memory_paths.types import Question, Recall, Stream
 
 from .bank import Bank, Method
 from .calibration import best_cosines, calibrate
-from .encoder import SentenceEncoder, _minilm_folder
+from .encoder import SentenceEncoder, minilm_folder
 from .held import candidates
 from .reranking import CrossEncoderReranker, reranked
 
@@ -227,8 +227,8 @@ def train_cross_encoder(
     generator = random.Random(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(_minilm_folder(), num_labels=1)
-        tokenizer = AutoTokenizer.from_pretrained(_minilm_folder())
+        model = AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=1)
+        tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
         optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
         model.train()
         for step in range(steps):

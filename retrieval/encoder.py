@@ -91,7 +91,7 @@ class SentenceEncoder:
             raise ValueError("an encoder needs a name: 'minilm', or a folder or hub name")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        folder = _minilm_folder() if name == "minilm" else Path(name)
+        folder = minilm_folder() if name == "minilm" else Path(name)
         weights = folder / "model.safetensors"
         weights_hash = _file_hash(weights) if weights.is_file() else ""
         if name == "minilm" and weights_hash != MINILM_SHA256:
@@ -200,7 +200,12 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower()) or [text.strip()]
 
 
-def _minilm_folder() -> Path:
+def minilm_folder() -> Path:
+    """Where the package of all-MiniLM-L6-v2 has its model.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
     found = find_spec(MINILM_PACKAGE.replace("-", "_"))
     if found is None or found.origin is None:
         raise ModuleNotFoundError(

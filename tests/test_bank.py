@@ -100,9 +100,9 @@ def test_minilm_with_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_encoder_folder_works_like_its_package(minilm: SentenceEncoder) -> None:
-    from memory_paths.retrieval.encoder import _minilm_folder
+    from memory_paths.retrieval.encoder import minilm_folder
 
-    other = SentenceEncoder(str(_minilm_folder()))
+    other = SentenceEncoder(str(minilm_folder()))
     assert other.manifest.weights_sha256 == minilm.manifest.weights_sha256
     np.testing.assert_array_equal(other.encode_documents(["Ada"]), minilm.encode_documents(["Ada"]))
 
