@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_paths.build import load as load_agent
-from memory_paths.evaluation.metrics import exact_match
+from memory_paths.evaluation.scoring import exact_match
 from memory_paths.evaluation.statistics import wilson
 from memory_paths.lm import CausalLM
 from memory_paths.streams.words import COMPOSITIONS, FIRMS, PERSON_ATTRIBUTES, VALUES, WORDINGS

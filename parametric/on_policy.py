@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from memory_paths.evaluation.metrics import exact_match, token_f1
+from memory_paths.evaluation.scoring import exact_match, token_f1
 from memory_paths.types import Phrasing, Prompt
 
 from .batches import Encoded, TrainingBatch, collate

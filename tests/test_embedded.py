@@ -11,7 +11,7 @@ import pytest
 
 import memory_paths
 from memory_paths.agent import Agent
-from memory_paths.evaluation.metrics import exact_match
+from memory_paths.evaluation.scoring import exact_match
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.embedded import ASSETS, load
 from memory_paths.parametric.examination import Case, known_cases, reading_cases, two_hop_cases, untaught_cases

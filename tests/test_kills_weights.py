@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from _learn_until_killed import ACKNOWLEDGED, LEARNT, NAME, OPENED, SHORT, STEPS, WRITES, evaluate, serve, stream
 
-from memory_paths.evaluation.metrics import exact_match
 from memory_paths.evaluation.records import finished_stages, record_differences
+from memory_paths.evaluation.scoring import exact_match
 
 KILLS = int(os.environ.get("MEMORY_PATHS_KILLS", "2"))
 STAGES = WRITES + 1

@@ -9,24 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory_paths.evaluation.metrics import (
-    MATRIX_METRICS,
-    Measured,
-    Metric,
-    Rows,
+from memory_paths.evaluation.matrix import (
     average_accuracy,
     average_incremental_accuracy,
     backward_transfer,
-    exact_match,
     forgetting,
     forward_transfer,
-    is_abstention,
     learning_accuracy,
-    measure,
-    normalised,
-    stands_in,
-    token_f1,
 )
+from memory_paths.evaluation.metrics import MATRIX_METRICS, Measured, Metric, Rows, measure
+from memory_paths.evaluation.scoring import exact_match, is_abstention, normalised, stands_in, token_f1
 
 HAND = np.array(
     [

@@ -15,20 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
-from memory_paths.evaluation.metrics import (
-    Metric,
-    Rows,
-    exact_match,
-    is_abstention,
-    measure,
-    measured_by_path,
-    stands_in,
-    token_f1,
-    undefined,
-)
+from memory_paths.evaluation.metrics import Metric, Rows, measure, measured_by_path, undefined
 from memory_paths.evaluation.plan import Ask, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
+from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
 from memory_paths.types import Answer, Cost, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:

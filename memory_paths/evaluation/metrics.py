@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from memory_paths.evaluation.matrix import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    learning_accuracy,
+)
+from memory_paths.evaluation.scoring import is_abstention
 from memory_paths.evaluation.statistics import (
     DIFFERENCE,
     SHARE,
@@ -30,9 +36,6 @@ from memory_paths.evaluation.statistics import (
     mean_interval,
     paired_interval,
 )
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_ABSTENTIONS = ("unknown", "not known", "no answer", "unanswerable", "i do not know", "i dont know", "i am not sure")
 
 
 @dataclass(frozen=True)
@@ -74,95 +77,6 @@ class Metric:
 def undefined(reason: str) -> Metric:
     """A figure that does not exist, and why."""
     return Metric(None, reason=reason)
-
-
-# Scoring one answer
-
-
-def normalised(text: str) -> str:
-    """Without case, punctuation, articles and surplus white space (SQuAD's rules, punctuation of any script)."""
-    lowered = unicodedata.normalize("NFKC", text).casefold()
-    plain = "".join(" " if character == "-" else character for character in lowered)
-    plain = "".join(character for character in plain if not unicodedata.category(character).startswith("P"))
-    return " ".join(_ARTICLES.sub(" ", plain).split()) or " ".join(lowered.split())
-
-
-def exact_match(text: str, targets: Iterable[str]) -> bool:
-    """Whether the whole answer, normalised, is one of the targets."""
-    return normalised(text) in {normalised(target) for target in targets}
-
-
-def token_f1(text: str, targets: Iterable[str]) -> float:
-    """The best harmonic mean of word precision and recall against any target, in [0, 1]."""
-
-    def against(target: str) -> float:
-        given, wanted = normalised(text).split(), normalised(target).split()
-        common = sum((Counter(given) & Counter(wanted)).values())
-        return 2 * common / (len(given) + len(wanted)) if common else 0.0
-
-    return max((against(target) for target in targets), default=0.0)
-
-
-def stands_in(targets: Iterable[str], texts: Iterable[str]) -> bool:
-    """Whether the words of a target, normalised, stand next to one another in a text."""
-    within = [f" {normalised(text)} " for text in texts]
-    return any(f" {normalised(target)} " in text for target in targets for text in within)
-
-
-def is_abstention(text: str) -> bool:
-    """Whether an answer says in words, or by saying nothing, that it is not known."""
-    plain = normalised(text)
-    return (
-        not any(map(str.isalnum, plain)) or plain in _ABSTENTIONS or plain.startswith(("i do not know", "i dont know"))
-    )
-
-
-# Figures of an accuracy matrix of shape (..., experiences + 1, experiences)
-
-
-def average_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Mean over experiences after the last stage, each experience counting once (GEM, eq. 2)."""
-    return _mean(matrix[..., -1, :])
-
-
-def average_incremental_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Mean over stages of the mean over the experiences seen so far."""
-    rows = [_mean(matrix[..., stage, :stage]) for stage in range(1, matrix.shape[-2])]
-    return _mean(np.stack(rows, axis=-1))
-
-
-def learning_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Mean over experiences right after learning each. Backward transfer alone can be gained by learning nothing."""
-    return _mean(_learnt(matrix))
-
-
-def backward_transfer(matrix: np.ndarray) -> np.ndarray:
-    """Mean over all experiences but the last of what later learning added (GEM, eq. 3); negative is forgetting."""
-    return _mean((matrix[..., -1, :] - _learnt(matrix))[..., :-1])
-
-
-def forgetting(matrix: np.ndarray) -> np.ndarray:
-    """Mean over all experiences but the last of first score minus last; maximum minus last would grow with noise."""
-    return -backward_transfer(matrix)
-
-
-def forward_transfer(matrix: np.ndarray) -> np.ndarray:
-    """Mean over all experiences but the first of the score just before learning it minus that of row 0 (GEM, eq. 4)."""
-    before = np.diagonal(matrix[..., :-1, :], axis1=-2, axis2=-1)
-    return _mean((before - matrix[..., 0, :])[..., 1:])
-
-
-def _learnt(matrix: np.ndarray) -> np.ndarray:
-    return np.diagonal(matrix[..., 1:, :], axis1=-2, axis2=-1)
-
-
-def _mean(terms: np.ndarray) -> np.ndarray:
-    """Mean of the last axis over the terms that are there; NaN where none is."""
-    present = np.isfinite(terms)
-    count = present.sum(-1)
-    total = np.where(present, terms, 0.0).sum(-1)
-    mean: np.ndarray = np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
-    return mean
 
 
 @dataclass(frozen=True)
