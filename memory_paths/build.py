@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from memory_paths.agent import Agent
 from memory_paths.database import without_password
+from memory_paths.evaluation.plan import Control
 from memory_paths.files import read_json
 from memory_paths.ledger import Ledger
 from memory_paths.types import Stream
@@ -27,7 +28,7 @@ class Run:
 
     agent: Agent
     stream: Stream
-    oracle: bool
+    control: Control
 
 
 def compose(*overrides: str) -> Any:
@@ -99,7 +100,8 @@ def build_stream(cfg: Any) -> Stream:
     """What a configuration teaches and asks."""
     from hydra.utils import instantiate
 
-    return cast(Stream, instantiate(cfg.stream, _convert_="all"))
+    stream = cast(Stream, instantiate(cfg.stream, _convert_="all"))
+    return stream.together() if cfg.joint else stream
 
 
 def build_run(cfg: Any) -> Run:
@@ -107,7 +109,7 @@ def build_run(cfg: Any) -> Run:
     return Run(
         stream=build_stream(cfg),  # first, for it opens nothing that would have to be closed
         agent=build_agent(cfg),
-        oracle=bool(cfg.path.get("oracle", False)),
+        control=cfg.path.get("control", ""),
     )
 
 

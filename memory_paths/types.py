@@ -10,7 +10,7 @@ import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -21,6 +21,10 @@ QuestionKind = Literal[
     "paraphrase",  # a wording that occurs in no training at all
     "composition",  # needs two items, or one item and something known before
     "reversal",  # from the value back to what it was said of
+    "alias",  # the item's subject under another name
+    "one_hop",  # what follows from the item and one thing known before
+    "two_hop",  # what follows from the item and two things known before
+    "neighbour",  # known before, close to what is taught, and to stay as it is
     "prior",  # known before any learning
     "unknown",  # never taught; the right answer is an abstention
 ]
@@ -388,6 +392,12 @@ class Stream:
     skill: tuple[ReadingTask, ...] = ()
     unknown: tuple[Question, ...] = ()
     chance: float | None = None
+
+    def together(self) -> Stream:
+        """The same with all experiences in one: what joint training sees."""
+        items = tuple(item for experience in self.experiences for item in experience.items)
+        questions = tuple(question for experience in self.experiences for question in experience.questions)
+        return replace(self, experiences=(Experience("all", items, questions),))
 
 
 @dataclass(frozen=True)

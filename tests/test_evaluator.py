@@ -63,7 +63,7 @@ def test_a_path_that_overflows_learns_and_forgets_and_the_figures_say_both(tmp_p
 
 
 def test_the_oracle_answers_all_that_was_taught_and_none_only_what_it_knew(tmp_path: Path) -> None:
-    oracle = _run(tmp_path / "oracle", _none(), oracle=True)
+    oracle = _run(tmp_path / "oracle", _none(), control="oracle")
     none = _run(tmp_path / "none", _none())
     assert oracle.path == "oracle"
     for name in ("acquisition", "retention", "paraphrase", "prior_after", "skill_after"):

@@ -128,7 +128,7 @@ def test_dated_facts_arrive_in_time_and_are_asked_for_now_and_for_then(tmp_path:
     assert asked["Who held it in 1999?"].ids == ("7/1990",)
     assert asked["Who held it in 1999?"].query.as_of == datetime(1999, 1, 1, tzinfo=UTC).timestamp()
     assert "Who held it in 1970?" not in asked
-    plan = Plan(stream, samples=10, seed=0, oracle=True)
+    plan = Plan(stream, samples=10, seed=0, control="oracle")
     last = {ask.question.query.text: ask for ask in plan.asks(3)}
     assert last["Who holds it?"].question.targets == ("Cy",)
     assert last["Who holds it?"].question.stale == ("Ada", "Bo")

@@ -17,7 +17,8 @@ from memory_paths.evaluation.matrix import (
     forward_transfer,
     learning_accuracy,
 )
-from memory_paths.evaluation.metrics import MATRIX_METRICS, Measured, Metric, Rows, measure
+from memory_paths.evaluation.metrics import MATRIX_METRICS, Measured, Metric, measure
+from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import exact_match, is_abstention, normalised, stands_in, token_f1
 
 HAND = np.array(

@@ -15,6 +15,7 @@ from memory_paths.types import Cost
 
 COMPONENTS = ("lm", "encoder", "index")
 MEASURES = ("tokens", "flops", "seconds")
+COLUMNS = ("arm", "reused", "reason", *(f"{part}_{name}" for part in COMPONENTS for name in MEASURES), "wall_seconds")
 Measure = Literal["tokens", "flops", "seconds"]
 
 

@@ -11,16 +11,19 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
-from memory_paths.evaluation.metrics import Metric, Rows, measure, measured_by_path, undefined
-from memory_paths.evaluation.plan import Ask, Plan, stream_hash
+from memory_paths.evaluation.metrics import Metric, measure, measured_by_path, undefined
+from memory_paths.evaluation.misses import RELEARNT
+from memory_paths.evaluation.plan import Ask, Control, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
+from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
-from memory_paths.types import Answer, Cost, Scores, Stream, TooLarge
+from memory_paths.types import Answer, Cost, Knowledge, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:
     from memory_paths.agent import Agent
@@ -54,9 +57,15 @@ class Evaluator:
             on.
         samples: Most questions of a kind and stage, at least 1.
         seed: Of the sample, of the intervals, and for the report.
-        oracle: Show the right items in the prompt, as far as they were taught: the upper control.
+        control: "oracle": show the right items in the prompt, as far as they were taught, which is the ceiling of
+            every path that puts knowledge there. "shuffled": show as many other ones, which is what any text in the
+            prompt does.
         likelihoods: Record the log-likelihood of the right answer and the choice among answers too, if the model
             scores.
+        probes: Ask what was missed in the end once more with the item itself in the prompt, to tell what was lost from
+            what could not be learnt.
+        relearn: Teach what was missed in the end once more, and ask it again: what comes back was hidden rather than
+            lost. The agent is another one afterwards.
         unknown_threshold: An answer of less confidence counts as an abstention where nothing was ever taught, in [0,
             1].
         progress: Show a bar, if there is a terminal.
@@ -75,8 +84,10 @@ class Evaluator:
         folder: str | Path,
         samples: int = 200,
         seed: int = 0,
-        oracle: bool = False,
+        control: Control = "",
         likelihoods: bool = False,
+        probes: bool = True,
+        relearn: bool = False,
         unknown_threshold: float = 0.5,
         progress: bool = True,
         config: Mapping[str, Any] | None = None,
@@ -86,11 +97,12 @@ class Evaluator:
             raise ValueError(f"unknown_threshold must be in [0, 1], got {unknown_threshold}")
         self.stream = stream
         self.folder = Path(folder)
-        self._plan = Plan(stream, samples=samples, seed=seed, before=likelihoods, oracle=oracle)
-        self._settings = {"stream": stream_hash(stream), "samples": samples, "seed": seed, "oracle": oracle}
-        self._settings |= {"likelihoods": likelihoods}
-        self._texts = {item.id: item.text for experience in stream.experiences for item in experience.items}
-        self._seed, self._oracle, self._likelihoods = seed, oracle, likelihoods
+        self._plan = Plan(stream, samples=samples, seed=seed, before=likelihoods, control=control)
+        self._settings = {"stream": stream_hash(stream), "samples": samples, "seed": seed, "control": control}
+        self._settings |= {"likelihoods": likelihoods, "probes": probes, "relearn": relearn}
+        self._items = {item.id: item for experience in stream.experiences for item in experience.items}
+        self._seed, self._control, self._likelihoods = seed, control, likelihoods
+        self._probes, self._relearn = probes, relearn
         self._threshold, self._progress = unknown_threshold, progress
         self._config, self._restore = dict(config or {}), restore
 
@@ -102,7 +114,7 @@ class Evaluator:
                 it.
             RecordError: A part of the records is damaged.
         """
-        name = "oracle" if self._oracle else agent.path_name
+        name = self._control or agent.path_name
         settings = self._settings | {"path": name, "lm": agent.lm.name}
         self._claim(settings)
         done = records.finished_stages(self.folder)
@@ -127,7 +139,7 @@ class Evaluator:
             RecordError: There are none, or a part of them is damaged.
         """
         known = self._known()
-        answers = records.read_records(self.folder).to_pydict()
+        answers = records.read_records(self.folder)
         writes = records.read_writes(self.folder).to_pydict()
         experiences = self._plan.stages - 1
         measured = measure(
@@ -141,7 +153,11 @@ class Evaluator:
             load=sum(len(experience.items) for experience in self.stream.experiences),
             metrics={**measured.metrics, **measured_by_path(writes), "chance": self._chance()},
             matrix=measured.matrix,
-            cost=costs.summarise(answers, writes),
+            cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes),
+            ages=measured.ages,
+            churn=measured.churn,
+            misses=measured.misses,
+            outcomes=measured.outcomes,
             config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
             versions=versions(),
         )
@@ -218,6 +234,8 @@ class Evaluator:
         records.write_part(self.folder, WRITES, stage, [written])
         refused = written["reason"] or ""
         rows = self._ask(agent, stage, refused, written, past, bar)
+        if stage == self._plan.stages - 1 and not refused:
+            rows += self._probe(agent, stage, rows)
         if self._restore is not None:
             self._save(agent, stage)
         records.write_part(self.folder, ANSWERS, stage, rows)
@@ -271,7 +289,7 @@ class Evaluator:
         for noted in (False, True):
             pairs = [(row, ask) for row, ask in zip(rows, asks, strict=True) if (ask.notes is not None) == noted]
             fresh = [(row, ask) for row, ask in pairs if not past.answers(row)]
-            reading = not noted or self._oracle
+            reading = not noted or bool(self._control)
             if refused and reading:
                 for row, _ in pairs:
                     row.update(dict.fromkeys(_RESULT), reused=False, reason=refused)
@@ -279,6 +297,27 @@ class Evaluator:
                 self._answer(agent, fresh, noted)
             bar.update(len(pairs))
         return rows
+
+    def _probe(self, agent: Agent, stage: int, rows: Sequence[Row]) -> list[Row]:
+        """Ask what was missed again: with the items themselves in the prompt, and after learning them once more."""
+        wrong = {row["key"] for row in rows if row["kind"] == "direct" and row["uniform"] and row["correct"] == 0.0}
+        missed = [ask for ask in self._plan.asks(stage) if ask.kind == "direct" and ask.key in wrong]
+        held = {item.id for item in agent.items()}
+        condition = {"condition": rows[0]["condition"]} if rows else {}
+        found: list[Row] = []
+        if self._probes and not self._control and missed:
+            asks = self._plan.with_item(missed)
+            found = [_row(ask, stage, held) | condition for ask in asks]
+            self._answer(agent, list(zip(found, asks, strict=True)), noted=True)
+        if self._relearn and not self._control and missed:
+            ids = dict.fromkeys(id for ask in missed for id in ask.question.ids)
+            agent.learn([replace(self._items[id], id=f"{id}/again", key="") for id in ids])
+            agent.flush()
+            asks = [replace(ask, kind=RELEARNT) for ask in missed]
+            again = [_row(ask, stage, held) | condition | {"key": f"{ask.key}/again"} for ask in asks]
+            self._answer(agent, list(zip(again, asks, strict=True)), noted=False)
+            found += again
+        return found
 
     def _answer(self, agent: Agent, pairs: Sequence[tuple[Row, Ask]], noted: bool) -> None:
         """Fill in the rows: one call for all the answers, one for all the log-likelihoods, and smaller ones where
@@ -290,7 +329,7 @@ class Evaluator:
             answers = agent.answer(queries) if notes is None else agent.answer(queries, notes=notes)
             wall = (time.perf_counter() - begin) / len(pairs)
             for (row, ask), answer in zip(pairs, answers, strict=True):
-                row |= _scored(ask, answer, self._texts) | {"wall_seconds": wall}
+                row |= _scored(ask, answer, self._items) | {"wall_seconds": wall}
             if self._likelihoods and isinstance(agent.lm, Scores):
                 self._score(agent, pairs, noted)
         except TooLarge as error:
@@ -373,9 +412,9 @@ def _row(ask: Ask, stage: int, held: set[str]) -> Row:
     }
 
 
-def _scored(ask: Ask, answer: Answer, texts: Mapping[str, str]) -> Row:
+def _scored(ask: Ask, answer: Answer, items: Mapping[str, Knowledge]) -> Row:
     question = ask.question
-    offered = [texts.get(id, "") for id in answer.offered]
+    offered = [items[id].text for id in answer.offered if id in items]
     shown = [recall.item.text for recall in answer.recalls]
     return {
         "answer": answer.text,

@@ -11,20 +11,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from memory_paths.evaluation.churn import Churn, churn_between
 from memory_paths.evaluation.matrix import (
     average_accuracy,
     average_incremental_accuracy,
     backward_transfer,
+    decay,
     forgetting,
+    forgetting_from_maximum,
     forward_transfer,
     learning_accuracy,
+    plasticity,
+    retention_at_age,
 )
-from memory_paths.evaluation.scoring import is_abstention
+from memory_paths.evaluation.misses import RELEARNT, misses
+from memory_paths.evaluation.rows import Rows
+from memory_paths.evaluation.scoring import is_abstention, normalised
 from memory_paths.evaluation.statistics import (
     DIFFERENCE,
     SHARE,
@@ -36,6 +43,10 @@ from memory_paths.evaluation.statistics import (
     mean_interval,
     paired_interval,
 )
+
+Outcome = tuple[str, int, float]
+_SHUFFLES = 200
+_RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank")
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ MATRIX_METRICS: Mapping[str, _MatrixMetric] = {
     "forward_transfer": _MatrixMetric(
         forward_transfer, DIFFERENCE, "needs an experience that was asked before any learning and just before its own"
     ),
+    "plasticity": _MatrixMetric(plasticity, DIFFERENCE, "needs an experience that was asked just before its own"),
+    "forgetting_from_maximum": _MatrixMetric(
+        forgetting_from_maximum, DIFFERENCE, "needs an experience that others follow"
+    ),
+    "decay": _MatrixMetric(decay, UNBOUNDED, "needs three experiences, and an answer that is right"),
 }
 
 
@@ -102,67 +118,26 @@ MATRIX_METRICS: Mapping[str, _MatrixMetric] = {
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Answers as columns of equal length; booleans are 1.0 and 0.0, and NaN where they do not apply."""
-
-    stage: np.ndarray
-    experience: np.ndarray
-    kind: np.ndarray
-    key: np.ndarray
-    cluster: np.ndarray
-    uniform: np.ndarray
-    correct: np.ndarray
-    stale: np.ndarray
-    held: np.ndarray
-    confidence: np.ndarray
-    loglikelihood_per_token: np.ndarray
-    choice_correct: np.ndarray
-    answer: np.ndarray
-    ids: np.ndarray
-    recalls: np.ndarray
-    shown: np.ndarray
-    answer_offered: np.ndarray
-    answer_shown: np.ndarray
-    reason: np.ndarray
-
-    @staticmethod
-    def of(columns: Mapping[str, Sequence[Any]]) -> Rows:
-        """From columns as lists, as `records.read_records(folder).to_pydict()` gives them; missing ones are empty.
-
-        Raises:
-            ValueError: No column `stage`, or `kind`, or `key`.
-        """
-        absent = {"stage", "kind", "key"} - set(columns)
-        if absent:
-            raise ValueError(f"records lack the columns {sorted(absent)}")
-        size = len(columns["stage"])
-        given = {field.name: columns.get(field.name, [None] * size) for field in fields(Rows)}
-        numeric = {"stage": -1, "experience": 0, "uniform": True}
-        objects = {"kind", "key", "cluster", "answer", "ids", "recalls", "shown", "reason"}
-        built: dict[str, np.ndarray] = {}
-        for name, column in given.items():
-            if name in objects:
-                built[name] = np.empty(size, dtype=object)
-                built[name][:] = column
-            elif name in numeric:
-                built[name] = np.array([numeric[name] if entry is None else entry for entry in column]).astype(int)
-            else:
-                built[name] = np.array([math.nan if entry is None else entry for entry in column], dtype=float)
-        own = [cluster or key for cluster, key in zip(built["cluster"], built["key"], strict=True)]
-        built["cluster"][:] = own
-        built["uniform"] = built["uniform"].astype(bool)
-        return Rows(**built)
-
-    def __len__(self) -> int:
-        return len(self.stage)
-
-
-@dataclass(frozen=True)
 class Measured:
-    """All figures of one run. `matrix` has experiences + 1 rows; a cell that was not measured is None."""
+    """All figures of one run.
+
+    Args:
+        metrics: By name.
+        matrix: Of experiences + 1 rows; a cell that was not measured is None.
+        ages: Retention by the number of experiences that were learnt since, from "0" on.
+        churn: Of what was known before ("prior"), of reading ("skill"), and of what was taught ("taught": right after
+            its own experience against after the last one).
+        misses: See `misses.misses`.
+        outcomes: Of "retention" and "prior", by question: its key, the number of its cluster, what the last answer to
+            it was worth.
+    """
 
     metrics: dict[str, Metric]
     matrix: list[list[float | None]]
+    ages: dict[str, Metric]
+    churn: dict[str, Churn]
+    misses: dict[str, int]
+    outcomes: dict[str, list[Outcome]]
 
 
 def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, seed: int = 0) -> Measured:
@@ -190,10 +165,14 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         )
 
     taught = "nothing taught was asked after the last stage"
-    answered = np.array([0.0 if is_abstention(answer or "") else 1.0 for answer in rows.answer])
+    never_taught = last & (rows.kind == "unknown")
+    answered = np.full(len(rows), math.nan)
+    answered[never_taught] = [not is_abstention(answer or "") for answer in rows.answer[never_taught]]
     answered = np.where(rows.confidence < unknown_threshold, 0.0, answered)
     updates = last & direct & np.isfinite(rows.stale)
     unscored = "log-likelihoods were not recorded before and after"
+    no_neighbours = "the stream asks nothing known that is close to what is taught"
+    same = _unchanged(rows, first, last)
     metrics = {
         "acquisition": share("acquisition", own & direct, "nothing was asked right after it was taught"),
         "acquisition_trained_wording": share(
@@ -208,25 +187,30 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         "retention_earliest": share("retention_earliest", retained & earliest, taught),
         **{
             kind: share(kind, last & rows.uniform & (rows.kind == kind), f"the stream has no {kind} questions")
-            for kind in ("paraphrase", "composition", "reversal")
+            for kind in ("paraphrase", "composition", "reversal", "alias", "one_hop", "two_hop")
         },
         "prior_before": share("prior_before", first & (rows.kind == "prior"), "the stream asks nothing known before"),
         "prior_after": share("prior_after", last & (rows.kind == "prior"), "the stream asks nothing known before"),
         "prior_change": change(
             "prior_change", "prior", rows.correct, DIFFERENCE, "the stream asks nothing known before"
         ),
+        "neighbour_after": share("neighbour_after", last & (rows.kind == "neighbour"), no_neighbours),
+        "neighbour_change": change("neighbour_change", "neighbour", rows.correct, DIFFERENCE, no_neighbours),
+        "unchanged": share("unchanged", np.isfinite(same), "the stream asks nothing known before", same),
         "skill_before": share("skill_before", first & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_after": share("skill_after", last & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_change": change("skill_change", "skill", rows.correct, DIFFERENCE, "the stream has no reading tasks"),
         "stale": share("stale", updates, "the stream updates nothing", rows.stale),
         "updated": share("updated", updates, "the stream updates nothing"),
-        "unknown": share(
-            "unknown", last & (rows.kind == "unknown"), "the stream asks nothing that is never taught", answered
-        ),
+        "unknown": share("unknown", never_taught, "the stream asks nothing that is never taught", answered),
+        "relearnt": share("relearnt", last & (rows.kind == RELEARNT), "what was missed was not taught once more"),
     }
     cells = _Cells.of(rows, experiences, direct & (rows.uniform | own) & (rows.experience > 0))
     metrics |= {name: cells.metric(metric, (seed, name)) for name, metric in MATRIX_METRICS.items()}
-    refused = np.array([bool(reason) for reason in rows.reason], dtype=bool)
+    metrics["half_life"] = _half_life(metrics["decay"])
+    metrics["forgetting_corrected"] = _corrected(rows, experiences, metrics["forgetting_from_maximum"], seed)
+    ages = {str(age): cells.metric(_at_age(age), (seed, "age", age)) for age in range(experiences)}
+    refused = rows.reason.astype(bool)
     anything = np.array([float(bool(recalls)) for recalls in rows.recalls])
 
     def finding(name: str, mask: np.ndarray, values: np.ndarray, missing: str) -> Metric:
@@ -235,13 +219,13 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
             return undefined("the path finds nothing to put into the prompt")
         return share(name, asked, missing, values)
 
-    for name, values in _retrieval(rows).items():
+    for name, values in _retrieval(rows, retained).items():
         metrics[name] = finding(name, retained, values, "no question that was asked says which items it is about")
     for name in ("answer_offered", "answer_shown"):
         metrics[name] = finding(name, retained, getattr(rows, name), "the records do not say")
     metrics["unknown_offered"] = finding(
         "unknown_offered",
-        last & (rows.kind == "unknown"),
+        never_taught,
         anything,
         "the stream asks nothing that is never taught",
     )
@@ -252,7 +236,19 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     for name, stage in (("before", first), ("after", last)):
         asked = stage & (rows.kind == "prior")
         metrics[f"prior_perplexity_{name}"] = _perplexity(rows, asked, unscored, (seed, "prior_perplexity", name))
-    return Measured(metrics, cells.table())
+    churn = {
+        "prior": _churn(rows, first & (rows.kind == "prior"), last & (rows.kind == "prior")),
+        "skill": _churn(rows, first & (rows.kind == "skill"), last & (rows.kind == "skill")),
+        "taught": _churn(rows, own & direct & ~last, last & direct),
+    }
+    return Measured(
+        metrics,
+        cells.table(),
+        ages,
+        {name: found for name, found in churn.items() if found is not None},
+        misses(rows, experiences=experiences),
+        {"retention": _outcomes(rows, retained), "prior": _outcomes(rows, last & (rows.kind == "prior"))},
+    )
 
 
 def measured_by_path(writes: Mapping[str, Sequence[Any]]) -> dict[str, Metric]:
@@ -296,11 +292,12 @@ def reciprocal_rank(ids: Sequence[str], ranked: Sequence[str]) -> float:
     return 1.0 / rank if wanted else math.nan
 
 
-def _retrieval(rows: Rows) -> dict[str, np.ndarray]:
-    """By name what finding came to for each row: what was offered first, and in all, and what stood in the prompt."""
-    found: dict[str, list[float]] = {}
-    for ids, recalls, shown in zip(rows.ids, rows.recalls, rows.shown, strict=True):
-        wanted, ranked = ids or (), recalls or ()
+def _retrieval(rows: Rows, asked: np.ndarray) -> dict[str, np.ndarray]:
+    """By name what finding came to for each row: what was offered first, and in all, and what stood in the prompt. NaN
+    where the row is not among those asked."""
+    found: dict[str, np.ndarray] = {}
+    for at in np.flatnonzero(asked):
+        wanted, ranked, shown = rows.ids[at] or (), rows.recalls[at] or (), rows.shown[at]
         for name, value in {
             "recall_at_1": recall(wanted, ranked[:1]),
             "recall_at_5": recall(wanted, ranked[:5]),
@@ -308,8 +305,94 @@ def _retrieval(rows: Rows) -> dict[str, np.ndarray]:
             "recall_shown": math.nan if shown is None else recall(wanted, shown),
             "reciprocal_rank": reciprocal_rank(wanted, ranked),
         }.items():
-            found.setdefault(name, []).append(value)
-    return {name: np.array(values, dtype=float) for name, values in found.items()}
+            found.setdefault(name, np.full(len(rows), math.nan))[at] = value
+    return found or dict.fromkeys(_RETRIEVAL, np.full(len(rows), math.nan))
+
+
+def _unchanged(rows: Rows, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """1 or 0 for each answer after all learning to a question about what was known before: whether it is, normalised,
+    the answer from before any learning, right or wrong. NaN for other rows."""
+    known = (rows.kind == "prior") | (rows.kind == "neighbour")
+    answered = known & np.isfinite(rows.correct)
+    before = {rows.key[at]: rows.answer[at] for at in np.flatnonzero(first & answered)}
+    same = np.full(len(rows), math.nan)
+    for at in np.flatnonzero(last & answered):
+        if rows.key[at] in before:
+            same[at] = normalised(rows.answer[at] or "") == normalised(before[rows.key[at]] or "")
+    return same
+
+
+def _outcomes(rows: Rows, mask: np.ndarray) -> list[Outcome]:
+    at = np.flatnonzero(mask & np.isfinite(rows.correct))
+    clusters = cluster_index(rows.cluster[at])
+    return [
+        (str(rows.key[place])[:10], int(cluster), round(float(rows.correct[place]), 4))
+        for place, cluster in zip(at, clusters, strict=True)
+    ]
+
+
+def _pairs(rows: Rows, before: np.ndarray, after: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the same questions before and after, where both answers have a value."""
+    earlier = {rows.key[at]: at for at in np.flatnonzero(before & np.isfinite(values))}
+    found = [
+        (earlier[rows.key[at]], at) for at in np.flatnonzero(after & np.isfinite(values)) if rows.key[at] in earlier
+    ]
+    pairs = np.array(found, dtype=int).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _churn(rows: Rows, before: np.ndarray, after: np.ndarray) -> Churn | None:
+    old, new = _pairs(rows, before, after, rows.correct)
+    return churn_between(rows.correct[old], rows.correct[new]) if len(new) else None
+
+
+def _at_age(age: int) -> _MatrixMetric:
+    return _MatrixMetric(
+        lambda matrix: retention_at_age(matrix, age), SHARE, f"nothing was asked {age} experiences after it was taught"
+    )
+
+
+def _half_life(rate: Metric) -> Metric:
+    """After how many further experiences half of what was retained is: 1 / `decay`."""
+    if rate.value is None:
+        return rate
+    if rate.value == 0.0:
+        return undefined("retention does not fall with the number of later experiences")
+    low, high = (1 / edge if edge else None for edge in (rate.high, rate.low))
+    return Metric(1 / rate.value, low, high, rate.n)
+
+
+def _corrected(rows: Rows, experiences: int, raw: Metric, seed: int) -> Metric:
+    """`forgetting_from_maximum` less what it would be if each question's answers after learning had come in any order:
+    the same answers, without a trend."""
+    if raw.value is None:
+        return raw
+    asked = (
+        (rows.kind == "direct") & (rows.experience > 0) & (rows.stage >= rows.experience) & np.isfinite(rows.correct)
+    )
+    at = np.flatnonzero(asked & (rows.uniform | (rows.stage == rows.experience)))
+    question = cluster_index(rows.key[at])
+    values, stages, experience = rows.correct[at], rows.stage[at], rows.experience[at]
+    order = np.lexsort((stages, question))
+    generator = generator_for(seed, "forgetting_corrected")
+    drawn = []
+    for _ in range(max(10, min(_SHUFFLES, _SHUFFLES * 10_000 // max(1, len(at))))):
+        shuffled = np.empty(len(at))
+        # Both orders have the questions one after another; only the second has each one's answers in their own order.
+        shuffled[order] = values[np.lexsort((generator.random(len(at)), question))]
+        drawn.append(float(forgetting_from_maximum(_cell_means(stages, experience, shuffled, experiences))))
+    chance = float(np.mean(drawn))
+    low, high = (None if edge is None else edge - chance for edge in (raw.low, raw.high))
+    return Metric(raw.value - chance, low, high, raw.n)
+
+
+def _cell_means(stages: np.ndarray, experience: np.ndarray, values: np.ndarray, experiences: int) -> np.ndarray:
+    shape = (experiences + 1, experiences)
+    cell = stages * experiences + experience - 1
+    counts = np.bincount(cell, minlength=shape[0] * shape[1])
+    sums = np.bincount(cell, values, minlength=shape[0] * shape[1])
+    means: np.ndarray = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return means.reshape(shape)
 
 
 def _mean_metric(
@@ -350,17 +433,13 @@ def _change(
     """The mean change of the questions that were asked both before any learning and after all of it."""
     asked = before | after
     refused = [reason for reason in rows.reason[asked] if reason]
-    earlier = {rows.key[index]: index for index in np.flatnonzero(before & np.isfinite(values))}
-    pairs = [
-        (earlier[rows.key[at]], at) for at in np.flatnonzero(after & np.isfinite(values)) if rows.key[at] in earlier
-    ]
-    if refused or not pairs:
+    old, new = _pairs(rows, before, after, values)
+    if refused or not len(new):
         return undefined(refused[0] if refused else missing)
-    old, new = (np.array(side) for side in zip(*pairs, strict=True))
     interval = paired_interval(
         values[old], values[new], rows.cluster[new], generator=generator_for(*seed), bounds=bounds
     )
-    return Metric(float((values[new] - values[old]).mean()), _finite(interval.low), _finite(interval.high), len(pairs))
+    return Metric(float((values[new] - values[old]).mean()), _finite(interval.low), _finite(interval.high), len(new))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
 
+from memory_paths.evaluation.misses import RELEARNT, WITH_ITEM
 from memory_paths.evaluation.records import fingerprint
 from memory_paths.types import Knowledge, Question, ReadingTask, Stream
 
-READING, SKILL = "reading", "skill"
-LATE_KINDS = ("paraphrase", "composition", "reversal")
-STANDING_KINDS = ("prior", SKILL, "unknown")
+READING, SKILL, PROBE = "reading", "skill", "probe"
+Control = Literal["", "oracle", "shuffled"]
+LATE_KINDS = ("paraphrase", "composition", "reversal", "alias", "one_hop", "two_hop")
+STANDING_KINDS = ("prior", "neighbour", SKILL, "unknown")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Ask:
 
     @property
     def arm(self) -> str:
-        """Whether the path's own way of reading is tested, or the model's skill with given notes."""
-        return SKILL if self.kind == SKILL else READING
+        """Whether the path's own way of reading is tested, or the model's skill with given notes, or why an answer was
+        missed."""
+        return {SKILL: SKILL, WITH_ITEM: PROBE, RELEARNT: PROBE}.get(self.kind, READING)
 
 
 class Plan:
@@ -54,19 +58,22 @@ class Plan:
         samples: Most questions of a kind and stage, at least 1.
         seed: Of the sample.
         before: Ask every kind before any learning, and not only what the matrix, the prior and the skill need.
-        oracle: Give each question the texts of the items that it is about, as far as they were taught by then.
+        control: "oracle": each question is given the texts of the items that it is about, as far as they were taught
+            by then. "shuffled": as many texts, of other items.
 
     Raises:
-        ValueError: A stream without experiences, an experience that teaches nothing, two questions that only differ
-            in what they accept, or a question about items that the stream does not have.
+        ValueError: An unknown control, a stream without experiences, an experience that teaches nothing, two questions
+            that only differ in what they accept, or a question about items that the stream does not have.
     """
 
-    def __init__(self, stream: Stream, *, samples: int, seed: int, before: bool = False, oracle: bool = False) -> None:
+    def __init__(self, stream: Stream, *, samples: int, seed: int, before: bool = False, control: Control = "") -> None:
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
+        if control not in get_args(Control):
+            raise ValueError(f"control must be one of {get_args(Control)}, got {control!r}")
         _check(stream)
         self.stages = len(stream.experiences) + 1
-        self._samples, self._before, self._oracle = samples, before, oracle
+        self._samples, self._before, self._control = samples, before, control
         self._texts = {item.id: item.text for step in stream.experiences for item in step.items}
         self._active = _active_ids(stream)
         self._taught: list[set[str]] = [set()]
@@ -149,11 +156,20 @@ class Plan:
         return [ask for _, _, ask in sorted(placed, key=lambda entry: entry[:2])]
 
     def _with_notes(self, ask: Ask, stage: int) -> Ask:
-        if not self._oracle or ask.notes is not None:
+        if not self._control or ask.notes is not None:
             return ask
         valid = self._holding(ask.question, stage)
-        notes = tuple(self._texts[id] for id in ask.question.ids if id in valid)
-        return replace(ask, notes=notes)
+        ids = [id for id in ask.question.ids if id in valid]
+        if self._control == "shuffled":
+            others = sorted(
+                valid - set(ask.question.ids), key=lambda other: fingerprint(str(self._seed), ask.key, other)
+            )
+            ids = others[: len(ids)]
+        return replace(ask, notes=tuple(self._texts[id] for id in ids))
+
+    def with_item(self, missed: Sequence[Ask]) -> list[Ask]:
+        """The same questions with the texts of the items that they are about, whatever the path recalls."""
+        return [replace(ask, kind=WITH_ITEM, notes=tuple(self._texts[id] for id in ask.question.ids)) for ask in missed]
 
 
 def stream_hash(stream: Stream) -> str:

@@ -6,12 +6,13 @@ This file knows how a report is written and read again; it knows nothing of how 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.churn import Churn
+from memory_paths.evaluation.metrics import Metric, Outcome
 from memory_paths.evaluation.records import write_file
 
 SCHEMA = 1
@@ -33,6 +34,11 @@ class Report:
         matrix: Accuracy on each experience (columns) after each stage (rows; row 0 is before any learning); None: not
             measured.
         cost: As `costs.summarise` gives it.
+        ages: Retention by the number of experiences learnt since, as text from "0" on.
+        churn: Of what was known before, of reading, and of what was taught.
+        misses: How many questions were answered rightly in the end, and why the others were not, see `misses.misses`.
+        outcomes: For paired comparisons: of "retention" and "prior" for each question its key, the number of its
+            cluster, and what its answer was worth in the end.
         config: The settings of the run.
         versions: Of the packages that took part.
     """
@@ -45,13 +51,23 @@ class Report:
     metrics: Mapping[str, Metric]
     matrix: list[list[float | None]]
     cost: Mapping[str, Any]
+    ages: Mapping[str, Metric] = field(default_factory=dict)
+    churn: Mapping[str, Churn] = field(default_factory=dict)
+    misses: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in report.json."""
-        figures = {name: metric.to_json() for name, metric in self.metrics.items()}
-        return {"schema": SCHEMA, **vars(self), "metrics": figures}
+        return {
+            "schema": SCHEMA,
+            **vars(self),
+            **{
+                part: {name: figure.to_json() for name, figure in getattr(self, part).items()}
+                for part in ("metrics", "ages", "churn")
+            },
+        }
 
     @staticmethod
     def from_json(given: Mapping[str, Any]) -> Report:
@@ -65,8 +81,11 @@ class Report:
         if schema != SCHEMA:
             raise ValueError(f"a report must have schema {SCHEMA}, got {schema!r}")
         try:
-            metrics = {name: Metric.from_json(metric) for name, metric in fields.pop("metrics").items()}
-            return Report(metrics=metrics, **fields)
+            for part, kind in (("metrics", Metric), ("ages", Metric), ("churn", Churn)):
+                if part in fields or part == "metrics":
+                    fields[part] = {name: kind.from_json(figure) for name, figure in fields[part].items()}
+            outcomes = {name: [(*each,) for each in found] for name, found in fields.pop("outcomes", {}).items()}
+            return Report(outcomes=outcomes, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a report lacks a field or has one too many: {error}") from error
 

@@ -18,26 +18,30 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from memory_paths.evaluation.churn import Churn
 from memory_paths.evaluation.costs import MEASURES, break_even, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
-from memory_paths.evaluation.metrics import Metric, undefined
+from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
 from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Interval, seeds_interval
 
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
-    *("none", "oracle", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
+    *("none", "oracle", "shuffled", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
     *("sparse_memory", "sparse_memory_frequency", "sparse_memory_random", "lora", "full", "full_rehearsal"),
 )
 _TEXT_PATHS = ("icl", "rag")
-CONTROLS = ("none", "oracle", "full_context")
+CONTROLS = ("none", "oracle", "shuffled", "full_context")
 FAILED = "failed.json"
-_CHANGES = ("backward_transfer", "forgetting", "forward_transfer", "prior_change", "skill_change")
+_CHANGES = (
+    *("backward_transfer", "forgetting", "forgetting_from_maximum", "forgetting_corrected", "forward_transfer"),
+    *("prior_change", "skill_change", "neighbour_change", "plasticity", "intransigence"),
+)
 _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 SIGNED = (*_CHANGES, *_GAINS)
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
-_MEASURED = ("kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
+_MEASURED = ("decay", "half_life", "kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
 RETRIEVAL = (
     *("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank"),
     *("answer_offered", "answer_shown", "unknown_offered"),
@@ -61,6 +65,10 @@ class Line:
         metrics: By name; with several seeds the interval is over seeds, with one it is over items only.
         matrix: Mean over seeds, cell by cell.
         cost: Mean over seeds.
+        ages: As in a report, over seeds like the metrics.
+        churn: As in a report, added up.
+        misses: As in a report, added up.
+        outcomes: By seed as in a report.
         config: Settings of the first run.
         versions: Of the first run.
     """
@@ -74,6 +82,10 @@ class Line:
     metrics: Mapping[str, Metric]
     matrix: list[list[float | None]]
     cost: Mapping[str, Any]
+    ages: Mapping[str, Metric]
+    churn: Mapping[str, Churn]
+    misses: Mapping[str, int]
+    outcomes: Mapping[int, Mapping[str, Sequence[Outcome]]]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
 
@@ -132,7 +144,13 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """As it stands in summary.json."""
         lines = [
-            {**vars(line), "metrics": {name: metric.to_json() for name, metric in line.metrics.items()}}
+            {
+                **{name: value for name, value in vars(line).items() if name != "outcomes"},
+                **{
+                    part: {name: figure.to_json() for name, figure in getattr(line, part).items()}
+                    for part in ("metrics", "ages", "churn")
+                },
+            }
             for line in self.lines
         ]
         return {
@@ -387,6 +405,10 @@ def _line(variant: str, reports: Sequence[Report]) -> Line:
         stream=first.stream,
         seeds=tuple(report.seed for report in kept),
         metrics={name: _over_seeds(name, [report.metrics.get(name) for report in kept]) for name in first.metrics},
+        ages={age: _over_seeds("", [report.ages.get(age) for report in kept]) for age in first.ages},
+        churn={name: _added([report.churn.get(name) for report in kept]) for name in first.churn},
+        misses=dict(sum((Counter(report.misses) for report in kept), Counter())),
+        outcomes={report.seed: report.outcomes for report in kept if report.outcomes},
         matrix=_mean_matrix([report.matrix for report in kept]),
         cost=_mean_cost([report.cost for report in kept]),
         config=first.config,
@@ -411,6 +433,10 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
         low = None if None in lows else min(edge for edge in lows if edge is not None)
         high = None if None in highs else max(edge for edge in highs if edge is not None)
     return Metric(fmean(values), low, high, sum(metric.n for metric in given))
+
+
+def _added(churns: Sequence[Churn | None]) -> Churn:
+    return sum((churn for churn in churns if churn is not None), Churn(0, 0, 0, 0))
 
 
 def _mean_matrix(matrices: Sequence[list[list[float | None]]]) -> list[list[float | None]]:
