@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory_paths.evaluation.churn import Churn
 from memory_paths.evaluation.matrix import (
     average_accuracy,
     average_incremental_accuracy,
     backward_transfer,
+    decay,
     forgetting,
+    forgetting_from_maximum,
     forward_transfer,
+    intransigence,
     learning_accuracy,
+    learning_transfer,
+    plasticity,
+    retention_at_age,
 )
 from memory_paths.evaluation.metrics import MATRIX_METRICS, Measured, Metric, measure
 from memory_paths.evaluation.rows import Rows
@@ -60,6 +67,80 @@ def test_matrix_figures_equal_the_hand_computed_ones() -> None:
     assert backward_transfer(HAND) == pytest.approx((-0.4 - 0.1) / 2)
     assert forgetting(HAND) == pytest.approx(0.25)
     assert forward_transfer(HAND) == pytest.approx(((0.3 - 0.2) + (0.2 - 0.0)) / 2)
+    assert forgetting_from_maximum(HAND) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2)
+    assert plasticity(HAND) == pytest.approx(((0.9 - 0.1) + (0.8 - 0.3) + (1.0 - 0.2)) / 3)
+    assert intransigence(HAND, np.array([1.0, 0.7, 1.0])) == pytest.approx((0.1 - 0.1 + 0.0) / 3)
+    assert learning_transfer(HAND, np.array([0.0, 0.7, 0.9])) == pytest.approx((0.1 + 0.1) / 2)
+    assert [float(retention_at_age(HAND, age)) for age in range(3)] == pytest.approx([0.9, 0.65, 0.5])
+
+
+def test_a_task_that_recovers_is_forgotten_by_one_definition_and_not_by_another() -> None:
+    recovering = np.array([[0.5] * 4, [0.9, 0.5, 0.5, 0.5], [0.7, 0.85, 0.5, 0.5], [0.75, 0.8, 0.8, 0.5]])
+    recovering = np.vstack((recovering, [0.85, 0.8, 0.79, 0.9]))
+    assert forgetting(recovering) == pytest.approx((0.05 + 0.05 + 0.01) / 3)
+    assert forgetting_from_maximum(recovering) == pytest.approx((0.05 + 0.05 + 0.01) / 3)
+    recovering[3, 0] = 0.95
+    assert forgetting(recovering) == pytest.approx((0.05 + 0.05 + 0.01) / 3), "only first and last count"
+    assert forgetting_from_maximum(recovering) == pytest.approx((0.10 + 0.05 + 0.01) / 3)
+
+
+def test_half_of_what_was_retained_is_gone_after_the_half_life() -> None:
+    falling = np.array([[0.8 * 2 ** (-(stage - 1 - step) / 3) for step in range(8)] for stage in range(9)])
+    assert 1 / float(decay(falling)) == pytest.approx(3.0, rel=0.02)
+    steady = np.full((9, 8), 0.7)
+    assert float(decay(steady)) == 0.0
+    assert math.isnan(float(decay(np.zeros((9, 8))))), "what was never known does not fall"
+    assert math.isnan(float(decay(np.full((3, 2), 0.5)))), "two ages are no curve"
+
+
+GOLDENS: tuple[tuple[list[list[float]], dict[str, float]], ...] = (
+    (
+        [[0.86, 0.18], [0.02, 0.64], [0.36, 0.47]],
+        {"forgetting": -0.33999999999999997, "backward_transfer": 0.33999999999999997, "forward_transfer": 0.46},
+    ),
+    (
+        [
+            [0.08, 0.37, 0.64, 0.35, 0.83],
+            [0.79, 0.71, 0.91, 0.72, 0.17],
+            [0.86, 0.65, 0.09, 0.3, 0.16],
+            [0.97, 0.73, 0.92, 0.28, 0.64],
+            [0.61, 0.76, 0.11, 0.52, 0.65],
+            [0.83, 0.66, 0.45, 0.46, 0.34],
+        ],
+        {
+            "forgetting": 0.12000000000000002,
+            "backward_transfer": -0.12000000000000002,
+            "forward_transfer": -0.11499999999999999,
+        },
+    ),
+    (
+        [
+            [0.15, 0.28, 0.14, 0.22, 0.86, 0.53, 0.09, 0.43],
+            [0.27, 0.66, 0.83, 0.01, 0.47, 0.45, 1.0, 0.36],
+            [0.16, 0.19, 0.48, 0.6, 0.32, 0.43, 0.66, 0.3],
+            [0.97, 0.21, 0.94, 0.88, 0.96, 0.8, 0.53, 0.61],
+            [0.2, 0.34, 0.46, 0.95, 0.8, 0.56, 0.6, 0.43],
+            [0.42, 0.9, 0.0, 0.32, 0.41, 0.7, 0.41, 0.31],
+            [0.07, 0.26, 0.1, 0.7, 0.43, 0.23, 0.54, 0.49],
+            [0.47, 0.58, 0.63, 0.19, 0.15, 0.73, 0.98, 0.55],
+            [0.45, 0.62, 0.03, 0.37, 0.36, 0.42, 0.75, 0.49],
+        ],
+        {
+            "forgetting": 0.13857142857142857,
+            "backward_transfer": -0.13857142857142857,
+            "forward_transfer": 0.2942857142857143,
+        },
+    ),
+)
+"""What avalanche-lib 0.6.0 (`Forgetting`, `BWT`, `ForwardTransfer`, each evaluated while an experience is trained, just
+before it and at the end) and Mammoth's `utils/metrics.py` (commit 07bd157, `backward_transfer` and `forward_transfer`)
+give for these matrices; the two agree. Mammoth's `forgetting` takes its maximum over other cells and is none of ours."""
+
+
+@pytest.mark.parametrize(("matrix", "published"), GOLDENS, ids=[f"{len(matrix) - 1} stages" for matrix, _ in GOLDENS])
+def test_matrix_figures_equal_those_of_other_libraries(matrix: list[list[float]], published: dict[str, float]) -> None:
+    for name, expected in published.items():
+        assert float(MATRIX_METRICS[name].function(np.array(matrix))) == pytest.approx(expected, abs=1e-12), name
 
 
 def _brute_force(matrix: np.ndarray) -> dict[str, float]:
@@ -72,6 +153,7 @@ def _brute_force(matrix: np.ndarray) -> dict[str, float]:
         return math.fsum(terms) / len(terms) if terms else math.nan
 
     last, before_last = stages, range(stages - 1)
+    best = {j: max((cell[i, j] for i in range(j + 1, stages) if (i, j) in cell), default=math.nan) for j in before_last}
     backward = [cell[last, j] - cell[j + 1, j] for j in before_last if (last, j) in cell and (j + 1, j) in cell]
     rows = [[cell[i, j] for j in range(i) if (i, j) in cell] for i in range(1, stages + 1)]
     return {
@@ -83,6 +165,12 @@ def _brute_force(matrix: np.ndarray) -> dict[str, float]:
         "forward_transfer": mean(
             [cell[j, j] - cell[0, j] for j in range(1, stages) if (j, j) in cell and (0, j) in cell]
         ),
+        "forgetting_from_maximum": mean(
+            [best[j] - cell[last, j] for j in before_last if (last, j) in cell and not math.isnan(best[j])]
+        ),
+        "plasticity": mean(
+            [cell[j + 1, j] - cell[j, j] for j in range(stages) if (j + 1, j) in cell and (j, j) in cell]
+        ),
     }
 
 
@@ -92,16 +180,100 @@ def test_matrix_figures_equal_brute_force_on_random_matrices_with_missing_cells(
         stages = int(generator.integers(1, 21))
         matrix = generator.random((stages + 1, stages))
         matrix[generator.random(matrix.shape) < generator.random()] = math.nan
-        for name, expected in _brute_force(matrix).items():
-            found = float(MATRIX_METRICS[name].function(matrix))
+        joint = generator.random(stages)
+        learnt = [(j, matrix[j + 1, j]) for j in range(stages) if not math.isnan(matrix[j + 1, j])]
+        expected_of = _brute_force(matrix) | {
+            "intransigence": float(np.mean([joint[j] - value for j, value in learnt])) if learnt else math.nan,
+            "learning_transfer": float(np.mean(later))
+            if (later := [value - joint[j] for j, value in learnt if j > 0])
+            else math.nan,
+        }
+        given = {name: metric.function for name, metric in MATRIX_METRICS.items()} | {
+            "intransigence": lambda matrix, joint=joint: intransigence(matrix, joint),
+            "learning_transfer": lambda matrix, joint=joint: learning_transfer(matrix, joint),
+        }
+        for name, expected in expected_of.items():
+            found = float(given[name](matrix))
             assert math.isnan(found) == math.isnan(expected), name
             assert math.isnan(found) or abs(found - expected) <= 1e-12, name
 
 
-def test_noise_alone_reads_as_no_forgetting() -> None:
+def test_noise_alone_reads_as_no_forgetting_and_as_much_from_the_maximum() -> None:
     generator = np.random.default_rng(0)
     matrices = generator.binomial(100, 0.6, (4000, 9, 8)) / 100
     assert abs(float(forgetting(matrices).mean())) < 0.002
+    assert float(forgetting_from_maximum(matrices).mean()) > 0.04
+
+
+def test_forgetting_from_the_maximum_is_corrected_by_what_noise_alone_gives() -> None:
+    generator = np.random.default_rng(1)
+    raw, corrected = [], []
+    for _ in range(30):
+        rows = [
+            _row(stage, step, key=f"{step}/{number}", correct=bool(generator.random() < 0.6))
+            for step in range(1, 9)
+            for stage in range(step, 9)
+            for number in range(25)
+        ]
+        metrics = _measure(rows, 8).metrics
+        raw.append(metrics["forgetting_from_maximum"].value)
+        corrected.append(metrics["forgetting_corrected"].value)
+    assert np.mean(raw) > 0.07, "25 questions a cell"
+    assert abs(np.mean(corrected)) < 0.02
+    fixed = [_row(stage, 1, key=str(number), correct=number < 5) for stage in range(1, 4) for number in range(10)]
+    fixed += [_row(3, 3, key="last"), _row(2, 2, key="second"), _row(3, 2, key="second", correct=False)]
+    metrics = _measure(fixed, 3).metrics
+    assert metrics["forgetting_from_maximum"].value == 0.5
+    assert metrics["forgetting_corrected"].value == pytest.approx(0.5, abs=0.1), (
+        "one score before the last is no maximum"
+    )
+
+
+def test_retention_by_age_and_churn_are_told_beside_their_mean() -> None:
+    rows = [_row(stage, 1, key=str(number), correct=number >= stage) for stage in (1, 2, 3) for number in range(10)]
+    rows += [_row(2, 2, key="x"), _row(3, 2, key="x"), _row(3, 3, key="y", correct=False)]
+    rows += [_row(0, 0, "prior", key=key, correct=key != "new") for key in ("old", "new", "both")]
+    rows += [_row(3, 0, "prior", key=key, correct=key != "old", answer=key) for key in ("old", "new", "both")]
+    found = _measure(rows, 3)
+    assert [found.ages[age].value for age in ("0", "1", "2")] == pytest.approx([(0.9 + 1 + 0) / 3, 0.9, 0.7])
+    assert found.churn["taught"] == Churn(gained=0, lost=2, kept=8, never=1)
+    assert found.churn["prior"] == Churn(gained=1, lost=1, kept=1, never=0)
+    assert found.metrics["unchanged"].value == 0.0, "every answer is worded anew"
+    assert sum(1 for _ in found.outcomes["retention"]) == 12
+
+
+def test_mcnemar_counts_only_what_changed() -> None:
+    assert Churn(gained=0, lost=0, kept=50, never=3).p_value == 1.0
+    assert Churn(gained=1, lost=9, kept=0, never=0).p_value == pytest.approx(2 * 11 / 2**10)
+    assert Churn(gained=1000, lost=1300, kept=0, never=0).p_value < 1e-9
+    both = Churn(1, 2, 3, 4) + Churn(10, 20, 30, 40)
+    assert Churn.from_json(json.loads(json.dumps(both.to_json()))) == both == Churn(11, 22, 33, 44)
+
+
+def test_every_miss_has_one_cause() -> None:
+    def asked(key: str, first: bool, last: bool, **others: Any) -> list[dict[str, Any]]:
+        options = {"key": key, "ids": ["x"], "held": True, **others}
+        return [_row(1, 1, correct=first, **options), _row(2, 1, correct=last, **options)]
+
+    def causes(rows: list[dict[str, Any]]) -> dict[str, int]:
+        return _measure([*rows, _row(2, 2, key="other", held=True)], 2).misses
+
+    weights = [*asked("kept", True, True), *asked("lost", True, False), *asked("slow", False, False)]
+    weights += [*asked("hard", True, False), _row(2, 1, "with_item", key="hard", correct=False)]
+    weights += [*asked("easy", True, False), _row(2, 1, "with_item", key="easy", correct=True)]
+    weights += asked("gone", True, False, held=False)
+    assert causes(weights) == {
+        "right": 2,
+        "not_written": 1,
+        "never_learnable": 1,
+        "overwritten": 2,
+        "never_learnt": 1,
+    }
+    bank = asked("unfound", False, False, recalls=["y"], shown=["y"])
+    bank += asked("unused", False, False, recalls=["x"], shown=["x"])
+    bank += asked("cut", False, False, recalls=["x"], shown=[])
+    assert causes(bank) == {"right": 1, "not_retrieved": 2, "not_used": 1}
+    assert causes([_row(2, 1, key="late", correct=False, held=True)]) == {"right": 1, "unclear": 1}
 
 
 def _row(

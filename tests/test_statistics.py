@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
 
 from memory_paths.evaluation.statistics import (
+    UNBOUNDED,
     Interval,
+    cluster_interval,
     difference_interval,
     generator_for,
+    hierarchical_draws,
+    holm,
     mean_interval,
+    minimum_detectable,
+    over_clusters,
+    over_seeds,
+    over_seeds_and_clusters,
     paired_interval,
     seeds_interval,
     student_quantile,
@@ -45,6 +54,47 @@ def test_intervals_of_clustered_answers_cover_what_they_say(clusters: int, size:
 
 def test_ignoring_clusters_covers_far_too_little() -> None:
     assert _coverage(80, 30, 10, naive=True) < 0.85
+
+
+def _covers(kind: str, generator: np.random.Generator) -> bool:
+    """Whether one interval of simulated data holds what they were drawn from."""
+    if kind == "independent":
+        values, truth = (generator.random(200) < 0.6).astype(float), 0.6
+        interval = mean_interval(values, np.arange(200), generator=generator)
+    elif kind == "clustered":
+        values, names = _clustered(generator, 30, 10)
+        interval, truth = mean_interval(values, names, generator=generator), 0.6
+    elif kind == "paired":
+        before, names = _clustered(generator, 40, 5)
+        after = np.where(generator.random(before.size) < 0.2, 0.0, before)
+        interval, truth = paired_interval(before, after, names, generator=generator), -0.12
+    elif kind == "ratio":
+        sizes = generator.integers(1, 12, 60)
+        sums = generator.binomial(sizes, generator.beta(3, 2, 60)).astype(float)
+        interval, truth = (
+            cluster_interval(
+                np.stack((sums, np.ones(60)), 1),
+                np.stack((sizes.astype(float), np.ones(60)), 1),
+                lambda means: means[..., 0] / means[..., 1],
+                generator=generator,
+            ),
+            0.6,
+        )
+    else:
+        values = 0.7 + 0.1 * generator.standard_normal(int(kind.split()[0]))
+        interval, truth = seeds_interval(values.tolist()), 0.7
+    return interval.low <= truth <= interval.high
+
+
+KINDS = ("independent", "clustered", "paired", "ratio", "3 seeds", "5 seeds")
+
+
+@pytest.mark.skipif(not os.environ.get("MEMORY_PATHS_FULL"), reason="2,000 data sets of each kind: make proofs")
+@pytest.mark.parametrize("kind", KINDS)
+def test_nominal_95_percent_intervals_cover_95_percent_of_2000_data_sets(kind: str) -> None:
+    generator = np.random.default_rng(11)
+    coverage = np.mean([_covers(kind, generator) for _ in range(2000)])
+    assert 0.935 <= coverage <= 0.965, coverage
 
 
 def test_a_paired_interval_is_narrower_than_that_of_two_separate_means_and_covers() -> None:
@@ -106,6 +156,62 @@ def test_the_same_seed_gives_the_same_interval_and_names_keep_generators_apart()
     one, other = (mean_interval(values, names, generator=generator_for(0, "retention")) for _ in range(2))
     assert one == other
     assert generator_for(0, "retention").random() != generator_for(0, "acquisition").random()
+
+
+@pytest.mark.parametrize(("seeds", "by_seed", "by_cluster"), [(3, 0.05, 0.2), (5, 0.05, 0.2), (5, 0.2, 0.1)])
+def test_an_error_over_seeds_that_share_their_questions_covers(seeds: int, by_seed: float, by_cluster: float) -> None:
+    generator = np.random.default_rng(5)
+    covered = 0
+    for _ in range(600):
+        means = by_seed * generator.standard_normal((seeds, 1)) + by_cluster * generator.standard_normal((1, 50))
+        means = means + 0.3 * generator.standard_normal((seeds, 50))
+        interval = over_seeds_and_clusters(means).interval(UNBOUNDED)
+        covered += interval.low <= 0.0 <= interval.high
+    assert 0.91 <= covered / 600 <= 0.99
+
+
+def test_an_estimate_says_how_likely_and_how_large() -> None:
+    estimate = over_seeds([0.1, 0.2, 0.3])
+    assert estimate.p_value == pytest.approx(0.0742, abs=1e-4), "t = 3.464 of two degrees of freedom"
+    assert over_seeds([0.0, 0.0]).p_value == 1.0
+    assert over_seeds([0.1, 0.1]).p_value == 0.0
+    sums, counts = np.array([2.0, 0.0, 1.0]), np.array([4.0, 2.0, 2.0])
+    assert over_clusters(sums, counts).value == pytest.approx(3 / 8)
+    with pytest.raises(ValueError, match="at least two"):
+        over_clusters(np.ones(1), np.ones(1))
+
+
+def test_what_can_be_detected_is_detected_four_times_in_five() -> None:
+    effect = minimum_detectable(400, 400, share=0.5, correlation=0.0)
+    generator = np.random.default_rng(2)
+    found = 0
+    for _ in range(500):
+        first = (generator.random(400) < 0.5 + effect / 2).astype(float)
+        second = (generator.random(400) < 0.5 - effect / 2).astype(float)
+        found += over_clusters(first - second, np.ones(400)).p_value < 0.05
+    assert 0.75 <= found / 500 <= 0.86
+    assert minimum_detectable(200, 20) > minimum_detectable(200, 200) > minimum_detectable(2000, 2000)
+    with pytest.raises(ValueError, match="1 to 10 clusters"):
+        minimum_detectable(10, 11)
+
+
+def test_holm_equals_the_published_procedure() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_redrawing_seeds_and_clusters_keeps_paths_paired_and_spreads_as_it_should() -> None:
+    generator = np.random.default_rng(0)
+    answers = (generator.random((1, 4, 300)) < 0.6).astype(float)
+    both = np.concatenate((answers, answers))
+    drawn = hierarchical_draws(both, np.ones_like(both), crossed=True, generator=generator, draws=1500)
+    assert drawn.shape == (1500, 2)
+    assert np.array_equal(drawn[:, 0], drawn[:, 1]), "two equal paths are equal in every draw"
+    assert drawn[:, 0].mean() == pytest.approx(float(answers.mean()), abs=0.003)
+    shifted = np.arange(4.0)[None, :, None] + np.zeros((1, 4, 300))
+    between = hierarchical_draws(shifted, np.ones_like(shifted), crossed=False, generator=generator, draws=4000)
+    assert float(between.std()) == pytest.approx(math.sqrt(1.25 / 4), rel=0.05), "seeds alone vary"
 
 
 def test_values_without_clusters_are_refused() -> None:

@@ -47,7 +47,8 @@ def forgetting_from_maximum(matrix: np.ndarray) -> np.ndarray:
     `metrics.forgetting_corrected`."""
     size = matrix.shape[-1]
     after_learning = np.tri(max(0, size - 1), size, dtype=bool)
-    earlier = np.where(after_learning, matrix[..., 1:-1, :], -np.inf)
+    scores = matrix[..., 1:-1, :]
+    earlier = np.where(after_learning & np.isfinite(scores), scores, -np.inf)
     best = earlier.max(-2, initial=-np.inf)[..., :-1]
     return _mean(np.where(np.isfinite(best), best, np.nan) - matrix[..., -1, :-1])
 

@@ -15,8 +15,10 @@ from statistics import NormalDist, fmean, stdev
 import numpy as np
 
 LEVEL = 0.95
+POWER = 0.8
 DRAWS = 2000
 MINIMUM_CLUSTERS = 30
+_CHUNK = 1000
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
 UNBOUNDED = (-math.inf, math.inf)
@@ -47,7 +49,7 @@ def generator_for(*names: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def student_quantile(degrees: int, level: float = LEVEL) -> float:
+def student_quantile(degrees: float, level: float = LEVEL) -> float:
     """Half width of the central `level` of Student's t, in standard errors."""
     from scipy.special import stdtrit
 
@@ -180,10 +182,153 @@ def seeds_interval(values: Sequence[float], *, bounds: Bounds = UNBOUNDED, level
     Raises:
         ValueError: Fewer than two seeds.
     """
-    if len(values) < 2:
-        raise ValueError(f"an interval over seeds needs at least two of them, got {len(values)}")
-    half = student_quantile(len(values) - 1, level) * stdev(values) / math.sqrt(len(values))
-    return Interval(fmean(values) - half, fmean(values) + half).clipped(bounds)
+    return over_seeds(values).interval(bounds, level)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with its standard error and that error's degrees of freedom, for Student's t."""
+
+    value: float
+    error: float
+    degrees: float
+
+    def interval(self, bounds: Bounds = DIFFERENCE, level: float = LEVEL) -> Interval:
+        """Where the difference may lie."""
+        half = self.error * student_quantile(self.degrees, level)
+        return Interval(self.value - half, self.value + half).clipped(bounds)
+
+    @property
+    def p_value(self) -> float:
+        """Of no difference, two-sided. 1 where nothing differs, 0 where all differ by the same."""
+        from scipy.special import stdtr
+
+        if self.error == 0.0:
+            return float(self.value == 0.0)
+        return float(2 * stdtr(self.degrees, -abs(self.value) / self.error))
+
+    def minimum_detectable(self, power: float = POWER) -> float:
+        """The least true difference that such data would show to differ from none in a share `power` of cases."""
+        from scipy.special import stdtrit
+
+        return self.error * (student_quantile(self.degrees) + float(stdtrit(self.degrees, power)))
+
+
+def over_seeds(differences: Sequence[float]) -> Estimate:
+    """From the difference of each seed, where each seed has questions of its own.
+
+    Raises:
+        ValueError: Fewer than two seeds.
+    """
+    _several(differences)
+    return Estimate(fmean(differences), stdev(differences) / math.sqrt(len(differences)), len(differences) - 1)
+
+
+def over_clusters(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """From the sums and counts of the differences of each cluster, both of shape (clusters,): the ratio estimator's
+    linearised error.
+
+    Raises:
+        ValueError: Fewer than two clusters.
+    """
+    _several(sums)
+    value = float(sums.sum() / counts.sum())
+    residuals = (sums - value * counts) / counts.mean()
+    error = math.sqrt(float((residuals**2).sum()) / (len(sums) - 1) / len(sums))
+    return Estimate(value, error, len(sums) - 1)
+
+
+def over_seeds_and_clusters(means: np.ndarray) -> Estimate:
+    """From differences of shape (seeds, clusters) where every seed was asked the same questions: both seeds and
+    questions might have been others (two random effects; degrees of freedom by Satterthwaite 1946).
+
+    Raises:
+        ValueError: Fewer than two seeds or clusters.
+    """
+    seeds, clusters = means.shape
+    _several(means)
+    _several(means[0])
+    value, by_seed, by_cluster = float(means.mean()), means.mean(1), means.mean(0)
+    rest = means - by_seed[:, None] - by_cluster + value
+    squares = (
+        clusters * float(((by_seed - value) ** 2).sum()) / (seeds - 1),
+        seeds * float(((by_cluster - value) ** 2).sum()) / (clusters - 1),
+        float((rest**2).sum()) / ((seeds - 1) * (clusters - 1)),
+    )
+    degrees = (seeds - 1, clusters - 1, (seeds - 1) * (clusters - 1))
+    # Never less than either effect alone would give: the sum of mean squares can come out too small, even below 0.
+    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
+    spread = sum(square**2 / free for square, free in zip(squares, degrees, strict=True))
+    free = max(1.0, variance**2 / spread) if spread else float(degrees[0])
+    return Estimate(value, math.sqrt(variance / (seeds * clusters)), free)
+
+
+def hierarchical_draws(
+    sums: np.ndarray, counts: np.ndarray, *, crossed: bool, generator: np.random.Generator, draws: int = DRAWS
+) -> np.ndarray:
+    """Means of redrawn data: seeds are redrawn, and within each of them clusters.
+
+    Args:
+        sums: Of shape (..., seeds, clusters). What leads, such as paths, is redrawn together, so that it stays paired.
+        counts: The number of values in each sum, of the same shape.
+        crossed: Whether the clusters are the same for every seed, and so redrawn once for all.
+        generator: Where chance comes from.
+        draws: How many.
+
+    Returns:
+        Of shape (draws, ...). Its spread is that of seeds and clusters together and overstates that of a mean: it is
+        meant for what has no error formula, such as which path is best.
+    """
+    seeds, clusters = sums.shape[-2:]
+    lead = sums.shape[:-2]
+    flat = np.stack((sums, counts)).reshape(-1, clusters).astype(np.float32).T
+    parts = []
+    for size in (min(_CHUNK, draws - done) for done in range(0, draws, _CHUNK)):
+        chosen = generator.integers(seeds, size=(size, seeds))
+        total = np.zeros((size, 2, math.prod(lead)))
+        for slot in range(seeds):
+            if slot == 0 or not crossed:
+                drawn = generator.integers(clusters, size=(size, clusters), dtype=np.int32)
+                drawn += clusters * np.arange(size, dtype=np.int32)[:, None]
+                weights = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
+                each = (weights.astype(np.float32) @ flat).reshape(size, 2, -1, seeds)
+            total += each[np.arange(size), :, :, chosen[:, slot]]
+        parts.append(_ratio(total[:, 0], total[:, 1]))
+    return np.concatenate(parts).reshape(draws, *lead)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values made larger so that the chance of any false finding among them stays at their level (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def minimum_detectable(questions: int, clusters: int, *, share: float = 0.5, correlation: float = 0.5) -> float:
+    """Before a run: the least difference between two paths' shares of right answers that is found four times in five.
+
+    Args:
+        questions: How many are asked of each path, at least 1.
+        clusters: About how many things they are, at most as many.
+        share: Of right answers that is expected; one half is the worst case.
+        correlation: Between answers about the same thing, and between the answers of both paths to the same question.
+
+    Raises:
+        ValueError: No question, or more clusters than questions.
+    """
+    if not 1 <= clusters <= questions:
+        raise ValueError(f"there must be from 1 to {questions} clusters of {questions} questions, got {clusters}")
+    design = 1 + (questions / clusters - 1) * correlation
+    error = math.sqrt(2 * share * (1 - share) * (1 - correlation) * design / questions)
+    return min(1.0, Estimate(0.0, error, max(1, clusters - 1)).minimum_detectable())
+
+
+def _several(of: Sequence[float] | np.ndarray) -> None:
+    if len(of) < 2:
+        raise ValueError(f"an error needs at least two seeds or clusters, got {len(of)}")
 
 
 def cluster_index(clusters: Sequence[object] | np.ndarray) -> np.ndarray:

@@ -13,12 +13,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from memory_paths.evaluation.churn import Churn
+from memory_paths.evaluation.contrasts import Contrast, adjusted, chances_of_best, contrasts_of
 from memory_paths.evaluation.costs import MEASURES, break_even, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
@@ -121,6 +123,23 @@ class Summary:
     failures: tuple[Failure, ...]
     curves: tuple[Curve, ...] = ()
 
+    @cached_property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The path that keeps most against each other one, and likewise what was known before, for each load."""
+        found = []
+        for metric in ("retention", "prior"):
+            for (family, load), group in _groups(self.lines):
+                found += contrasts_of(family, load, metric, _outcomes(group, metric))
+        return adjusted(found)
+
+    def chances(self) -> list[dict[str, Any]]:
+        """For each load, in how many of 10,000 redrawn data sets each path keeps most."""
+        found = []
+        for (family, load), group in _groups(self.lines):
+            chances = chances_of_best(_outcomes(group, "retention"))
+            found += [{"family": family, "load": load, "path": path, "best": share} for path, share in chances.items()]
+        return found
+
     @property
     def verdict(self) -> str:
         """What the runs say, in one sentence: who keeps most at each load, ties as ties, who lost prior knowledge."""
@@ -159,6 +178,8 @@ class Summary:
             "lines": lines,
             "break_even": self.break_even(),
             "matched": matched(self.curves),
+            "contrasts": [contrast.to_json() for contrast in self.contrasts],
+            "chances": self.chances(),
             "failures": [vars(failure) for failure in self.failures],
         }
 
@@ -433,6 +454,14 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
         low = None if None in lows else min(edge for edge in lows if edge is not None)
         high = None if None in highs else max(edge for edge in highs if edge is not None)
     return Metric(fmean(values), low, high, sum(metric.n for metric in given))
+
+
+def _outcomes(group: Sequence[Line], metric: str) -> dict[str, dict[int, Sequence[Outcome]]]:
+    return {
+        line.label: {seed: found.get(metric, ()) for seed, found in line.outcomes.items()}
+        for line in group
+        if line.path not in CONTROLS and line.metric("retention").value is not None
+    }
 
 
 def _added(churns: Sequence[Churn | None]) -> Churn:
