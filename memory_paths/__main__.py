@@ -40,6 +40,7 @@ def run(cfg: Any, folder: Path) -> None:
         )
     from memory_paths import build
     from memory_paths.evaluation.evaluator import Evaluator
+    from memory_paths.evaluation.records import compact
     from memory_paths.evaluation.report import REPORT, Report
 
     config = build.plain(cfg)
@@ -64,6 +65,7 @@ def run(cfg: Any, folder: Path) -> None:
             restore=build.restore,
         )
         evaluator.run(agent)
+    compact(folder)
 
 
 @hydra.main(config_path="pkg://memory_paths.conf", config_name="config", version_base="1.3")

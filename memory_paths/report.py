@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from memory_paths.evaluation.records import export
 from memory_paths.evaluation.report import Report, write_lines
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
 from memory_paths.evaluation.table import render_markdown, render_table
@@ -92,8 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", metavar="FILE", help="write the reports of all runs as one file of JSON lines, and nothing else"
     )
+    parser.add_argument(
+        "--records", metavar="FILE", help="write every answer of all runs as one file of JSON lines, and nothing else"
+    )
     given = parser.parse_args(arguments)
     try:
+        if given.records is not None:
+            print(f"{export(given.folder, given.records)} answers in {given.records}")
+            return 0
         if given.keep is not None:
             reports, failures = reports_of(given.folder)
             write_lines(reports, given.keep)

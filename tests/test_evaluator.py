@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -346,6 +347,40 @@ def test_records_from_before_a_column_was_added_are_read_with_nulls(whole: Path,
     assert older["shown"].null_count == len(older)
     kept = [name for name in newer.column_names if name not in records._ADDED_LATER]
     assert older.select(kept).equals(newer.select(kept))
+
+
+def test_a_finished_run_is_compacted_and_reads_the_same_at_whatever_moment_that_stops(
+    whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = records.read_records(whole)
+    stages = records.finished_stages(whole)
+    records.compact(tmp_path / "run")
+    assert sorted(file.name for file in (tmp_path / "run" / "records").iterdir()) == [
+        "answers.parquet",
+        "settings.json",
+        "writes.parquet",
+    ]
+    assert records.read_records(tmp_path / "run").equals(before)
+    assert records.finished_stages(tmp_path / "run") == stages
+    assert same_records(tmp_path / "run", whole)
+    shutil.copytree(whole, tmp_path / "stopped")
+    shutil.copy(tmp_path / "run" / "records" / "answers.parquet", tmp_path / "stopped" / "records")
+    assert records.read_records(tmp_path / "stopped").equals(before), "parts and the file made of them count once"
+    records.compact(tmp_path / "stopped")
+    assert same_records(tmp_path / "stopped", whole)
+    damaged = tmp_path / "run" / "records" / "answers.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(RecordError, match="new folder"):
+        records.finished_stages(tmp_path / "run")
+
+
+def test_every_answer_can_be_had_as_json_lines(whole: Path, tmp_path: Path) -> None:
+    count = records.export(whole, tmp_path / "answers.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == count == len(records.read_records(whole))
+    assert lines[0]["answer"] == records.read_records(whole)["answer"][0].as_py()
+    assert {line["path"] for line in lines} == {"icl"}
 
 
 def test_runs_that_differ_in_an_answer_are_told_apart_and_time_does_not_count(whole: Path, tmp_path: Path) -> None:

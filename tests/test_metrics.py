@@ -134,7 +134,7 @@ GOLDENS: tuple[tuple[list[list[float]], dict[str, float]], ...] = (
 )
 """What avalanche-lib 0.6.0 (`Forgetting`, `BWT`, `ForwardTransfer`, each evaluated while an experience is trained, just
 before it and at the end) and Mammoth's `utils/metrics.py` (commit 07bd157, `backward_transfer` and `forward_transfer`)
-give for these matrices; the two agree. Mammoth's `forgetting` takes its maximum over other cells and is none of ours."""
+give for these matrices; the two agree. Mammoth's `forgetting` takes its maximum over other cells and differs."""
 
 
 @pytest.mark.parametrize(("matrix", "published"), GOLDENS, ids=[f"{len(matrix) - 1} stages" for matrix, _ in GOLDENS])

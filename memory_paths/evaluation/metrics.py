@@ -37,8 +37,9 @@ from memory_paths.evaluation.statistics import (
     SHARE,
     UNBOUNDED,
     Bounds,
+    Statistic,
     cluster_index,
-    cluster_interval,
+    cluster_intervals,
     generator_for,
     mean_interval,
     paired_interval,
@@ -206,10 +207,10 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         "relearnt": share("relearnt", last & (rows.kind == RELEARNT), "what was missed was not taught once more"),
     }
     cells = _Cells.of(rows, experiences, direct & (rows.uniform | own) & (rows.experience > 0))
-    metrics |= {name: cells.metric(metric, (seed, name)) for name, metric in MATRIX_METRICS.items()}
+    metrics |= cells.metrics(MATRIX_METRICS, seed)
     metrics["half_life"] = _half_life(metrics["decay"])
     metrics["forgetting_corrected"] = _corrected(rows, experiences, metrics["forgetting_from_maximum"], seed)
-    ages = {str(age): cells.metric(_at_age(age), (seed, "age", age)) for age in range(experiences)}
+    ages = cells.metrics({str(age): _at_age(age) for age in range(experiences)}, seed)
     refused = rows.reason.astype(bool)
     anything = np.array([float(bool(recalls)) for recalls in rows.recalls])
 
@@ -295,7 +296,7 @@ def reciprocal_rank(ids: Sequence[str], ranked: Sequence[str]) -> float:
 def _retrieval(rows: Rows, asked: np.ndarray) -> dict[str, np.ndarray]:
     """By name what finding came to for each row: what was offered first, and in all, and what stood in the prompt. NaN
     where the row is not among those asked."""
-    found: dict[str, np.ndarray] = {}
+    found = {name: np.full(len(rows), math.nan) for name in _RETRIEVAL}
     for at in np.flatnonzero(asked):
         wanted, ranked, shown = rows.ids[at] or (), rows.recalls[at] or (), rows.shown[at]
         for name, value in {
@@ -305,8 +306,8 @@ def _retrieval(rows: Rows, asked: np.ndarray) -> dict[str, np.ndarray]:
             "recall_shown": math.nan if shown is None else recall(wanted, shown),
             "reciprocal_rank": reciprocal_rank(wanted, ranked),
         }.items():
-            found.setdefault(name, np.full(len(rows), math.nan))[at] = value
-    return found or dict.fromkeys(_RETRIEVAL, np.full(len(rows), math.nan))
+            found[name][at] = value
+    return found
 
 
 def _unchanged(rows: Rows, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -318,7 +319,8 @@ def _unchanged(rows: Rows, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     same = np.full(len(rows), math.nan)
     for at in np.flatnonzero(last & answered):
         if rows.key[at] in before:
-            same[at] = normalised(rows.answer[at] or "") == normalised(before[rows.key[at]] or "")
+            then, now = before[rows.key[at]] or "", rows.answer[at] or ""
+            same[at] = then == now or normalised(then) == normalised(now)
     return same
 
 
@@ -473,20 +475,28 @@ class _Cells:
     def table(self) -> list[list[float | None]]:
         return [[_finite(cell) for cell in row] for row in self.matrix().tolist()]
 
-    def metric(self, metric: _MatrixMetric, seed: tuple[object, ...]) -> Metric:
+    def metrics(self, wanted: Mapping[str, _MatrixMetric], seed: int) -> dict[str, Metric]:
         if self.reason:
-            return undefined(self.reason)
-        value = float(metric.function(self.matrix()))
-        if not math.isfinite(value):
-            return undefined(metric.missing)
-        interval = cluster_interval(
+            return dict.fromkeys(wanted, undefined(self.reason))
+        count, found = int(self.counts.sum()), {}
+
+        def of_cells(metric: _MatrixMetric) -> Statistic:
+            return lambda means: metric.function(means.reshape(*means.shape[:-1], *self.shape))
+
+        intervals = cluster_intervals(
             self.sums,
             self.counts,
-            lambda means: metric.function(means.reshape(*means.shape[:-1], *self.shape)),
-            generator=generator_for(*seed),
-            bounds=metric.bounds,
+            [of_cells(metric) for metric in wanted.values()],
+            generator=generator_for(seed, "matrix"),
+            bounds=[metric.bounds for metric in wanted.values()],
         )
-        return Metric(value, _finite(interval.low), _finite(interval.high), int(self.counts.sum()))
+        for (name, metric), interval in zip(wanted.items(), intervals, strict=True):
+            value = float(metric.function(self.matrix()))
+            if math.isfinite(value):
+                found[name] = Metric(value, _finite(interval.low), _finite(interval.high), count)
+            else:
+                found[name] = undefined(metric.missing)
+        return found
 
 
 def _finite(value: float) -> float | None:

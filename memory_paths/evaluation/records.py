@@ -1,7 +1,8 @@
 """Records: one immutable Parquet part per stage, from which every figure can be computed again without a model.
 
 A part is written under a temporary name, synced, renamed, and the folder synced: a part that has its name is whole.
-Pages carry checksums. This file knows what a row looks like; it knows nothing of agents, streams or figures.
+Values carry a checksum. A finished run may have its parts made into one file of each kind (`compact`). This file knows
+what a row looks like; it knows nothing of agents, streams or figures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,10 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 _ADDED_LATER = ("shown", "answer_offered", "answer_shown")  # null where the records are from before they existed
-_DIGEST = "sha256"
+_DIGEST = "blake2b"
 _ADVICE = "delete it, and the run will ask its stage again"
+_ADVICE_WHOLE = "start the run again in a new folder"
+_STAGES = "stages"
 _TIMED = ("seconds", "joules")
 
 
@@ -103,7 +106,8 @@ def write_part(folder: Path, kind: str, stage: int, rows: Sequence[Mapping[str, 
     if file.exists():
         return file
     schema = _schema(kind)
-    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    columns = [pyarrow.array([row.get(column.name) for row in rows], type=column.type) for column in schema]
+    table = pyarrow.table(columns, schema=schema)
     table = table.replace_schema_metadata({_DIGEST: _digest(table)})
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
@@ -121,8 +125,57 @@ def part(folder: Path, kind: str, stage: int) -> Path:
     return Path(folder) / RECORDS / f"{kind}-{stage:04d}.parquet"
 
 
+def compact(folder: str | Path) -> None:
+    """Make one file of each kind out of the parts of a finished run. Whenever it is stopped nothing is lost: the parts
+    go only when both files are there, and a file stands for the parts that it was made of.
+
+    Raises:
+        RecordError: See `read_records`.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    root = Path(folder)
+    for kind in (ANSWERS, WRITES):
+        if not _whole(root, kind).exists():
+            stages = len(list(_parts(root, kind)))
+            table = _read(root, kind).combine_chunks()
+            table = table.replace_schema_metadata({_DIGEST: _digest(table), _STAGES: str(stages)})
+            buffer = pyarrow.BufferOutputStream()
+            pyarrow.parquet.write_table(table, buffer, compression="zstd")
+            write_file(_whole(root, kind), buffer.getvalue().to_pybytes())
+    for file in [*_parts(root, ANSWERS), *_parts(root, WRITES)]:
+        file.unlink()
+
+
+def export(folder: str | Path, file: str | Path) -> int:
+    """Write every answer of a run, or of all runs of a sweep, as JSON lines, with `run`, `path` and `seed` as
+    `load_records` has them; returns how many they are.
+
+    Raises:
+        RecordError: See `read_records`.
+    """
+    count = 0
+    with Path(file).open("w", encoding="utf-8") as lines:
+        for table, named in _runs(Path(folder)):
+            for batch in table.to_batches(max_chunksize=10_000):
+                for row in batch.to_pylist():
+                    lines.write(json.dumps({**named, **row}, ensure_ascii=False) + "\n")
+            count += len(table)
+    return count
+
+
 def finished_stages(folder: Path) -> int:
     """How many stages, counted from stage 0, have their part of answers."""
+    whole = _whole(Path(folder), ANSWERS)
+    if whole.exists():
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return int(pyarrow.parquet.read_schema(whole).metadata[_STAGES.encode()])
+        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{whole} is damaged ({error}); {_ADVICE_WHOLE}") from error
     stage = 0
     while part(folder, ANSWERS, stage).exists():
         stage += 1
@@ -156,13 +209,7 @@ def load_records(folder: str | Path) -> pandas.DataFrame:
         import pandas
     except ImportError as error:
         raise ImportError("load_records needs pandas: pip install pandas") from error
-    root = Path(folder)
-    begun = [settings.parent.parent for settings in sorted(root.rglob(f"{RECORDS}/{SETTINGS}"))]
-    frames = []
-    for run in [run for run in begun if finished_stages(run)] or [root]:
-        answers = read_records(run).to_pandas()
-        settings = json.loads((run / RECORDS / SETTINGS).read_text(encoding="utf-8"))
-        frames.append(answers.assign(run=str(run.relative_to(root)), path=settings["path"], seed=settings["seed"]))
+    frames = [table.to_pandas().assign(**named) for table, named in _runs(Path(folder))]
     return pandas.concat(frames, ignore_index=True)
 
 
@@ -204,11 +251,30 @@ def _comparable(table: pyarrow.Table, kind: str) -> pyarrow.Table:
     return table.select(kept).sort_by([(name, "ascending") for name in _KEYS[kind]])
 
 
+def _runs(root: Path) -> Iterator[tuple[pyarrow.Table, dict[str, Any]]]:
+    """The answers of each run below a folder, with what tells it from the others."""
+    begun = [settings.parent.parent for settings in sorted(root.rglob(f"{RECORDS}/{SETTINGS}"))]
+    for run in [run for run in begun if finished_stages(run)] or [root]:
+        table = read_records(run)
+        settings = json.loads((run / RECORDS / SETTINGS).read_text(encoding="utf-8"))
+        yield table, {"run": str(run.relative_to(root)), "path": settings["path"], "seed": settings["seed"]}
+
+
+def _whole(folder: Path, kind: str) -> Path:
+    return folder / RECORDS / f"{kind}.parquet"
+
+
+def _parts(folder: Path, kind: str) -> list[Path]:
+    return sorted((folder / RECORDS).glob(f"{kind}-*.parquet"))
+
+
 def _read(folder: Path, kind: str) -> pyarrow.Table:
     import pyarrow
     import pyarrow.parquet
 
-    files = sorted((folder / RECORDS).glob(f"{kind}-*.parquet"))
+    whole = _whole(folder, kind)
+    files = [whole] if whole.exists() else _parts(folder, kind)
+    advice = _ADVICE_WHOLE if whole.exists() else _ADVICE
     if not files:
         raise RecordError(f"no records of {kind} in {folder}; a run leaves them in its subfolder {RECORDS}/")
     tables = []
@@ -217,13 +283,13 @@ def _read(folder: Path, kind: str) -> pyarrow.Table:
             table = pyarrow.parquet.read_table(file)
             table.validate(full=True)  # a text that is no Unicode any more is only noticed when it is looked at
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise RecordError(f"the records part {file} is damaged ({error}); {_ADVICE}") from error
-        whole = _with_added(table, kind)
-        if not whole.schema.equals(_schema(kind)):
+            raise RecordError(f"the records part {file} is damaged ({error}); {advice}") from error
+        complete = _with_added(table, kind)
+        if not complete.schema.equals(_schema(kind)):
             raise RecordError(f"the records part {file} has other columns than this version writes; start a new folder")
         if (table.schema.metadata or {}).get(_DIGEST.encode()) != _digest(table).encode():
-            raise RecordError(f"the records part {file} is damaged (its checksum is another one); {_ADVICE}")
-        tables.append(whole.replace_schema_metadata())
+            raise RecordError(f"the records part {file} is damaged (its checksum is another one); {advice}")
+        tables.append(complete.replace_schema_metadata())
     return pyarrow.concat_tables(tables)
 
 
@@ -241,10 +307,36 @@ def _with_added(table: pyarrow.Table, kind: str) -> pyarrow.Table:
 
 def _digest(table: pyarrow.Table) -> str:
     """Of the values themselves: Parquet's own checksums cover pages but not their headers."""
-    digest = hashlib.sha256()
+    digest = hashlib.blake2b(digest_size=32)
     for name in table.column_names:
-        digest.update(repr((name, table[name].to_pylist())).encode())
+        digest.update(name.encode())
+        for part in _values(table[name].combine_chunks()):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _values(array: pyarrow.Array) -> Iterator[memoryview]:
+    """What an array holds as bytes, the same however it came about: which values are there, how long each text or list
+    is, and all values one after another."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    yield memoryview(compute.is_valid(array).to_numpy(zero_copy_only=False))
+    if pyarrow.types.is_list(array.type):
+        yield memoryview(compute.fill_null(compute.list_value_length(array), 0).to_numpy())
+        yield from _values(compute.list_flatten(array))
+    elif pyarrow.types.is_string(array.type):
+        present = compute.drop_null(array)
+        lengths = compute.binary_length(present).to_numpy()
+        yield memoryview(lengths)
+        if len(present):  # one text after another, from where the first one begins
+            _, offsets, texts = present.buffers()
+            first = memoryview(offsets).cast("i")[present.offset]
+            yield memoryview(texts)[first : first + int(lengths.sum())]
+    else:
+        filled = compute.fill_null(array, False if pyarrow.types.is_boolean(array.type) else 0)
+        yield memoryview(filled.to_numpy(zero_copy_only=False))
 
 
 def _schema(kind: str) -> pyarrow.Schema:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memory_paths.evaluation.statistics import cluster_index
+
 if TYPE_CHECKING:
     import pyarrow
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Answers as columns of equal length; booleans are 1.0 and 0.0, and NaN where they do not apply."""
+    """Answers as columns of equal length; booleans are 1.0 and 0.0, and NaN where they do not apply. Clusters are
+    numbers from 0."""
 
     stage: np.ndarray
     experience: np.ndarray
@@ -64,6 +67,7 @@ class Rows:
                 built[field.name] = _numbers(column, _WHOLE.get(field.name))
         unnamed = ~built["cluster"].astype(bool)
         built["cluster"][unnamed] = built["key"][unnamed]
+        built["cluster"] = cluster_index(built["cluster"])
         built["uniform"] = built["uniform"].astype(bool)
         return Rows(**built)
 

@@ -18,6 +18,7 @@ LEVEL = 0.95
 POWER = 0.8
 DRAWS = 2000
 MINIMUM_CLUSTERS = 30
+MOST_CLUSTERS = 1000
 _CHUNK = 1000
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
@@ -98,46 +99,79 @@ def cluster_interval(
     bounds: Bounds = UNBOUNDED,
     level: float = LEVEL,
 ) -> Interval:
-    """The interval of a statistic of cell means, over the clusters that the answers come in.
+    """The interval of one statistic of cell means; see `cluster_intervals`."""
+    (interval,) = cluster_intervals(sums, counts, [statistic], generator=generator, bounds=[bounds], level=level)
+    return interval
 
-    From 30 clusters on a bootstrap of clusters, its percentiles expanded for their number (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", 3.3); below that a jackknife of clusters with Student's t, which for a
-    plain mean over clusters of equal size is Student's t over the cluster means. A share or difference that does not
-    vary at all from cluster to cluster gets the width of Wilson's interval with one trial a cluster. One cluster says
-    nothing: the bounds come back.
+
+def cluster_intervals(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    statistics: Sequence[Statistic],
+    *,
+    generator: np.random.Generator,
+    bounds: Sequence[Bounds],
+    level: float = LEVEL,
+) -> list[Interval]:
+    """The intervals of statistics of cell means, over the clusters that the answers come in, all from the same draws.
+
+    From 30 clusters on a bootstrap of clusters, of 1,000 random groups where there are more, its percentiles expanded
+    for their number (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", 3.3); below that a jackknife of
+    clusters with Student's t, which for a plain mean over clusters of equal size is Student's t over the cluster means.
+    A share or difference that does not vary at all from cluster to cluster gets the width of Wilson's interval with one
+    trial a cluster. One cluster says nothing: the bounds come back.
 
     Args:
         sums: Sum of the values, of shape (clusters, cells).
         counts: Number of the values, of shape (clusters, cells).
-        statistic: From cell means of shape (..., cells) to figures of shape (...); NaN where it is undefined.
+        statistics: Each from cell means of shape (..., cells) to figures of shape (...); NaN where it is undefined.
         generator: Where chance comes from.
-        bounds: What the figure can be at all.
+        bounds: What each figure can be at all.
         level: Nominal coverage, in (0, 1).
     """
     clusters = len(sums)
     if clusters < 2:
-        return Interval(*bounds)
-    value = float(statistic(_ratio(sums.sum(0), counts.sum(0))))
-    if clusters >= MINIMUM_CLUSTERS:
+        return [Interval(*edges) for edges in bounds]
+    if clusters > MOST_CLUSTERS:  # groups of clusters vary as they do, and there are still many
+        order = generator.permutation(clusters)
+        starts = np.arange(MOST_CLUSTERS) * clusters // MOST_CLUSTERS
+        sums, counts = (np.add.reduceat(each[order], starts, axis=0) for each in (sums, counts))
+        clusters = MOST_CLUSTERS
+    whole = _ratio(sums.sum(0), counts.sum(0))
+    redrawn = clusters >= MINIMUM_CLUSTERS
+    if redrawn:
         drawn = generator.integers(clusters, size=(DRAWS, clusters)) + clusters * np.arange(DRAWS)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=DRAWS * clusters).reshape(DRAWS, clusters).astype(float)
-        figures = statistic(_ratio(weights @ sums, weights @ counts))
-        figures = figures[np.isfinite(figures)]
-        expanded = math.sqrt(clusters / (clusters - 1)) * student_quantile(clusters - 1, level)
-        tail = NormalDist().cdf(-expanded)
-        low, high = (float(edge) for edge in np.quantile(figures, (tail, 1 - tail)))
+        means = _ratio(weights @ sums, weights @ counts)
     else:
-        figures = statistic(_ratio(sums.sum(0) - sums, counts.sum(0) - counts))
+        means = _ratio(sums.sum(0) - sums, counts.sum(0) - counts)
+    found = []
+    for statistic, edges in zip(statistics, bounds, strict=True):
+        value, figures = float(statistic(whole)), statistic(means)
         figures = figures[np.isfinite(figures)]
         if len(figures) < 2:
-            return Interval(*bounds)
-        size = len(figures)
-        error = math.sqrt((size - 1) / size * float(((figures - figures.mean()) ** 2).sum()))
-        half = error * student_quantile(size - 1, level)
-        low, high = value - half, value + half
-    if high - low < 1e-12:
-        return _of_no_variation(value, clusters, bounds, level)
-    return Interval(low, high).clipped(bounds)
+            found.append(Interval(*edges))
+            continue
+        interval = _percentiles(figures, clusters, level) if redrawn else _jackknife(value, figures, level)
+        if interval.high - interval.low < 1e-12:
+            found.append(_of_no_variation(value, clusters, edges, level))
+        else:
+            found.append(interval.clipped(edges))
+    return found
+
+
+def _percentiles(figures: np.ndarray, clusters: int, level: float) -> Interval:
+    expanded = math.sqrt(clusters / (clusters - 1)) * student_quantile(clusters - 1, level)
+    tail = NormalDist().cdf(-expanded)
+    low, high = (float(edge) for edge in np.quantile(figures, (tail, 1 - tail)))
+    return Interval(low, high)
+
+
+def _jackknife(value: float, figures: np.ndarray, level: float) -> Interval:
+    size = len(figures)
+    error = math.sqrt((size - 1) / size * float(((figures - figures.mean()) ** 2).sum()))
+    half = error * student_quantile(size - 1, level)
+    return Interval(value - half, value + half)
 
 
 def mean_interval(
@@ -333,8 +367,10 @@ def _several(of: Sequence[float] | np.ndarray) -> None:
 
 def cluster_index(clusters: Sequence[object] | np.ndarray) -> np.ndarray:
     """For each entry the number of its cluster, from 0."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(str(cluster), len(numbers)) for cluster in clusters], dtype=int)
+    if isinstance(clusters, np.ndarray) and clusters.dtype.kind in "iu":
+        return np.unique(clusters, return_inverse=True)[1]
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=int)
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
