@@ -322,6 +322,11 @@ class CausalLM:
         per_token = _flops_per_token(self.module, {id(self.module.get_output_embeddings())})
         return float(per_token * tokens + attention * context)
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the module holds that training could change."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
     def weights_hash(self) -> str:
         """SHA-256 over name, type, shape and bytes of every parameter and buffer, in hex."""
         import torch

@@ -211,6 +211,23 @@ def test_a_figure_that_one_seed_lacks_is_null_with_that_reason() -> None:
     assert line.metric("retention") == undefined("does not fit")
 
 
+def test_what_learning_in_steps_costs_is_measured_against_learning_at_once() -> None:
+    steps = make_report("full", 0.4, seed=1)
+    learning = {**steps.metrics, "learning_accuracy": Metric(0.7, n=10)}
+    in_steps = replace(
+        steps, metrics=learning, matrix=[[0.0, 0.0], [0.8, 0.0], [0.4, 0.6]], config={**steps.config, "joint": False}
+    )
+    joint_metrics = {**steps.metrics, "average_accuracy": Metric(0.9, n=10)}
+    at_once = replace(steps, metrics=joint_metrics, matrix=[[0.0], [0.9]], config={**steps.config, "joint": True})
+    lines = {bool(line.config["joint"]): line for line in summarise([in_steps, at_once])}
+    assert lines[False].metric("intransigence").value == pytest.approx(0.9 - 0.7)
+    assert lines[True].metric("intransigence").reason
+    assert [line.is_control for line in lines.values()].count(True) == 1
+    other = replace(at_once, config={**at_once.config, "stream": {"facts": 9}})
+    (alone, _) = summarise([in_steps, other])
+    assert alone.metric("intransigence").value is None, "it learnt something else"
+
+
 def test_runs_of_one_path_with_other_settings_are_lines_of_their_own() -> None:
     reports = [
         make_report(

@@ -15,7 +15,14 @@ from memory_paths.types import Cost
 
 COMPONENTS = ("lm", "encoder", "index")
 MEASURES = ("tokens", "flops", "seconds")
-COLUMNS = ("arm", "reused", "reason", *(f"{part}_{name}" for part in COMPONENTS for name in MEASURES), "wall_seconds")
+COLUMNS = (
+    "arm",
+    "reused",
+    "reason",
+    *(f"{part}_{name}" for part in COMPONENTS for name in MEASURES),
+    "wall_seconds",
+    "joules",
+)
 Measure = Literal["tokens", "flops", "seconds"]
 
 
@@ -34,8 +41,9 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
 
     Returns:
         `write` and `read`: by component tokens, flops and seconds, in all; `wall_seconds` likewise as the evaluator's
-        own clock saw them; `writes` (items) and `reads` (questions): how many they were; `stored_bytes` after the
-        last stage; `skipped`: items that were refused because they fit at no time.
+        own clock saw them, and `joules` as the machine counted them (None where it does not); `writes` (items) and
+        `reads` (questions): how many they were; `stored_bytes` after the last stage; `skipped`: items that were refused
+        because they fit at no time.
     """
     real = [
         at
@@ -53,6 +61,7 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
             "write": _total(writes["wall_seconds"], written),
             "read": _total(answers["wall_seconds"], real),
         },
+        "joules": {"write": _counted(writes, written), "read": _counted(answers, real)},
         "writes": int(_total(writes["items"], written)),
         "skipped": sum(len(ids or ()) for ids in writes["skipped"]),
         "reads": len(real),
@@ -102,6 +111,21 @@ def break_even(dear: Mapping[str, Any], cheap: Mapping[str, Any], measure: Measu
     if saved <= 0:
         return undefined("a question costs it no less, so that it never pays off")
     return Metric(float(math.ceil(extra / saved)))
+
+
+def rescaled(cost: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The same work with a language model of another size: its FLOPs grow with its number of parameters; tokens,
+    and the work of encoder and index, do not."""
+
+    def grown(parts: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+        return {**parts, "lm": {**parts["lm"], "flops": parts["lm"]["flops"] * factor}}
+
+    return {**cost, "write": grown(cost["write"]), "read": grown(cost["read"])}
+
+
+def _counted(columns: Mapping[str, Sequence[Any]], chosen: Sequence[int]) -> float | None:
+    counted = [columns["joules"][at] for at in chosen]
+    return None if None in counted or not counted else math.fsum(counted)
 
 
 def _by_component(columns: Mapping[str, Sequence[Any]], chosen: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
+from memory_paths.evaluation.energy import EnergyMeter
 from memory_paths.evaluation.metrics import Metric, measure, measured_by_path, undefined
 from memory_paths.evaluation.misses import RELEARNT
 from memory_paths.evaluation.plan import Ask, Control, Plan, stream_hash
@@ -23,6 +24,7 @@ from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, finger
 from memory_paths.evaluation.report import Report, flattened, versions
 from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
+from memory_paths.evaluation.statistics import minimum_detectable
 from memory_paths.types import Answer, Cost, Knowledge, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class Evaluator:
         self._items = {item.id: item for experience in stream.experiences for item in experience.items}
         self._seed, self._control, self._likelihoods = seed, control, likelihoods
         self._probes, self._relearn = probes, relearn
+        self._meter = EnergyMeter()
         self._threshold, self._progress = unknown_threshold, progress
         self._config, self._restore = dict(config or {}), restore
 
@@ -116,8 +119,16 @@ class Evaluator:
         """
         name = self._control or agent.path_name
         settings = self._settings | {"path": name, "lm": agent.lm.name}
+        settings |= {"parameters": getattr(agent.lm, "parameters", None)}
         self._claim(settings)
         done = records.finished_stages(self.folder)
+        asked = [ask for ask in self._plan.asks(self._plan.stages - 1) if ask.kind == "direct" and ask.uniform]
+        if asked:
+            clusters = len({ask.question.cluster or ask.key for ask in asked})
+            LOGGER.info(
+                "%d questions about %d things: a difference between two paths of %.2f is found four times in five",
+                *(len(asked), clusters, minimum_detectable(len(asked), clusters)),
+            )
         if done < self._plan.stages:
             refused = self._resume(agent, done)
             past = _Past(records.read_records(self.folder).to_pylist() if done else [], done)
@@ -154,6 +165,7 @@ class Evaluator:
             metrics={**measured.metrics, **measured_by_path(writes), "chance": self._chance()},
             matrix=measured.matrix,
             cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes),
+            parameters=known.get("parameters"),
             ages=measured.ages,
             churn=measured.churn,
             misses=measured.misses,
@@ -248,6 +260,7 @@ class Evaluator:
         experience = self.stream.experiences[stage - 1] if stage else None
         items = list(experience.items) if experience and not refused else []
         cost, reason, skipped, measures = Cost(), refused or None, [], {}
+        self._meter.joules()
         begin = time.perf_counter()
         while items and not reason:
             try:
@@ -264,7 +277,7 @@ class Evaluator:
                 else:
                     skipped += [item.id for item in items if item.id in error.items]
                 items = fitting
-        wall = time.perf_counter() - begin
+        wall, joules = time.perf_counter() - begin, self._meter.joules()
         return {
             "stage": stage,
             "experience_name": experience.name if experience else "",
@@ -276,6 +289,7 @@ class Evaluator:
             "reason": reason,
             "measures": json.dumps(measures, sort_keys=True) if measures else None,
             "wall_seconds": wall,
+            "joules": joules,
             **costs.as_columns(cost),
         }
 
@@ -324,12 +338,14 @@ class Evaluator:
         something does not fit, so that it does not silence its neighbours."""
         queries = [ask.question.query for _, ask in pairs]
         notes = [ask.notes or () for _, ask in pairs] if noted else None
+        self._meter.joules()
         begin = time.perf_counter()
         try:
             answers = agent.answer(queries) if notes is None else agent.answer(queries, notes=notes)
-            wall = (time.perf_counter() - begin) / len(pairs)
+            wall, joules = (time.perf_counter() - begin) / len(pairs), self._meter.joules()
+            timed = {"wall_seconds": wall, "joules": None if joules is None else joules / len(pairs)}
             for (row, ask), answer in zip(pairs, answers, strict=True):
-                row |= _scored(ask, answer, self._items) | {"wall_seconds": wall}
+                row |= _scored(ask, answer, self._items) | timed
             if self._likelihoods and isinstance(agent.lm, Scores):
                 self._score(agent, pairs, noted)
         except TooLarge as error:

@@ -31,7 +31,7 @@ _COSTS = {
     f"{part}_{name}": kind
     for part in COMPONENTS
     for name, kind in (("tokens", _WHOLE), ("flops", _REAL), ("seconds", _REAL))
-} | {"wall_seconds": _REAL}
+} | {"wall_seconds": _REAL, "joules": _REAL}
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
     ANSWERS: {
         "stage": _WHOLE,  # 0: before any learning
@@ -75,7 +75,12 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         **_COSTS,
     },
 }
-_ADDED_LATER = ("shown", "answer_offered", "answer_shown")  # null where the records are from before they existed
+_ADDED_LATER = (
+    "shown",
+    "answer_offered",
+    "answer_shown",
+    "joules",
+)  # null where the records are from before they existed
 _DIGEST = "blake2b"
 _ADVICE = "delete it, and the run will ask its stage again"
 _ADVICE_WHOLE = "start the run again in a new folder"

@@ -34,6 +34,7 @@ class Report:
         matrix: Accuracy on each experience (columns) after each stage (rows; row 0 is before any learning); None: not
             measured.
         cost: As `costs.summarise` gives it.
+        parameters: Of the language model; None where it does not say.
         ages: Retention by the number of experiences learnt since, as text from "0" on.
         churn: Of what was known before, of reading, and of what was taught.
         misses: How many questions were answered rightly in the end, and why the others were not, see `misses.misses`.
@@ -51,6 +52,7 @@ class Report:
     metrics: Mapping[str, Metric]
     matrix: list[list[float | None]]
     cost: Mapping[str, Any]
+    parameters: int | None = None
     ages: Mapping[str, Metric] = field(default_factory=dict)
     churn: Mapping[str, Churn] = field(default_factory=dict)
     misses: Mapping[str, int] = field(default_factory=dict)

@@ -19,10 +19,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from memory_paths.evaluation.churn import Churn
 from memory_paths.evaluation.contrasts import Contrast, adjusted, chances_of_best, contrasts_of
-from memory_paths.evaluation.costs import MEASURES, break_even, unit
+from memory_paths.evaluation.costs import MEASURES, break_even, rescaled, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
+from memory_paths.evaluation.matrix import intransigence
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
@@ -67,6 +70,7 @@ class Line:
         metrics: By name; with several seeds the interval is over seeds, with one it is over items only.
         matrix: Mean over seeds, cell by cell.
         cost: Mean over seeds.
+        parameters: Of the language model; None where it does not say.
         ages: As in a report, over seeds like the metrics.
         churn: As in a report, added up.
         misses: As in a report, added up.
@@ -84,12 +88,18 @@ class Line:
     metrics: Mapping[str, Metric]
     matrix: list[list[float | None]]
     cost: Mapping[str, Any]
+    parameters: int | None
     ages: Mapping[str, Metric]
     churn: Mapping[str, Churn]
     misses: Mapping[str, int]
     outcomes: Mapping[int, Mapping[str, Sequence[Outcome]]]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it says what others are to be measured against, and is itself no way to remember."""
+        return self.path in CONTROLS or bool(self.config.get("joint"))
 
     @property
     def label(self) -> str:
@@ -149,14 +159,23 @@ class Summary:
         """One flat row for each path and load, as a table for pandas."""
         return [_flat(line) for line in self.lines]
 
-    def break_even(self) -> list[dict[str, Any]]:
-        """For each load, after how many questions a path pays off, in FLOPs, against one that only stores text."""
+    def break_even(self, parameters: float | None = None) -> list[dict[str, Any]]:
+        """For each load, after how many questions a path pays off, in FLOPs, against one that only stores text.
+
+        Args:
+            parameters: Of the language model that is meant; None: of the one that was measured.
+        """
         found: list[dict[str, Any]] = []
         for (_, load), group in _groups(self.lines):
-            contenders = [line for line in group if line.path not in CONTROLS and line.cost.get("reads")]
+            contenders = [line for line in group if not line.is_control and line.cost.get("reads")]
             for dear in (line for line in contenders if line.path not in _TEXT_PATHS):
                 for other in (line for line in contenders if line.path in _TEXT_PATHS):
-                    reads = break_even(dear.cost, other.cost)
+                    size = dear.parameters or other.parameters
+                    if parameters is not None and size is None:
+                        reads = undefined("the runs do not say how large their model is")
+                    else:
+                        grown = 1.0 if parameters is None or size is None else parameters / size
+                        reads = break_even(rescaled(dear.cost, grown), rescaled(other.cost, grown))
                     found.append({"load": load, "path": dear.label, "against": other.label, "reads": reads.to_json()})
         return found
 
@@ -251,12 +270,44 @@ def summarise(reports: Sequence[Report], ignore: Sequence[str] = ()) -> tuple[Li
     """Reports put together by path, settings (but for those to ignore), load, model and stream; seeds become one
     line."""
     lines = []
-    for group in _same_name(reports):
+    for group in _same_name(_against_joint(reports)):
         variants: dict[str, list[Report]] = {}
         for report, variant in zip(group, _variants(group, ignore), strict=True):
             variants.setdefault(variant, []).append(report)
         lines += [_line(variant, same) for variant, same in variants.items()]
     return tuple(sorted(lines, key=_place))
+
+
+def _against_joint(reports: Sequence[Report]) -> list[Report]:
+    """The same reports with `intransigence` where there is a run that differs in learning everything at once."""
+
+    def apart_from_joint(report: Report) -> str:
+        named = {"path": report.path, "lm": report.lm, "stream": report.stream, "seed": report.seed}
+        rest = {name: value for name, value in flattened(report.config).items() if not _is_place(name)}
+        return json.dumps({**named, **rest, "joint": None}, sort_keys=True)
+
+    joint = {
+        apart_from_joint(report): report.metrics["average_accuracy"] for report in reports if report.config.get("joint")
+    }
+    found = []
+    for report in reports:
+        at_once, learnt = joint.get(apart_from_joint(report)), report.metrics.get("learning_accuracy")
+        if report.config.get("joint") or at_once is None or learnt is None:
+            metric = undefined("no run of it learnt everything at once (joint=true)")
+        elif at_once.value is None or learnt.value is None:
+            metric = at_once if at_once.value is None else learnt
+        else:
+            metric = Metric(float(intransigence(_as_array(report.matrix), np.array(at_once.value))), n=learnt.n)
+        found.append(replace(report, metrics={**report.metrics, "intransigence": metric}))
+    return found
+
+
+def _as_array(matrix: list[list[float | None]]) -> np.ndarray:
+    return np.array(matrix, dtype=float)
+
+
+def _is_place(name: str) -> bool:
+    return any("seed" in part or part in _PLACES for part in name.split("."))
 
 
 def _same_name(reports: Sequence[Report]) -> list[list[Report]]:
@@ -280,7 +331,7 @@ def verdict_parts(lines: Sequence[Line]) -> tuple[str, list[str]]:
     parts = []
     for (family, load), group in _groups(lines):
         where = f"{load} items" + (f" of {family}" if len(families) > 1 else "")
-        parts.append(f"with {where} {_ranking([line for line in group if line.path not in CONTROLS])}")
+        parts.append(f"with {where} {_ranking([line for line in group if not line.is_control])}")
     over = (
         "over items only (one seed)"
         if {len(line.seeds) for line in lines} == {1}
@@ -426,6 +477,7 @@ def _line(variant: str, reports: Sequence[Report]) -> Line:
         stream=first.stream,
         seeds=tuple(report.seed for report in kept),
         metrics={name: _over_seeds(name, [report.metrics.get(name) for report in kept]) for name in first.metrics},
+        parameters=first.parameters,
         ages={age: _over_seeds("", [report.ages.get(age) for report in kept]) for age in first.ages},
         churn={name: _added([report.churn.get(name) for report in kept]) for name in first.churn},
         misses=dict(sum((Counter(report.misses) for report in kept), Counter())),
@@ -460,7 +512,7 @@ def _outcomes(group: Sequence[Line], metric: str) -> dict[str, dict[int, Sequenc
     return {
         line.label: {seed: found.get(metric, ()) for seed, found in line.outcomes.items()}
         for line in group
-        if line.path not in CONTROLS and line.metric("retention").value is not None
+        if not line.is_control and line.metric("retention").value is not None
     }
 
 
@@ -483,6 +535,8 @@ def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: _mean_cost([cost[name] for cost in costs])
         if isinstance(value, Mapping)
+        else None
+        if any(cost[name] is None for cost in costs)
         else fmean(cost[name] for cost in costs)
         for name, value in costs[0].items()
     }
@@ -495,8 +549,7 @@ def _variants(reports: Sequence[Report], ignore: Sequence[str]) -> list[str]:
         {
             name: value
             for name, value in flattened(report.config).items()
-            if not any("seed" in part or part in _PLACES for part in name.split("."))
-            and _short_name(name) not in left_out
+            if not _is_place(name) and _short_name(name) not in left_out
         }
         for report in reports
     ]
