@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from memory_paths.evaluation.desiderata import render_standings
 from memory_paths.evaluation.records import export
 from memory_paths.evaluation.report import Report, write_lines
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
@@ -38,6 +39,8 @@ def show(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         print(words)
     for failure in summary.failures:
         print(f"failed: {failure.folder}: {failure.reason}")
+    if summary.standings:
+        print(render_standings(summary.standings))
     if page is not None:
         print(f"The page: {page}")
     _failed_folders.extend(failure.folder for failure in summary.failures)
@@ -83,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="print a Markdown table of these metrics and costs, and write nothing",
     )
     parser.add_argument(
+        "--definition",
+        action="store_true",
+        help="print a Markdown table of the five desiderata of runs of suite=definition, and write nothing",
+    )
+    parser.add_argument(
         "--ignore",
         nargs="*",
         default=[],
@@ -106,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_lines(reports, given.keep)
             print(f"{len(reports)} reports in {given.keep}; without one: {len(failures)}")
             return 1 if failures else 0
+        if given.definition:
+            print(render_standings(collect(given.folder, given.ignore).standings))
+            return 0
         if given.markdown is not None:
             summary = collect(given.folder, given.ignore)
             print(render_markdown(summary, given.markdown))

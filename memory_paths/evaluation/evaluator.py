@@ -25,7 +25,7 @@ from memory_paths.evaluation.report import Report, flattened, versions
 from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
 from memory_paths.evaluation.statistics import minimum_detectable
-from memory_paths.types import Answer, Cost, Knowledge, Scores, Stream, TooLarge
+from memory_paths.types import Answer, Cost, Knowledge, Prompt, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:
     from memory_paths.agent import Agent
@@ -119,7 +119,11 @@ class Evaluator:
         """
         name = self._control or agent.path_name
         settings = self._settings | {"path": name, "lm": agent.lm.name}
-        settings |= {"parameters": getattr(agent.lm, "parameters", None)}
+        texts = [Prompt(item.text, continues=True) for item in self._items.values()]
+        settings |= {
+            "parameters": getattr(agent.lm, "parameters", None),
+            "item_tokens": sum(map(agent.lm.count_tokens, texts)),
+        }
         self._claim(settings)
         done = records.finished_stages(self.folder)
         asked = [ask for ask in self._plan.asks(self._plan.stages - 1) if ask.kind == "direct" and ask.uniform]
@@ -166,6 +170,7 @@ class Evaluator:
             matrix=measured.matrix,
             cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes),
             parameters=known.get("parameters"),
+            item_tokens=known.get("item_tokens"),
             ages=measured.ages,
             churn=measured.churn,
             misses=measured.misses,

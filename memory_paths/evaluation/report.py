@@ -35,6 +35,8 @@ class Report:
             measured.
         cost: As `costs.summarise` gives it.
         parameters: Of the language model; None where it does not say.
+        item_tokens: How long all that was taught is in the model's tokens, each item read once; None where it is not
+            known.
         ages: Retention by the number of experiences learnt since, as text from "0" on.
         churn: Of what was known before, of reading, and of what was taught.
         misses: How many questions were answered rightly in the end, and why the others were not, see `misses.misses`.
@@ -53,6 +55,7 @@ class Report:
     matrix: list[list[float | None]]
     cost: Mapping[str, Any]
     parameters: int | None = None
+    item_tokens: int | None = None
     ages: Mapping[str, Metric] = field(default_factory=dict)
     churn: Mapping[str, Churn] = field(default_factory=dict)
     misses: Mapping[str, int] = field(default_factory=dict)

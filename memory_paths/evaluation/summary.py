@@ -25,6 +25,7 @@ from memory_paths.evaluation.churn import Churn
 from memory_paths.evaluation.contrasts import Contrast, adjusted, chances_of_best, contrasts_of
 from memory_paths.evaluation.costs import MEASURES, break_even, rescaled, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
+from memory_paths.evaluation.desiderata import Standing, standings
 from memory_paths.evaluation.matrix import intransigence
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
@@ -127,11 +128,12 @@ class Failure:
 @dataclass(frozen=True)
 class Summary:
     """All runs of a folder. `lines` are in order of stream, load and path; `curves` are of the paths that were run at
-    several efforts."""
+    several efforts, `standings` of those that were run at several shifts."""
 
     lines: tuple[Line, ...]
     failures: tuple[Failure, ...]
     curves: tuple[Curve, ...] = ()
+    standings: tuple[Standing, ...] = ()
 
     @cached_property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -197,6 +199,7 @@ class Summary:
             "lines": lines,
             "break_even": self.break_even(),
             "matched": matched(self.curves),
+            "definition": [standing.to_json() for standing in self.standings],
             "contrasts": [contrast.to_json() for contrast in self.contrasts],
             "chances": self.chances(),
             "failures": [vars(failure) for failure in self.failures],
@@ -240,7 +243,7 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         for curve in curves_of(labelled, measure)
         if ((curve.family, curve.load) in read) == (measure == ANSWERS)
     )
-    return Summary(lines, tuple(failures), curves)
+    return Summary(lines, tuple(failures), curves, standings(labelled))
 
 
 def reports_of(folder: str | Path) -> tuple[list[Report], list[Failure]]:

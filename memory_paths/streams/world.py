@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from memory_paths.streams.shift import Shift, shifted
 from memory_paths.streams.words import (
     COMPOSITIONS,
     FIRMS,
@@ -233,6 +234,7 @@ def biographies(
     world_seed: int = 0,
     order_seed: int = 0,
     reading_notes: int = 12,
+    shift: Shift = "none",
 ) -> Stream:
     """A stream of new people and firms.
 
@@ -242,9 +244,10 @@ def biographies(
         world_seed: Who lives and works where.
         order_seed: In which order the facts of a step arrive, and which wordings ask for them.
         reading_notes: Notes in each reading task of the skill measure.
+        shift: How far it is from what the model was trained on, see `shift.shifted`.
 
     Raises:
-        ValueError: Fewer than 12 facts, or more experiences than new people.
+        ValueError: Fewer than 12 facts, an unknown shift, or more experiences than new people.
     """
     if facts < 12:
         raise ValueError(f"facts must be at least 12, got {facts}")
@@ -307,14 +310,15 @@ def biographies(
         for attribute in PERSON_ATTRIBUTES
     )
     skill_generator = random.Random(f"skill/{world_seed}")
-    return Stream(
-        name=f"biographies-{facts}",
+    stream = Stream(
+        name=f"biographies-{facts}" if shift == "none" else f"biographies-{shift}-{facts}",
         experiences=tuple(arriving),
         prior=prior,
         skill=tuple(reading_task(skill_generator, reading_notes) for _ in range(400)),
         unknown=unknown,
         chance=_chance(everything),
     )
+    return shifted(stream, shift, world_seed)
 
 
 def _chance(facts: Sequence[Fact]) -> float:

@@ -1,0 +1,181 @@
+"""Continual learning as five desiderata, each one number in [0, 1] for each path, and their minimum as its score.
+
+After "Defining Continual Learning" (I. Lichkovski, PrimeIntellect, 2026). Who learns continually keeps what was there,
+learns one thing after the other, also what is unlike anything before, from little, and puts together what was learnt
+apart. What a path reaches is measured against the same model with the right items in its prompt (`oracle`): the model's
+own limits are not the path's. A mean would let one desideratum pay for another, so the score is the least.
+
+This file reads reports of one world at three distances (`stream.shift`); it knows nothing of runs or pages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from memory_paths.evaluation.curves import EFFORT
+from memory_paths.evaluation.metrics import Metric, undefined
+from memory_paths.evaluation.report import Report, flattened
+from memory_paths.evaluation.statistics import SHARE, seeds_interval
+
+FEWEST_STAGES = 8
+EXPOSURES = 1000.0
+"""How often a path may have to read an item, relative to its own length, until its efficiency is 0."""
+DESIDERATA = {
+    "preserves": "of what was known before and of reading, the lesser share that is left",
+    "sequential": f"right in the end about what {FEWEST_STAGES} or more experiences taught, each seen once",
+    "shifted": "the same with strange names and with a strange language, and what is left of prior knowledge then, the "
+    "least",
+    "efficient": f"1 where an item is read once until nine tenths are right, 0 where {EXPOSURES:.0f} times or never",
+    "composes": "right where an answer needs two items of different experiences",
+}
+_SHIFTS = ("names", "language")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a path stands by the definition.
+
+    Args:
+        path: Its label.
+        lm: The language model.
+        desiderata: By name of `DESIDERATA`, in [0, 1], over seeds.
+        score: The least of them for each seed, over seeds.
+    """
+
+    path: str
+    lm: str
+    desiderata: Mapping[str, Metric]
+    score: Metric
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in summary.json."""
+        found = {name: metric.to_json() for name, metric in self.desiderata.items()}
+        return {"path": self.path, "lm": self.lm, "desiderata": found, "score": self.score.to_json()}
+
+
+def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
+    """How each path stands, best first; empty where there are no runs at several shifts.
+
+    Args:
+        labelled: Reports, each with the settings in which it differs from others of its path. Runs of one path at
+            several efforts are one path: its efficiency is that of the least effort that is enough, all else that of
+            the greatest.
+    """
+    runs: dict[tuple[str, str], dict[str, dict[str, list[Report]]]] = {}
+    for report, variant in labelled:
+        shift = flattened(report.config).get("stream.shift")
+        if shift is None or report.config.get("joint"):
+            continue
+        parts = [part for part in variant.split() if not part.startswith(("budget.effort=", "stream.", "shift="))]
+        seeds = runs.setdefault((" ".join([report.path, *parts]), report.lm), {})
+        seeds.setdefault(str(report.config.get("seeds", report.seed)), {}).setdefault(str(shift), []).append(report)
+    if not any(len(shifts) > 1 for seeds in runs.values() for shifts in seeds.values()):
+        return ()
+    found = []
+    for (path, lm), seeds in runs.items():
+        ceilings = runs.get(("oracle", lm), {})
+        by_seed = [_of_seed(shifts, ceilings.get(seed, {})) for seed, shifts in seeds.items()]
+        desiderata = {name: _over([each[name] for each in by_seed]) for name in DESIDERATA}
+        found.append(Standing(path, lm, desiderata, _over([_least(each.values()) for each in by_seed])))
+    return tuple(
+        sorted(found, key=lambda standing: -(standing.score.value if standing.score.value is not None else -1))
+    )
+
+
+def _of_seed(shifts: Mapping[str, list[Report]], ceilings: Mapping[str, list[Report]]) -> dict[str, Metric]:
+    plain, ceiling = _most_effort(shifts.get("none")), _most_effort(ceilings.get("none"))
+    if plain is None or ceiling is None:
+        missing = undefined("not run without a shift" if plain is None else "the oracle was not run with the same seed")
+        return dict.fromkeys(DESIDERATA, missing)
+    away: list[Metric] = []
+    for shift in _SHIFTS:
+        report, limit = _most_effort(shifts.get(shift)), _most_effort(ceilings.get(shift))
+        if report is None or limit is None:
+            away.append(undefined(f"not run with the shift {shift!r}"))
+        else:
+            away += [_relative(report, limit, "average_accuracy"), _preserved(report)]
+    stages = len(plain.matrix) - 1
+    return {
+        "preserves": _preserved(plain),
+        "sequential": _relative(plain, ceiling, "average_accuracy")
+        if stages >= FEWEST_STAGES
+        else undefined(f"{stages} experiences are fewer than {FEWEST_STAGES}"),
+        "shifted": _least(away),
+        "efficient": _efficiency(shifts["none"], ceiling),
+        "composes": _relative(plain, ceiling, "composition"),
+    }
+
+
+def _preserved(report: Report) -> Metric:
+    return _least(
+        _ratio(report.metrics[f"{what}_after"], report.metrics[f"{what}_before"]) for what in ("prior", "skill")
+    )
+
+
+def _relative(report: Report, ceiling: Report, name: str) -> Metric:
+    return _ratio(report.metrics[name], ceiling.metrics[name])
+
+
+def _efficiency(reports: Iterable[Report], ceiling: Report) -> Metric:
+    """By the logarithm of how often an item was read in the cheapest run that reaches nine tenths of the ceiling."""
+    goal, enough = ceiling.metrics["acquisition"].value, []
+    for report in reports:
+        reached = report.metrics["acquisition"].value
+        if goal is None or reached is None or not report.item_tokens:
+            return undefined("the runs do not say what was acquired, or how long the items are")
+        if reached >= 0.9 * goal:
+            enough.append(max(1.0, report.cost["write"]["lm"]["tokens"] / report.item_tokens))
+    return Metric(max(0.0, 1 - math.log(min(enough), EXPOSURES)) if enough else 0.0)
+
+
+def _ratio(metric: Metric, reference: Metric) -> Metric:
+    if metric.value is None or reference.value is None:
+        return metric if metric.value is None else reference
+    if reference.value == 0.0:
+        return undefined("what it is measured against is 0")
+    return Metric(min(1.0, metric.value / reference.value), n=metric.n)
+
+
+def _least(metrics: Iterable[Metric]) -> Metric:
+    found = list(metrics)
+    lacking = [metric for metric in found if metric.value is None]
+    return lacking[0] if lacking else min(found, key=lambda metric: metric.value if metric.value is not None else 0.0)
+
+
+def _over(metrics: Sequence[Metric]) -> Metric:
+    lacking = [metric for metric in metrics if metric.value is None]
+    if lacking:
+        return lacking[0]
+    values = [metric.value for metric in metrics if metric.value is not None]
+    if len(values) == 1:
+        return metrics[0]
+    interval = seeds_interval(values, bounds=SHARE)
+    return Metric(fmean(values), interval.low, interval.high, sum(metric.n for metric in metrics))
+
+
+def _most_effort(reports: Sequence[Report] | None) -> Report | None:
+    return max(reports, key=lambda report: float(flattened(report.config).get(EFFORT) or 1.0)) if reports else None
+
+
+def render_standings(found: Sequence[Standing]) -> str:
+    """A Markdown table: for each path its desiderata and the least of them, with intervals over seeds."""
+    reasons: dict[str, str] = {}
+
+    def cell(metric: Metric) -> str:
+        if metric.value is None:
+            return f"- {reasons.setdefault(metric.reason, chr(ord('a') + len(reasons)))}"
+        within = "" if metric.low is None or metric.high is None else f" [{metric.low:.2f} {metric.high:.2f}]"
+        return f"{metric.value:.2f}{within}"
+
+    lines = [f"| path | {' | '.join(DESIDERATA)} | score |", "|---" * (len(DESIDERATA) + 2) + "|"]
+    lines += [
+        f"| {standing.path} | {' | '.join(cell(standing.desiderata[name]) for name in DESIDERATA)} "
+        f"| {cell(standing.score)} |"
+        for standing in found
+    ]
+    notes = [f"{letter}: {reason}  " for reason, letter in reasons.items()]
+    return "\n".join([*lines, "", *(f"{name}: {what}  " for name, what in DESIDERATA.items()), *notes])

@@ -1,0 +1,111 @@
+"""The definition of continual learning as five numbers and their minimum."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_report import make_report
+
+from memory_paths.evaluation.desiderata import DESIDERATA, Standing, render_standings, standings
+from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.report import Report
+from memory_paths.streams.shift import shifted
+from memory_paths.streams.world import biographies
+
+
+def _report(path: str, shift: str, seed: int = 0, *, stages: int = 8, tokens: float = 480.0, **values: float) -> Report:
+    base = make_report(path, 1.0, seed=seed)
+    given = {
+        **{"average_accuracy": 1.0, "acquisition": 1.0, "composition": 1.0, "prior_before": 1.0, "prior_after": 1.0},
+        **{"skill_before": 1.0, "skill_after": 1.0},
+        **values,
+    }
+    metrics = {**base.metrics, **{name: Metric(value, n=100) for name, value in given.items()}}
+    cost = {**base.cost, "write": {"lm": {"tokens": tokens, "flops": 0.0, "seconds": 0.0}}}
+    config = {**base.config, "stream": {"shift": shift}, "seeds": {"world": seed}}
+    matrix: Any = [[None] * stages for _ in range(stages + 1)]
+    return replace(base, metrics=metrics, cost=cost, config=config, matrix=matrix, item_tokens=480)
+
+
+def _stand(*reports: Report) -> dict[str, Standing]:
+    return {standing.path: standing for standing in standings([(report, "") for report in reports])}
+
+
+ORACLE = [_report("oracle", shift) for shift in ("none", "names", "language")]
+
+
+def test_each_desideratum_is_measured_against_the_oracle_and_the_least_counts() -> None:
+    runs = [
+        _report("full", "none", average_accuracy=0.8, prior_after=0.4, skill_after=0.9, composition=0.3, tokens=48_000),
+        _report("full", "names", average_accuracy=0.7, prior_after=0.6),
+        _report("full", "language", average_accuracy=0.2, prior_after=0.5),
+    ]
+    limited = [*ORACLE[:2], _report("oracle", "language", average_accuracy=0.4)]
+    found = _stand(*runs, *limited)["full"]
+    assert {name: metric.value for name, metric in found.desiderata.items()} == pytest.approx(
+        {"preserves": 0.4, "sequential": 0.8, "shifted": 0.5, "efficient": 1 - 2 / 3, "composes": 0.3}
+    )
+    assert found.score.value == pytest.approx(0.3)
+    assert [standing.path for standing in standings([(run, "") for run in (*runs, *limited)])] == ["oracle", "full"]
+
+
+def test_efficiency_is_that_of_the_least_effort_that_is_enough() -> None:
+    cheap, dear = (_report("lora", "none", tokens=4800, acquisition=level) for level in (0.5, 0.95))
+    dear = replace(dear, cost={**dear.cost, "write": {"lm": {"tokens": 48_000, "flops": 0.0, "seconds": 0.0}}})
+    away = [_report("lora", shift) for shift in ("names", "language")]
+    assert _stand(cheap, dear, *away, *ORACLE)["lora"].desiderata["efficient"].value == pytest.approx(1 / 3)
+    assert _stand(cheap, *away, *ORACLE)["lora"].desiderata["efficient"].value == 0.0
+
+
+def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> None:
+    runs = [
+        _report("rag", shift, seed, average_accuracy=0.8 + 0.05 * seed)
+        for shift in ("none", "names", "language")
+        for seed in range(3)
+    ]
+    ceiling = [_report("oracle", shift, seed) for shift in ("none", "names", "language") for seed in range(3)]
+    found = _stand(*runs, *ceiling)["rag"]
+    sequential = found.desiderata["sequential"]
+    assert sequential.value == pytest.approx(0.85)
+    assert sequential.low is not None
+    assert sequential.low < 0.8
+    assert "rag | 1.00" in render_standings([found])
+    json.dumps(found.to_json(), allow_nan=False)
+    short = [_report("rag", shift, stages=4) for shift in ("none", "names")]
+    lacking = _stand(*short, *ORACLE)["rag"]
+    assert "fewer than 8" in lacking.desiderata["sequential"].reason
+    assert "'language'" in lacking.desiderata["shifted"].reason
+    assert lacking.score.value is None
+    assert "a:" not in render_standings([found])
+    assert lacking.desiderata["sequential"].reason in render_standings([lacking])
+    assert standings([(_report("rag", "none"), "")]) == (), "one shift alone is no suite"
+    assert set(found.desiderata) == set(DESIDERATA)
+
+
+def test_a_shifted_stream_tells_the_same_of_others_in_another_language() -> None:
+    plain, names, language = (biographies(48, shift=shift) for shift in ("none", "names", "language"))
+    for other in (names, language):
+        assert other.prior == plain.prior
+        assert other.skill == plain.skill
+        assert [len(step.questions) for step in other.experiences] == [
+            len(step.questions) for step in plain.experiences
+        ]
+    first, second, third = (stream.experiences[0].items[0] for stream in (plain, names, language))
+    assert first.id == second.id == third.id
+    person = plain.experiences[0].questions[0].cluster
+    assert person in first.text
+    assert person not in second.text
+    assert person not in third.text
+    assert first.text.split()[-1] == second.text.split()[-1] == third.text.split()[-1], "values stay"
+    assert set(third.text.split()) - set(second.text.split()), "words do not"
+    asked = [question for step in language.experiences for question in step.questions if question.kind == "direct"]
+    texts = {item.id: item.text for step in language.experiences for item in step.items}
+    assert all(question.targets[0] in texts[question.ids[0]] for question in asked), "questions and items agree"
+    again = biographies(48, shift="language")
+    assert again == language
+    assert biographies(48, shift="language", world_seed=1) != language
+    with pytest.raises(ValueError, match="shift must be one of"):
+        shifted(plain, "cipher")  # type: ignore[arg-type]
