@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_report import make_report
 
@@ -83,6 +84,31 @@ def test_forgetting_between_two_efforts_is_interpolated_and_beyond_them_undefine
     assert curve.forgetting(0.6).value == pytest.approx(0.2)
     assert curve.forgetting(0.81).reason == "it acquires 0.80 at most"
     assert curve.forgetting(0.19).reason == "it acquires 0.20 at least"
+
+
+def test_forgetting_at_matched_acquisition_is_within_half_a_point_of_a_learner_whose_truth_is_known() -> None:
+    """It acquires 1 - exp(-2 effort) and forgets .6 times the square of that; each seed learns a little faster or
+    slower, and answers 1,000 questions."""
+    generator = np.random.default_rng(0)
+    efforts = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2, 2.0)
+    points = {}
+    for seed in range(5):
+        speed = 2.0 * generator.uniform(0.9, 1.1)
+        learnt = [1 - np.exp(-speed * effort) for effort in efforts]
+        points[str(seed)] = tuple(
+            (float(x), float(-0.6 * x * x + generator.normal(0, np.sqrt(0.24 / 1000) / 4))) for x in learnt
+        )
+    curve = Curve("learner", 48, "toy", points, efforts)
+    for level in (0.3, 0.5, 0.7, 0.9):
+        found = curve.forgetting(level)
+        assert found.value == pytest.approx(0.6 * level**2, abs=0.005)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= 0.6 * level**2 + 0.005
+        assert found.high >= 0.6 * level**2 - 0.005
+    least, most = curve.reach
+    assert curve.forgetting(least - 0.01).value is None
+    assert curve.forgetting(most + 0.01).value is None
 
 
 def test_where_more_effort_acquires_less_the_first_crossing_counts() -> None:

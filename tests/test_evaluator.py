@@ -23,7 +23,7 @@ from memory_paths.evaluation.records import RecordError, same_records
 from memory_paths.evaluation.report import Report
 from memory_paths.eviction import Refuse
 from memory_paths.ledger import Ledger
-from memory_paths.types import Answer, Cost, Experience, Knowledge, Query, Question, Usage
+from memory_paths.types import Answer, Cost, Experience, Knowledge, Prompt, Query, Question, Usage
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,75 @@ def test_the_oracle_answers_all_that_was_taught_and_none_only_what_it_knew(tmp_p
     assert oracle.matrix[0] == [0.0] * 4, "before it is taught, the right item is not shown"
     assert _value(none, "retention") == 0.0
     assert (_value(none, "prior_after"), _value(none, "skill_after")) == (1.0, 1.0)
+
+
+class _Deaf(Reader):
+    """Says the same whatever stands in the prompt beside the question."""
+
+    def _say(self, prompt: Prompt) -> str:
+        return super()._say(Prompt(prompt.question))
+
+
+def test_paths_that_say_the_same_are_scored_the_same_to_the_bit(tmp_path: Path) -> None:
+    scored, columns = {}, ("key", "kind", "answer", "correct", "token_f1", "stale", "confidence")
+    for name in ("keeps nothing", "shows the newest", "shows all"):
+        lm, ledger = _Deaf(window=150 if name == "shows the newest" else 4096), Ledger()
+        path = NoMemory(lm, ledger, name=name) if name == "keeps nothing" else InContext(lm, ledger, name=name)
+        with Agent(lm, {name: path}, ledger) as agent:
+            report = Evaluator(toy_stream(), folder=tmp_path / name, samples=16, progress=False).run(agent)
+        table = records.read_records(tmp_path / name)
+        kinds = set(table["kind"].to_pylist()) - {"with_item"}
+        assert kinds == {"direct", "trained", "paraphrase", "prior", "skill", "unknown"}, "every kind is asked"
+        asked = [row for row in table.select(["stage", *columns]).to_pylist() if row["kind"] != "with_item"]
+        told = (
+            "acquisition",
+            "retention",
+            "paraphrase",
+            "prior_after",
+            "skill_after",
+            "stale",
+            "unknown",
+            "forgetting",
+        )
+        scored[name] = (asked, [report.metrics[metric] for metric in told], report.matrix)
+    assert scored["keeps nothing"] == scored["shows the newest"] == scored["shows all"]
+
+
+def test_shuffled_memory_shows_as_much_and_answers_no_better_than_chance(tmp_path: Path) -> None:
+    report = _run(tmp_path, _none(), control="shuffled")
+    assert report.path == "shuffled"
+    assert (_value(report, "retention") or 0.0) <= 0.25, "other items are shown"
+    oracle = _run(tmp_path / "oracle", _none(), control="oracle")
+    assert _value(oracle, "retention") == 1.0
+    spent = [records.read_records(folder)["lm_tokens"].to_pylist() for folder in (tmp_path, tmp_path / "oracle")]
+    asked = [(ours, theirs) for ours, theirs in zip(*spent, strict=True) if ours and theirs]
+    assert len(asked) > 30
+    assert all(ours == theirs for ours, theirs in asked), "as many words stand in the prompt"
+    with pytest.raises(ValueError, match="control must be one of"):
+        _run(tmp_path / "other", _none(), control="oracel")
+
+
+def test_what_was_missed_is_asked_with_the_item_itself_and_after_learning_it_again(tmp_path: Path) -> None:
+    report = _run(tmp_path, relearn=True)
+    rows = [row for row in records.read_records(tmp_path).to_pylist() if row["arm"] == "probe"]
+    wrong = sum(count for cause, count in report.misses.items() if cause != "right")
+    assert [row["kind"] for row in rows].count("with_item") == wrong > 0
+    assert all(row["correct"] == 1.0 for row in rows if row["kind"] == "with_item"), "the reader reads"
+    assert set(report.misses) == {"right", "not_written"}, "a window keeps what fits and no more"
+    assert _value(report, "relearnt") == 1.0, "in the place of what was kept"
+    assert report.cost["reads"] == _run(tmp_path / "without", probes=False).cost["reads"], (
+        "probes cost no path anything"
+    )
+
+
+def test_together_everything_is_one_experience(tmp_path: Path) -> None:
+    joint = toy_stream().together()
+    assert len(joint.experiences) == 1
+    assert joint.prior == toy_stream().prior
+    with toy_agent(window=4096) as agent:
+        report = Evaluator(joint, folder=tmp_path, progress=False).run(agent)
+    assert report.matrix[1] == [1.0]
+    assert report.load == 25
 
 
 def test_answers_are_taken_again_where_nothing_has_changed_and_the_record_says_so(tmp_path: Path) -> None:

@@ -142,7 +142,13 @@ def matched(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def _at(points: Sequence[Point], level: float) -> float:
-    """The change where the curve first comes to a level on its way of growing effort."""
+    """The change where the curve first comes to a level on its way of growing effort: by monotone cubics through the
+    points (Fritsch and Carlson 1980) where more effort always acquires more, straight from point to point elsewhere."""
+    from scipy.interpolate import PchipInterpolator
+
+    learnt, changed = zip(*points, strict=True)
+    if all(x < next_x for x, next_x in itertools.pairwise(learnt)):
+        return float(PchipInterpolator(learnt, changed)(level))
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
         if x <= level <= next_x:
             share = (level - x) / (next_x - x) if next_x > x else 0.0
