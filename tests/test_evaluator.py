@@ -133,6 +133,18 @@ def test_what_was_missed_is_asked_with_the_item_itself_and_after_learning_it_aga
     )
 
 
+def test_what_lies_on_the_disk_is_counted_where_the_agent_is_saved(whole: Path, tmp_path: Path) -> None:
+    report = evaluate(tmp_path / "run", restoring=True)
+    with toy_agent() as agent:
+        for experience in toy_stream().experiences:
+            agent.learn(list(experience.items))
+        agent.save(tmp_path / "saved")
+    size = sum(file.stat().st_size for file in (tmp_path / "saved").rglob("*") if file.is_file())
+    assert report.cost["disk_bytes"] == pytest.approx(size, rel=0.01)
+    assert report.cost["disk_bytes"] > report.cost["stored_bytes"], "a database has an overhead"
+    assert Report.read(whole).cost["disk_bytes"] is None
+
+
 def test_together_everything_is_one_experience(tmp_path: Path) -> None:
     joint = toy_stream().together()
     assert len(joint.experiences) == 1

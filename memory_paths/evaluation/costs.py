@@ -42,8 +42,8 @@ def summarise(answers: Mapping[str, Sequence[Any]], writes: Mapping[str, Sequenc
     Returns:
         `write` and `read`: by component tokens, flops and seconds, in all; `wall_seconds` likewise as the evaluator's
         own clock saw them, and `joules` as the machine counted them (None where it does not); `writes` (items) and
-        `reads` (questions): how many they were; `stored_bytes` after the last stage; `skipped`: items that were refused
-        because they fit at no time.
+        `reads` (questions): how many they were; `stored_bytes` after the last stage, without what a database adds;
+        `skipped`: items that were refused because they fit at no time.
     """
     real = [
         at

@@ -168,7 +168,8 @@ class Evaluator:
             load=sum(len(experience.items) for experience in self.stream.experiences),
             metrics={**measured.metrics, **measured_by_path(writes), "chance": self._chance()},
             matrix=measured.matrix,
-            cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes),
+            cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes)
+            | {"disk_bytes": records.disk_bytes(self.folder)},
             parameters=known.get("parameters"),
             item_tokens=known.get("item_tokens"),
             ages=measured.ages,
@@ -255,6 +256,9 @@ class Evaluator:
             rows += self._probe(agent, stage, rows)
         if self._restore is not None:
             self._save(agent, stage)
+            files = [file for file in self._checkpoint(stage).rglob("*") if file.is_file()]
+            saved = {"stage": stage, "disk_bytes": sum(file.stat().st_size for file in files)}
+            records.write_part(self.folder, records.STATES, stage, [saved])
         records.write_part(self.folder, ANSWERS, stage, rows)
         past.add(rows)
         shutil.rmtree(self._checkpoint(stage - 1), ignore_errors=True)

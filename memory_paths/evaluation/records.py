@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 RECORDS = "records"
 ANSWERS = "answers"
 WRITES = "writes"
+STATES = "states"
 SETTINGS = "settings.json"
-_KEYS = {ANSWERS: ("stage", "arm", "key"), WRITES: ("stage",)}
+_KEYS = {ANSWERS: ("stage", "arm", "key"), WRITES: ("stage",), STATES: ("stage",)}
 _TEXT, _WHOLE, _REAL, _TRUTH, _TEXTS = "string", "int64", "float64", "bool", "texts"
 _COSTS = {
     f"{part}_{name}": kind
@@ -74,6 +75,10 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "measures": _TEXT,  # JSON: what the paths measured themselves, {path: {name: figure}}
         **_COSTS,
     },
+    STATES: {
+        "stage": _WHOLE,
+        "disk_bytes": _WHOLE,  # of the files that the agent was saved as, databases with all their own overhead
+    },
 }
 _ADDED_LATER = (
     "shown",
@@ -97,7 +102,7 @@ def write_part(folder: Path, kind: str, stage: int, rows: Sequence[Mapping[str, 
 
     Args:
         folder: The run folder.
-        kind: `ANSWERS` or `WRITES`.
+        kind: `ANSWERS`, `WRITES` or `STATES`.
         stage: Number of the stage, from 0.
         rows: By column; a missing column is null.
 
@@ -141,16 +146,18 @@ def compact(folder: str | Path) -> None:
     import pyarrow.parquet
 
     root = Path(folder)
-    for kind in (ANSWERS, WRITES):
+    kinds = [kind for kind in _COLUMNS if _parts(root, kind)]
+    for kind in kinds:
         if not _whole(root, kind).exists():
-            stages = len(list(_parts(root, kind)))
+            stages = len(_parts(root, kind))
             table = _read(root, kind).combine_chunks()
             table = table.replace_schema_metadata({_DIGEST: _digest(table), _STAGES: str(stages)})
             buffer = pyarrow.BufferOutputStream()
             pyarrow.parquet.write_table(table, buffer, compression="zstd")
             write_file(_whole(root, kind), buffer.getvalue().to_pybytes())
-    for file in [*_parts(root, ANSWERS), *_parts(root, WRITES)]:
-        file.unlink()
+    for kind in kinds:
+        for file in _parts(root, kind):
+            file.unlink()
 
 
 def export(folder: str | Path, file: str | Path) -> int:
@@ -199,6 +206,18 @@ def read_records(folder: str | Path) -> pyarrow.Table:
 def read_writes(folder: str | Path) -> pyarrow.Table:
     """What each stage wrote and what that cost; raises as `read_records` does."""
     return _read(Path(folder), WRITES)
+
+
+def disk_bytes(folder: str | Path) -> int | None:
+    """Of the files that the agent was saved as after the last stage; None where it was not saved.
+
+    Raises:
+        RecordError: A damaged part.
+    """
+    root = Path(folder)
+    if not _whole(root, STATES).exists() and not _parts(root, STATES):
+        return None
+    return int(_read(root, STATES)["disk_bytes"][-1].as_py())
 
 
 def load_records(folder: str | Path) -> pandas.DataFrame:

@@ -539,7 +539,7 @@ def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: _mean_cost([cost[name] for cost in costs])
         if isinstance(value, Mapping)
         else None
-        if any(cost[name] is None for cost in costs)
+        if any(cost.get(name) is None for cost in costs)
         else fmean(cost[name] for cost in costs)
         for name, value in costs[0].items()
     }
