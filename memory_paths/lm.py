@@ -727,12 +727,18 @@ class CausalLM:
         )
         tell_given(self.module, [len(given) for given, _, _ in batch])
         cache = self._cache(prefix, len(batch)) if prefix else None
+        # Without a cache nothing is saved anywhere, and a row by itself is what a plain forward pass gives, to the
+        # last bit: the output head's products are rounded otherwise for fewer positions.
+        first = first if self.prefix_cache else 0
         logits = self._forward(tokens, attention, positions, cache, keep=tokens.shape[1] - first)
-        cells = []
-        for place, (given, stem, members) in enumerate(batch):
-            begin = len(given) - 1 - shared - first
-            cells += [(index, place, begin + at, at) for index in members for at in range(len(stem) + 1)]
-        tally.add(logits, cells)
+        tally.add(
+            logits,
+            [
+                (index, place, len(given) - 1 - shared - first, 0, len(stem) + 1)
+                for place, (given, stem, members) in enumerate(batch)
+                for index in members
+            ],
+        )
 
     def _score_forked(
         self,
@@ -749,7 +755,7 @@ class CausalLM:
         cache = self._cache(prefix, len(batch))
         logits = self._forward(tokens, given, positions, cache, keep=1)
         forks = [(place, stem, members) for place, (_, stems) in enumerate(batch) for stem, members in stems.items()]
-        tally.add(logits, [(index, place, 0, 0) for place, _, members in forks for index in members])
+        tally.add(logits, [(index, place, 0, 0, 1) for place, _, members in forks for index in members])
         forks = sorted((fork for fork in forks if fork[1]), key=lambda fork: len(fork[1]))
         for start in range(0, len(forks), self.batch_size):
             part = forks[start : start + self.batch_size]
@@ -763,12 +769,7 @@ class CausalLM:
             logits = self._forward(tokens, attention, positions, own, keep=tokens.shape[1])
             tally.add(
                 logits,
-                [
-                    (index, place, at, at + 1)
-                    for place, (_, stem, members) in enumerate(part)
-                    for index in members
-                    for at in range(len(stem))
-                ],
+                [(index, place, 0, 1, len(stem)) for place, (_, stem, members) in enumerate(part) for index in members],
             )
 
     def _keeps_prefixes(self) -> bool:
@@ -905,25 +906,39 @@ class _Tally:
         self._totals = [0.0] * len(rows)
         self._greedy = [True] * len(rows)
 
-    def add(self, logits: Any, cells: Sequence[tuple[int, int, int, int]]) -> None:
-        """Count scored tokens, given as number of the row, place in the batch, position in the logits (of shape
-        [places, positions, vocabulary]) and number of the token among those of its row that are scored."""
+    def add(self, logits: Any, spans: Sequence[tuple[int, int, int, int, int]]) -> None:
+        """Count scored tokens that follow one another.
+
+        Args:
+            logits: Of shape [places, positions, vocabulary].
+            spans: Number of the row, its place in the batch, position of the first logits, number of the first token
+                among the row's scored ones, how many there are.
+        """
         import torch
 
-        step = max(1, self._MOST // logits.shape[-1])
-        for start in range(0, len(cells), step):
-            part = cells[start : start + step]
-            numbers: dict[tuple[int, int], int] = {}
-            at = torch.tensor([numbers.setdefault((place, position), len(numbers)) for _, place, position, _ in part])
-            places, positions = torch.tensor(list(numbers)).T
+        step = max(1, self._MOST // (logits.shape[-1] * max(count for *_, count in spans)))
+        for start in range(0, len(spans), step):
+            part = spans[start : start + step]
+            begins: dict[tuple[int, int, int], int] = {}
+            places: list[int] = []
+            positions: list[int] = []
+            at: list[int] = []
+            targets: list[int] = []
+            for index, place, position, token, count in part:
+                if (place, position, count) not in begins:
+                    begins[place, position, count] = len(places)
+                    places += [place] * count
+                    positions += range(position, position + count)
+                begin, first = begins[place, position, count], self._rows[index].start + token
+                at += range(begin, begin + count)
+                targets += self._rows[index].ids[first : first + count]
             scores = torch.log_softmax(logits[places, positions].float(), dim=-1).cpu()
-            targets = torch.tensor(
-                [self._rows[index].ids[self._rows[index].start + token] for index, *_, token in part]
-            )
-            gains, hits = scores[at, targets].tolist(), (scores.argmax(dim=-1)[at] == targets).tolist()
-            for (index, *_), gain, hit in zip(part, gains, hits, strict=True):
-                self._totals[index] += gain
-                self._greedy[index] &= hit
+            wanted = torch.tensor(targets)
+            gains, hits = scores[at, wanted], (scores.argmax(dim=-1)[at] == wanted)
+            counts = [count for *_, count in part]
+            for (index, *_), gain, hit in zip(part, gains.split(counts), hits.split(counts), strict=True):
+                self._totals[index] += float(gain.sum())
+                self._greedy[index] &= bool(hit.all())
 
     def scores(self) -> list[TokenScore]:
         """Of all rows, in order."""
