@@ -38,6 +38,8 @@ PREFIX_BLOCK = 64
 PREFIX_SHARE = 0.25
 # A context of fewer tokens is read again for each of its continuations: a second pass would cost more than that.
 FORK_TOKENS = 8
+# On a CPU more tokens in one pass fall out of its caches.
+PASS_TOKENS = 4096
 # Of the control tokens that chat templates make by themselves, by what is laid out.
 CONTROLS_KEPT = 1024
 
@@ -709,12 +711,23 @@ class CausalLM:
                 for stem, members in stems.items()
             ]
             plain.sort(key=lambda one: (len(one[0]) + len(one[1]), len(one[0])))
-            for start in range(0, len(plain), self.batch_size):
-                self._score_whole(plain[start : start + self.batch_size], prefix, tally)
+            for start, end in self._passes([len(given) + len(stem) for given, stem, _ in plain]):
+                self._score_whole(plain[start:end], prefix, tally)
             ordered = sorted(forked.items(), key=lambda one: len(one[0]))
-            for start in range(0, len(ordered), self.batch_size):
-                self._score_forked(ordered[start : start + self.batch_size], prefix, tally)
+            for start, end in self._passes([len(given) for given, _ in ordered]):
+                self._score_forked(ordered[start:end], prefix, tally)
         return tally.scores()
+
+    def _passes(self, lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """From where to where the rows of one pass go, their lengths being given in ascending order."""
+        most = PASS_TOKENS if self.module.get_input_embeddings().weight.device.type == "cpu" else math.inf
+        start = 0
+        while start < len(lengths):
+            end = start + 1
+            while end < min(len(lengths), start + self.batch_size) and (end + 1 - start) * lengths[end] <= most:
+                end += 1
+            yield start, end
+            start = end
 
     def _score_whole(
         self, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...], list[int]]], prefix: Prefix | None, tally: _Tally
@@ -899,7 +912,7 @@ class _Tally:
     """Sums up the log-likelihoods of rows, one scored token after the other, as logits for them come in."""
 
     # Logits of so many numbers at once become probabilities.
-    _MOST = 2**25
+    _MOST = 2**22
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         self._rows = rows

@@ -332,7 +332,8 @@ class Harness:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=self._seed)  # each time, for each asking draws
-        done = evaluate(lm=model, task_dict=loaded, limit=self._limit, bootstrap_iters=0, log_samples=True)
+        with _templates_compiled_once():
+            done = evaluate(lm=model, task_dict=loaded, limit=self._limit, bootstrap_iters=0, log_samples=True)
         rows = [
             {**row, "condition": condition, "reused": False}
             for name, samples in done["samples"].items()
@@ -355,6 +356,18 @@ class Harness:
             there = f"; the folder has {own.all_tasks}" if own else ""
             raise ValueError(f"lm-evaluation-harness knows no tasks {unknown}{there}; `lm_eval ls tasks` lists its own")
         return manager.load(names)
+
+
+@contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """Spare the harness to compile its templates for each document anew, which takes longer than a small model does."""
+    from lm_eval import utils
+
+    utils.env.from_string = functools.cache(utils.env.from_string)
+    try:
+        yield
+    finally:
+        del utils.env.from_string
 
 
 def _rows(name: str, task: Any, samples: Sequence[Mapping[str, Any]]) -> Iterator[Row]:

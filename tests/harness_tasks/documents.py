@@ -67,3 +67,16 @@ def stories(**unused: object) -> dict[str, datasets.Dataset]:
             {"begin": begin, "choices": choices, "right": choices.index(right), "story": f"{begin} {right}"}
         )
     return {"test": datasets.Dataset.from_list(documents)}
+
+
+def known_pages(**unused: object) -> dict[str, datasets.Dataset]:
+    """What is known of six people a page, in sentences of all wordings."""
+    facts = known_world().part_b
+    size = 6 * len({fact.attribute for fact in facts})
+    pages = [
+        " ".join(
+            state(fact, wording) for fact in facts[start : start + size] for wording in split_wordings(fact).statements
+        )
+        for start in range(0, len(facts), size)
+    ]
+    return {"test": datasets.Dataset.from_list([{"page": page} for page in pages])}
