@@ -110,7 +110,7 @@ def test_shared_context(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
 @pytest.mark.benchmark(group="a task after each of 8 stages on 3 paths, beside lm-eval")
 def test_matrix(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     """What learning takes is left out. A window and a bank leave the model as it is; it is not asked again."""
-    experiences = biographies(2 * STAGES, experiences=STAGES).experiences
+    experiences = biographies(4 * STAGES, experiences=STAGES).experiences
     harness = Harness(["known_last_word"], folder=TASKS, limit=40)
     spent = {"ours": 0.0, "theirs": 0.0}
     chosen = (("path=icl",), ("path=rag", "encoder@path.memory.encoder=hash"), ("path=sparse_memory",))
