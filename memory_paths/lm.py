@@ -196,20 +196,6 @@ class CausalLM:
                 return self._chat_ids(prompt)
             return [*self._lead, *self._text_ids(layout(prompt))]
 
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """Tokens that the tokenizer puts before a text by itself: a BOS token, or nothing."""
-        return self._lead
-
-    def note_tokens(self, notes: Sequence[str]) -> list[int]:
-        """Tokens of notes as a prompt shows them, for callers that put them before other tokens themselves.
-
-        Raises:
-            ValueError: The tokenizer makes a control token of plain text all the same.
-        """
-        with self._lock:
-            return self._text_ids(_notes(Prompt("", tuple(notes))))
-
     def count_tokens(self, prompt: Prompt) -> int:
         """Exact number of tokens of the laid-out prompt."""
         return len(self.token_ids(prompt))

@@ -148,7 +148,7 @@ def test_overhead(benchmark: Benchmark, capsys: pytest.CaptureFixture[str], agen
     assert len(passes) > 5
     model = as_harness_model(agent, recall=False)
     requests = [request.args for task in harness._tasks["tasks"].values() for request in task.instances]
-    pairs = model._laid_out([context for context, _ in requests], model._pairs(requests))
+    pairs = [model._cut(*pair) for pair in model._pairs(requests)]
 
     def ask() -> None:
         harness._known.clear()

@@ -86,6 +86,7 @@ def pairs(lm: CausalLM, documents: Any) -> list[tuple[str, str]]:
             for one in documents.known_notes()["test"]
             for choice in one["sentences"]
         ]
+        drawn += [(f"Question: {one['question']}\nAnswer:", f" {one['answer']}") for one in documents.known()["test"]]
     else:
         drawn = [(one["begin"], f" {choice}") for one in documents.stories()["test"] for choice in one["choices"]]
     source = random.Random(f"pairs/{lm.name}")
@@ -168,7 +169,6 @@ def test_texts_longer_than_the_window_are_read_in_windows_as_the_harness_does(pl
     texts = instances("loglikelihood_rolling", [(page,), ("",), ("Alma",)])
     ours = as_harness_model(plain).loglikelihood_rolling(texts)
     assert ours == reference(plain).loglikelihood_rolling(texts, disable_tqdm=True)
-    assert ours[1] == 0.0
     assert ours[0] < -500
 
 
@@ -182,7 +182,8 @@ def test_free_answers_stop_where_the_harnesss_own_do(embedded: CausalLM, documen
     asked = instances("generate_until", [(question, given) for question in questions for given in options])
     ours = as_harness_model(embedded).generate_until(asked)
     assert ours == reference(embedded, 4).generate_until(asked, disable_tqdm=True)
-    assert all(answer.startswith(" ") for answer in ours)
+    assert all(any(character.isalpha() for character in answer) for answer in ours)
+    assert {"\n" in answer for answer in ours} == {True, False}
     with pytest.raises(ValueError, match="max_gen_toks"):
         as_harness_model(embedded).generate_until(
             instances("generate_until", [("Who?", {"until": [], "max_gen_toks": 512})])
@@ -228,7 +229,9 @@ def test_continuations_of_one_context_share_its_keys_and_values(make_tiny_lm: An
 
 @pytest.mark.parametrize("weights", ["prompt", "prefix", "lora", "new_blocks", "prompt_pool"])
 def test_shared_contexts_work_with_what_is_put_into_the_model(weights: str, documents: Any) -> None:
-    with build_agent(compose("path=full", f"weights@path.memory.weights={weights}", "path.memory.steps=2")) as agent:
+    with build_agent(
+        compose("path=full", f"weights@path.memory.weights={weights}", "path.memory.budget.steps=2")
+    ) as agent:
         agent.learn([OSLO])
         agent.flush()
         scores = []
@@ -291,7 +294,9 @@ def small_stream() -> Stream:
     return Stream(
         "small",
         (
-            Experience((OSLO,), (Question(Query("Where does Ada live?"), ("Oslo",), ids=("ada-1",)),), name="one"),
+            Experience(
+                (OSLO,), (Question(Query("Where does Ada live?"), ("Oslo",), "direct", ids=("ada-1",)),), name="one"
+            ),
             Experience((), (), name="two"),
         ),
     )
@@ -327,7 +332,7 @@ def test_a_window_leaves_general_ability_as_it_is_and_is_asked_once(tmp_path: Pa
 
 
 def test_weights_that_were_overwritten_lose_general_ability_and_the_figures_say_so(tmp_path: Path) -> None:
-    ruinous = ("path=full", "path.memory.steps=12", "path.memory.rate=0.01")
+    ruinous = ("path=full", "path.memory.budget.steps=12", "path.memory.weights.rate=0.01")
     harness = Harness(["known_choice", "known_sentence"], folder=TASKS, limit=30)
     metrics = evaluated(tmp_path, build_agent(compose(*ruinous)), harness)
     change = metrics["general_ability_change"]

@@ -23,8 +23,8 @@ from memory_paths.agent import Agent
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.records import fingerprint
 from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Bounds, cluster_interval, generator_for
-from memory_paths.lm import CausalLM
-from memory_paths.types import Recall, TooLarge
+from memory_paths.lm import CausalLM, layout
+from memory_paths.types import Prompt, TooLarge
 
 NAME = "memory_paths"
 MOST_NEW_TOKENS = 256  # where a task does not say how long an answer may be, as in the harness
@@ -98,7 +98,6 @@ def _model_class() -> Any:
                 )
             self._lm = lm
             self._recalls = recall and self._agent is not None
-            self._lead = list(lm.lead)
             self.tokenizer = lm.tokenizer
 
         @property
@@ -133,25 +132,31 @@ def _model_class() -> Any:
             )
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            pairs = [request.args for request in requests]
-            with self._lent() as lm:
-                scores = lm.score_tokens(self._laid_out([context for context, _ in pairs], self._pairs(pairs)))
-            return [(score.loglikelihood, score.greedy) for score in scores]
+            contexts, continuations = (
+                [request.args[0] for request in requests],
+                [request.args[1] for request in requests],
+            )
+            reserves = [len(ids) + 2 for ids in self._encode(continuations)] if self._recalls else [0] * len(requests)
+            pairs = list(zip(self._with_notes(contexts, reserves), continuations, strict=True))
+            return self._scores(self._pairs(pairs))
 
         def _loglikelihood_tokens(self, requests: list[Any], **unused: object) -> list[tuple[float, bool]]:
+            return self._scores([(given, scored) for _, given, scored in requests])
+
+        def _scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
             with self._lent() as lm:
-                scores = lm.score_tokens([self._cut(given, scored) for _, given, scored in requests])
+                scores = lm.score_tokens([self._cut(given, scored) for given, scored in pairs])
             return [(score.loglikelihood, score.greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            windows: list[tuple[Any, list[int], list[int]]] = []
+            windows: list[tuple[list[int], list[int]]] = []
             owners: list[int] = []
             for owner, ids in enumerate(self._encode([request.args[0] for request in requests])):
                 for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
-                    windows.append((None, *make_disjoint_window(window)))
+                    windows.append(make_disjoint_window(window))
                     owners.append(owner)
             totals = [0.0] * len(requests)
-            for owner, (loglikelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            for owner, (loglikelihood, _) in zip(owners, self._scores(windows), strict=True):
                 totals[owner] += loglikelihood
             return totals
 
@@ -171,10 +176,9 @@ def _model_class() -> Any:
                             f" allows {most}; set max_gen_toks in its generation_kwargs"
                         )
                     sampled = options.get("do_sample", True)
-                    contexts = [requests[index].args[0] for index in members]
-                    encoded = [(ids, [0] * most) for ids in self._encode(contexts)]
+                    contexts = self._with_notes([requests[index].args[0] for index in members], [most] * len(members))
                     answers = lm.continue_tokens(
-                        [given[-(self.max_length - most) :] for given, _ in self._laid_out(contexts, encoded)],
+                        [ids[-(self.max_length - most) :] for ids in self._encode(contexts)],
                         max_new_tokens=most,
                         until=[until] if isinstance(until, str) else until,
                         temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
@@ -231,36 +235,39 @@ def _model_class() -> Any:
                     raise ValueError(f"a continuation needs tokens of its own and something before it, got {pair!r}")
             return found
 
-        def _laid_out(
-            self, contexts: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]]
-        ) -> list[tuple[list[int], list[int]]]:
-            """With notes before the contexts, as many as have room, and cut to the window."""
-            notes: dict[str, tuple[Recall, ...]] = {}
-            found = []
-            for context, (given, scored) in zip(contexts, pairs, strict=True):
-                asked = context.rstrip().rpartition("\n\n")[2].strip()
-                if self._recalls and asked:
-                    if asked not in notes:
-                        notes[asked] = self._recall(asked)
-                    given = self._noted(notes[asked], given, self.max_length + 1 - len(scored))
-                found.append(self._cut(given, scored))
-            return found
+        def _with_notes(self, contexts: Sequence[str], reserves: Sequence[int]) -> list[str]:
+            """The contexts behind what an agent's path recalls for them, as far as that leaves `reserves` tokens."""
+            if not self._recalls:
+                return list(contexts)
+            most: dict[str, int] = {}
+            for context, reserve in zip(contexts, reserves, strict=True):
+                most[context] = max(reserve, most.get(context, 0))
+            noted = {context: self._noted(context, reserve) for context, reserve in most.items()}
+            return [noted[context] for context in contexts]
 
-        def _recall(self, asked: str) -> tuple[Recall, ...]:
+        def _noted(self, context: str, reserve: int) -> str:
+            asked = context.rstrip().rpartition("\n\n")[2].strip()
+            if not asked or self._agent is None:
+                return context
             try:
-                return self._agent.recall(asked) if self._agent else ()
+                kept = list(self._agent.recall(asked))
             except TooLarge:
-                return ()
-
-        def _noted(self, recalls: Sequence[Recall], given: list[int], room: int) -> list[int]:
-            lead = self._lead if given[: len(self._lead)] == self._lead else []
-            kept = list(recalls)
+                return context
+            begin = self.tokenizer.decode(self.prefix_token_id)
+            begin = begin if context.startswith(begin) else ""
             while kept:
-                notes = self._lm.note_tokens([recall.item.text for recall in kept])
-                if len(notes) + len(given) <= room:
-                    return [*lead, *notes, *given[len(lead) :]]
+                notes = tuple(self._harmless(recall.item.text) for recall in kept)
+                text = begin + layout(Prompt("", notes, continues=True)) + context.removeprefix(begin)
+                if len(self.tok_encode(text)) + reserve <= self.max_length:
+                    return text
                 kept.remove(min(kept, key=lambda recall: recall.score))
-            return given
+            return context
+
+        def _harmless(self, note: str) -> str:
+            """Data in which no control token is spelt: contexts may have some, which the tokenizer is to see."""
+            for token in self.tokenizer.added_tokens_decoder.values():
+                note = note.replace(token.content, f"{token.content[:1]} {token.content[1:]}")
+            return note
 
         def _cut(self, given: list[int], scored: list[int]) -> tuple[list[int], list[int]]:
             """Of what is given the last tokens that the window holds beside all scored ones but the last."""
