@@ -21,7 +21,7 @@ typecheck: .venv/tools
 
 bench: .venv/tools
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python -m pytest tests/bench_paths.py tests/bench_memory.py tests/bench_stores.py tests/bench_records.py --benchmark-only --benchmark-group-by=group
+	$(BIN)/python -m pytest tests/bench_paths.py tests/bench_memory.py tests/bench_stores.py tests/bench_records.py tests/bench_evaluator.py --benchmark-only --benchmark-group-by=group
 
 notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

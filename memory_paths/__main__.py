@@ -40,6 +40,7 @@ def run(cfg: Any, folder: Path) -> None:
         )
     from memory_paths import build
     from memory_paths.evaluation.evaluator import Evaluator
+    from memory_paths.evaluation.harness import Harness
     from memory_paths.evaluation.records import compact
     from memory_paths.evaluation.report import REPORT, Report
 
@@ -48,6 +49,8 @@ def run(cfg: Any, folder: Path) -> None:
         logger.info("%s is finished already", folder)
         return
     build.threads(cfg.threads)
+    wanted = config["evaluation"]["harness"]
+    harness = Harness(**wanted, seed=cfg.seeds.order) if wanted["tasks"] or wanted["folder"] else None
     built = build.build_run(cfg)
     with built.agent as agent:
         evaluator = Evaluator(
@@ -60,6 +63,7 @@ def run(cfg: Any, folder: Path) -> None:
             probes=cfg.evaluation.probes,
             relearn=cfg.evaluation.relearn,
             unknown_threshold=cfg.evaluation.unknown_threshold,
+            harness=harness,
             progress=cfg.progress,
             config=config,
             restore=build.restore,

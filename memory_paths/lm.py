@@ -36,6 +36,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 PREFIX_BLOCK = 64
 # A prefix pays when many prompts of a call share it; small groups would only break up the batches.
 PREFIX_SHARE = 0.25
+# A context of fewer tokens is read again for each of its continuations: a second pass would cost more than that.
+FORK_TOKENS = 8
+# On a CPU more tokens in one pass fall out of its caches.
+PASS_TOKENS = 4096
 # Of the control tokens that chat templates make by themselves, by what is laid out.
 CONTROLS_KEPT = 1024
 
@@ -87,6 +91,14 @@ class _Row:
 
     ids: tuple[int, ...]
     start: int
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """Log-likelihood of tokens in nats, and whether each of them was the likeliest at its place."""
+
+    loglikelihood: float
+    greedy: bool
 
 
 class CausalLM:
@@ -227,9 +239,8 @@ class CausalLM:
             for group, prefix in self._groups(rows):
                 shared = len(prefix.ids) if prefix else 0
                 for batch in _batches(group, rows, self.batch_size):
-                    answers = self._answer(
-                        [rows[index] for index in batch], prefix, max_new_tokens, temperature, [draws[i] for i in batch]
-                    )
+                    chosen, drawn = [rows[index] for index in batch], [draws[index] for index in batch]
+                    answers = self._answer(chosen, prefix, max_new_tokens, temperature, drawn, self._ends_answer)
                     for index, (new, loglikelihood, stopped) in zip(batch, answers, strict=True):
                         ids = rows[index].ids
                         flops = flops_of(len(ids) - shared + len(new), after=shared) + flops_of(shared) / len(group)
@@ -251,27 +262,72 @@ class CausalLM:
             TooLarge: A prompt and answer that are longer than the window.
             ValueError: An answer without text.
         """
-        import torch
-
-        found: dict[int, float] = {}
         with self._lock, self._evaluating():
             rows = [self._pair(prompt, answer) for prompt, answer in pairs]
             self._check_window(rows)
+            return [score.loglikelihood for score in self._scored(rows)]
+
+    def score_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TokenScore]:
+        """How likely tokens are after those that are given, for callers that lay out and tokenise texts themselves.
+
+        Pairs that share what is given, or all tokens but the last, share the work on it.
+
+        Raises:
+            TooLarge: More tokens than the window, the last one of the pair, which is not read, left aside.
+            ValueError: Nothing is given, or nothing is to be scored.
+        """
+        rows = [_Row((*given, *tokens), len(given)) for given, tokens in pairs]
+        for row in rows:
+            if not 0 < row.start < len(row.ids):
+                raise ValueError(
+                    f"a pair needs a token that is given and one to be scored, got {row.start} and"
+                    f" {len(row.ids) - row.start}"
+                )
+        with self._lock, self._evaluating():
+            self._check_window([_Row(row.ids[:-1], row.start) for row in rows])
+            return self._scored(rows)
+
+    def continue_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        until: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """What the model writes after tokens, up to an end-of-sequence token or the first of the texts in `until`.
+
+        For callers that lay out and tokenise texts themselves; unlike in `generate`, a new line is no stop by itself,
+        and white space stays. Options as in `generate`.
+
+        Raises:
+            TooLarge: A prompt longer than the window.
+        """
+        stops = [stop for stop in until if stop]
+        # No stop has more tokens than bytes; two more, for it may begin and end within one.
+        reach = max((len(stop.encode()) for stop in stops), default=0) + 2
+
+        def ends(new: Sequence[int]) -> bool:
+            if new[-1] in self._stop_ids:
+                return True
+            tail = self.tokenizer.decode(new[-reach:], skip_special_tokens=True) if stops else ""
+            return any(stop in tail for stop in stops)
+
+        found: dict[int, str] = {}
+        with self._lock, self._evaluating():
+            rows = [_Row(tuple(ids), len(ids)) for ids in prompts]
+            self._check_window(rows)
+            draws = [random.Random(f"{seed}:{index}") for index in range(len(rows))]
             for group, prefix in self._groups(rows):
-                shared = len(prefix.ids) if prefix else 0
                 for batch in _batches(group, rows, self.batch_size):
-                    tails = [rows[index].ids[shared:] for index in batch]
-                    first = min(rows[index].start for index in batch) - 1 - shared
-                    tokens, attention, positions = self._pad(tails, shared, left=False)
-                    cache = self._cache(prefix, len(batch)) if prefix else None
-                    tell_given(self.module, [rows[index].start for index in batch])
-                    logits = self._forward(tokens, attention, positions, cache, keep=tokens.shape[1] - first)
-                    for place, index in enumerate(batch):
-                        row = rows[index]
-                        begin, end = row.start - 1 - shared - first, len(row.ids) - 1 - shared - first
-                        scores = torch.log_softmax(logits[place, begin:end].float(), dim=-1)
-                        targets = torch.tensor(row.ids[row.start :], device=scores.device)
-                        found[index] = float(scores.gather(1, targets[:, None]).double().sum())
+                    chosen, drawn = [rows[index] for index in batch], [draws[index] for index in batch]
+                    answers = self._answer(chosen, prefix, max_new_tokens, temperature, drawn, ends)
+                    for index, (new, _, _) in zip(batch, answers, strict=True):
+                        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
+                        for stop in stops:
+                            text = text.split(stop, 1)[0]
+                        found[index] = text
         return [found[index] for index in range(len(rows))]
 
     def encode_phrasing(self, phrasing: Phrasing) -> tuple[list[int], list[bool]]:
@@ -587,7 +643,8 @@ class CausalLM:
         text = str(self.tokenizer.decode([id for id in ids if id not in self._stop_ids], skip_special_tokens=True))
         return text.split("\n", 1)[0].strip()
 
-    def _is_stop(self, id: int) -> bool:
+    def _ends_answer(self, new: Sequence[int]) -> bool:
+        id = new[-1]
         if id not in self._ends:
             self._ends[id] = id in self._stop_ids or "\n" in self.tokenizer.decode([id])
         return self._ends[id]
@@ -623,6 +680,101 @@ class CausalLM:
         rest = [index for index in range(len(rows)) if index not in taken]
         if rest:
             yield rest, None
+
+    def _scored(self, rows: Sequence[_Row]) -> list[TokenScore]:
+        """Each context, and each row without its last token, is read once, however many rows share it."""
+        tally = _Tally(rows)
+        for group, prefix in self._groups(rows):
+            contexts: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+            for index in group:
+                row = rows[index]
+                stems = contexts.setdefault(row.ids[: row.start], {})
+                stems.setdefault(row.ids[row.start : -1], []).append(index)
+            forked = {
+                given: stems
+                for given, stems in contexts.items()
+                if len(stems) > 1 and len(given) >= FORK_TOKENS and self._keeps_prefixes()
+            }
+            plain = [
+                (given, stem, members)
+                for given, stems in contexts.items()
+                if given not in forked
+                for stem, members in stems.items()
+            ]
+            plain.sort(key=lambda one: (len(one[0]) + len(one[1]), len(one[0])))
+            for start, end in self._passes([len(given) + len(stem) for given, stem, _ in plain]):
+                self._score_whole(plain[start:end], prefix, tally)
+            ordered = sorted(forked.items(), key=lambda one: len(one[0]))
+            for start, end in self._passes([len(given) for given, _ in ordered]):
+                self._score_forked(ordered[start:end], prefix, tally)
+        return tally.scores()
+
+    def _passes(self, lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """From where to where the rows of one pass go, their lengths being given in ascending order."""
+        most = PASS_TOKENS if self.module.get_input_embeddings().weight.device.type == "cpu" else math.inf
+        start = 0
+        while start < len(lengths):
+            end = start + 1
+            while end < min(len(lengths), start + self.batch_size) and (end + 1 - start) * lengths[end] <= most:
+                end += 1
+            yield start, end
+            start = end
+
+    def _score_whole(
+        self, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...], list[int]]], prefix: Prefix | None, tally: _Tally
+    ) -> None:
+        """Score rows that are read to their end: context, all tokens after it but the last, and numbers of rows."""
+        shared = len(prefix.ids) if prefix else 0
+        first = min(len(given) for given, _, _ in batch) - 1 - shared
+        tokens, attention, positions = self._pad(
+            [(given + stem)[shared:] for given, stem, _ in batch], shared, left=False
+        )
+        tell_given(self.module, [len(given) for given, _, _ in batch])
+        cache = self._cache(prefix, len(batch)) if prefix else None
+        # Without a cache nothing is saved anywhere, and a row by itself is what a plain forward pass gives, to the
+        # last bit: the output head's products are rounded otherwise for fewer positions.
+        first = first if self.prefix_cache else 0
+        logits = self._forward(tokens, attention, positions, cache, keep=tokens.shape[1] - first)
+        tally.add(
+            logits,
+            [
+                (index, place, len(given) - 1 - shared - first, 0, len(stem) + 1)
+                for place, (given, stem, members) in enumerate(batch)
+                for index in members
+            ],
+        )
+
+    def _score_forked(
+        self,
+        batch: Sequence[tuple[tuple[int, ...], dict[tuple[int, ...], list[int]]]],
+        prefix: Prefix | None,
+        tally: _Tally,
+    ) -> None:
+        """Score rows of which several go on from one context: it is read once, the rest with its keys and values."""
+        import torch
+
+        shared = len(prefix.ids) if prefix else 0
+        tokens, given, positions = self._pad([context[shared:] for context, _ in batch], shared, left=True)
+        tell_given(self.module, None)
+        cache = self._cache(prefix, len(batch))
+        logits = self._forward(tokens, given, positions, cache, keep=1)
+        forks = [(place, stem, members) for place, (_, stems) in enumerate(batch) for stem, members in stems.items()]
+        tally.add(logits, [(index, place, 0, 0, 1) for place, _, members in forks for index in members])
+        forks = sorted((fork for fork in forks if fork[1]), key=lambda fork: len(fork[1]))
+        for start in range(0, len(forks), self.batch_size):
+            part = forks[start : start + self.batch_size]
+            places = torch.tensor([place for place, _, _ in part])
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            chosen = [(k[places.to(k.device)], v[places.to(v.device)]) for k, v in layers]
+            tokens, attention, _ = self._pad([stem for _, stem, _ in part], 0, left=False)
+            attention = torch.cat([given[places], attention], dim=1)
+            positions = (attention.cumsum(dim=1) - 1)[:, given.shape[1] :]
+            own = self._cache(Prefix((), tuple(chosen), 0), len(part))
+            logits = self._forward(tokens, attention, positions, own, keep=tokens.shape[1])
+            tally.add(
+                logits,
+                [(index, place, 0, 1, len(stem)) for place, (_, stem, members) in enumerate(part) for index in members],
+            )
 
     def _keeps_prefixes(self) -> bool:
         from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -711,8 +863,12 @@ class CausalLM:
         max_new_tokens: int,
         temperature: float,
         draws: Sequence[random.Random],
+        ends: Callable[[Sequence[int]], bool],
     ) -> list[tuple[list[int], float, bool]]:
-        """New tokens, their log-likelihood, and whether the model ended by itself, for each row of one batch."""
+        """New tokens, their log-likelihood, and whether the model ended by itself, for each row of one batch.
+
+        `ends` says of the new tokens of a row whether the last one ends it.
+        """
         import torch
 
         shared = len(prefix.ids) if prefix else 0
@@ -733,7 +889,7 @@ class CausalLM:
                     continue
                 new[index].append(id)
                 total[index] += gains[index]
-                stopped[index] = self._is_stop(id)
+                stopped[index] = ends(new[index])
                 if stopped[index] or len(new[index]) == limits[index]:
                     running.discard(index)
             tokens = chosen[:, None].cpu()
@@ -741,6 +897,56 @@ class CausalLM:
             # Rows that have ended go on being fed beside the others; a learnt position table has no row past its end.
             positions = (positions[:, -1:] + 1).clamp(max=self.window - 1)
         return list(zip(new, total, stopped, strict=True))
+
+
+class _Tally:
+    """Sums up the log-likelihoods of rows, one scored token after the other, as logits for them come in."""
+
+    # Logits of so many numbers at once become probabilities.
+    _MOST = 2**22
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = rows
+        self._totals = [0.0] * len(rows)
+        self._greedy = [True] * len(rows)
+
+    def add(self, logits: Any, spans: Sequence[tuple[int, int, int, int, int]]) -> None:
+        """Count scored tokens that follow one another.
+
+        Args:
+            logits: Of shape [places, positions, vocabulary].
+            spans: Number of the row, its place in the batch, position of the first logits, number of the first token
+                among the row's scored ones, how many there are.
+        """
+        import torch
+
+        step = max(1, self._MOST // (logits.shape[-1] * max(count for *_, count in spans)))
+        for start in range(0, len(spans), step):
+            part = spans[start : start + step]
+            begins: dict[tuple[int, int, int], int] = {}
+            places: list[int] = []
+            positions: list[int] = []
+            at: list[int] = []
+            targets: list[int] = []
+            for index, place, position, token, count in part:
+                if (place, position, count) not in begins:
+                    begins[place, position, count] = len(places)
+                    places += [place] * count
+                    positions += range(position, position + count)
+                begin, first = begins[place, position, count], self._rows[index].start + token
+                at += range(begin, begin + count)
+                targets += self._rows[index].ids[first : first + count]
+            scores = torch.log_softmax(logits[places, positions].float(), dim=-1).cpu()
+            wanted = torch.tensor(targets)
+            gains, hits = scores[at, wanted], (scores.argmax(dim=-1)[at] == wanted)
+            counts = [count for *_, count in part]
+            for (index, *_), gain, hit in zip(part, gains.split(counts), hits.split(counts), strict=True):
+                self._totals[index] += float(gain.sum())
+                self._greedy[index] &= bool(hit.all())
+
+    def scores(self) -> list[TokenScore]:
+        """Of all rows, in order."""
+        return [TokenScore(total, greedy) for total, greedy in zip(self._totals, self._greedy, strict=True)]
 
 
 def cache_argument(module: Any) -> str:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
 from memory_paths.evaluation.energy import EnergyMeter
+from memory_paths.evaluation.harness import Harness
+from memory_paths.evaluation.harness import figures as harness_figures
 from memory_paths.evaluation.metrics import Metric, measure, measured_by_path, undefined
 from memory_paths.evaluation.misses import RELEARNT
 from memory_paths.evaluation.plan import Ask, Control, Plan, stream_hash
-from memory_paths.evaluation.records import ANSWERS, WRITES, RecordError, fingerprint
+from memory_paths.evaluation.records import ANSWERS, HARNESS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
 from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
@@ -70,6 +72,8 @@ class Evaluator:
             lost. The agent is another one afterwards.
         unknown_threshold: An answer of less confidence counts as an abstention where nothing was ever taught, in [0,
             1].
+        harness: Tasks of lm-evaluation-harness, which are asked of the model before any learning and after the last
+            stage.
         progress: Show a bar, if there is a terminal.
         config: The settings of the run, for the report.
         restore: Puts what `Agent.save` wrote into a folder into a fresh agent, see `memory_paths.build.restore`. With
@@ -91,6 +95,7 @@ class Evaluator:
         probes: bool = True,
         relearn: bool = False,
         unknown_threshold: float = 0.5,
+        harness: Harness | None = None,
         progress: bool = True,
         config: Mapping[str, Any] | None = None,
         restore: Callable[[Agent, Path], None] | None = None,
@@ -104,7 +109,8 @@ class Evaluator:
         self._settings |= {"likelihoods": likelihoods, "probes": probes, "relearn": relearn}
         self._items = {item.id: item for experience in stream.experiences for item in experience.items}
         self._seed, self._control, self._likelihoods = seed, control, likelihoods
-        self._probes, self._relearn = probes, relearn
+        self._settings |= {"harness": harness.settings} if harness else {}
+        self._probes, self._relearn, self._harness = probes, relearn, harness
         self._meter = EnergyMeter()
         self._threshold, self._progress = unknown_threshold, progress
         self._config, self._restore = dict(config or {}), restore
@@ -160,13 +166,14 @@ class Evaluator:
         measured = measure(
             Rows.of(answers), experiences=experiences, unknown_threshold=self._threshold, seed=self._seed
         )
+        general = harness_figures(records.read_harness(self.folder).to_pylist(), last=experiences, seed=self._seed)
         return Report(
             path=known["path"],
             lm=known["lm"],
             stream=self.stream.name,
             seed=self._seed,
             load=sum(len(experience.items) for experience in self.stream.experiences),
-            metrics={**measured.metrics, **measured_by_path(writes), "chance": self._chance()},
+            metrics={**measured.metrics, **measured_by_path(writes), **general, "chance": self._chance()},
             matrix=measured.matrix,
             cost=costs.summarise(answers.select(costs.COLUMNS).to_pydict(), writes)
             | {"disk_bytes": records.disk_bytes(self.folder)},
@@ -252,6 +259,10 @@ class Evaluator:
         records.write_part(self.folder, WRITES, stage, [written])
         refused = written["reason"] or ""
         rows = self._ask(agent, stage, refused, written, past, bar)
+        if self._harness and stage in (0, self._plan.stages - 1):
+            self._harness.remember(records.read_harness(self.folder).to_pylist())
+            asked = [{**row, "stage": stage} for row in self._harness.ask(agent)]
+            records.write_part(self.folder, HARNESS, stage, asked)
         if stage == self._plan.stages - 1 and not refused:
             rows += self._probe(agent, stage, rows)
         if self._restore is not None:

@@ -25,8 +25,14 @@ RECORDS = "records"
 ANSWERS = "answers"
 WRITES = "writes"
 STATES = "states"
+HARNESS = "harness"
 SETTINGS = "settings.json"
-_KEYS = {ANSWERS: ("stage", "arm", "key"), WRITES: ("stage",), STATES: ("stage",)}
+_KEYS = {
+    ANSWERS: ("stage", "arm", "key"),
+    WRITES: ("stage",),
+    STATES: ("stage",),
+    HARNESS: ("stage", "task", "metric", "document"),
+}
 _TEXT, _WHOLE, _REAL, _TRUTH, _TEXTS = "string", "int64", "float64", "bool", "texts"
 _COSTS = {
     f"{part}_{name}": kind
@@ -79,6 +85,19 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "stage": _WHOLE,
         "disk_bytes": _WHOLE,  # of the files that the agent was saved as, databases with all their own overhead
     },
+    HARNESS: {
+        "stage": _WHOLE,
+        "task": _TEXT,
+        "metric": _TEXT,
+        "document": _WHOLE,
+        "document_hash": _TEXT,
+        "aggregation": _TEXT,  # what the harness calls the way from the documents to the figure
+        "more_is_better": _TRUTH,
+        "value": _REAL,  # what the document is worth; null where the figure is no mean over documents
+        "weight": _REAL,
+        "condition": _TEXT,  # hash of the weights that answered
+        "reused": _TRUTH,
+    },
 }
 _ADDED_LATER = (
     "shown",
@@ -102,7 +121,7 @@ def write_part(folder: Path, kind: str, stage: int, rows: Sequence[Mapping[str, 
 
     Args:
         folder: The run folder.
-        kind: `ANSWERS`, `WRITES` or `STATES`.
+        kind: `ANSWERS`, `WRITES`, `STATES` or `HARNESS`.
         stage: Number of the stage, from 0.
         rows: By column; a missing column is null.
 
@@ -220,6 +239,11 @@ def disk_bytes(folder: str | Path) -> int | None:
     return int(_read(root, STATES)["disk_bytes"][-1].as_py())
 
 
+def read_harness(folder: str | Path) -> pyarrow.Table:
+    """What tasks of lm-evaluation-harness came to, if any were asked; raises as `read_records` does."""
+    return _read(Path(folder), HARNESS)
+
+
 def load_records(folder: str | Path) -> pandas.DataFrame:
     """Every answer of a run, or of all runs of a sweep, as a DataFrame.
 
@@ -244,7 +268,7 @@ def record_differences(first: str | Path, second: str | Path) -> list[str]:
         RecordError: See `read_records`.
     """
     found = []
-    for kind in (ANSWERS, WRITES):
+    for kind in _KEYS:
         one, other = (_comparable(_read(Path(folder), kind), kind) for folder in (first, second))
         if one.num_rows != other.num_rows:
             found.append(f"{kind}: {one.num_rows} rows against {other.num_rows}")
@@ -299,6 +323,8 @@ def _read(folder: Path, kind: str) -> pyarrow.Table:
     whole = _whole(folder, kind)
     files = [whole] if whole.exists() else _parts(folder, kind)
     advice = _ADVICE_WHOLE if whole.exists() else _ADVICE
+    if not files and kind == HARNESS:
+        return _schema(kind).empty_table()
     if not files:
         raise RecordError(f"no records of {kind} in {folder}; a run leaves them in its subfolder {RECORDS}/")
     tables = []
