@@ -243,7 +243,9 @@ class CausalLM:
                     answers = self._answer(chosen, prefix, max_new_tokens, temperature, drawn, self._ends_answer)
                     for index, (new, loglikelihood, stopped) in zip(batch, answers, strict=True):
                         ids = rows[index].ids
-                        flops = flops_of(len(ids) - shared + len(new), after=shared) + flops_of(shared) / len(group)
+                        read = len(ids) - shared + len(new) - 1  # the last token is said and never read
+                        flops = flops_of(read, after=shared, logits=len(new))
+                        flops += flops_of(shared, logits=0) / len(group)
                         found[index] = Generation(
                             self._text(new),
                             tuple(new),
@@ -360,14 +362,15 @@ class CausalLM:
         ids = [*row.ids, self.tokenizer.eos_token_id]
         return ids, [index >= max(1, row.start) for index in range(len(ids))]
 
-    def forward_flops(self, tokens: int, *, after: int = 0) -> float:
+    def forward_flops(self, tokens: int, *, after: int = 0, logits: int | None = None) -> float:
         """Work of reading `tokens` tokens that follow `after` others, in floating point operations, 2 per multiply-add.
 
-        2 * N * tokens + 4 * A * context, where N are the parameters outside embedding tables and the output head, A is
-        layers * heads * width of a head, and context is the sum over the tokens of how many tokens each one attends to
-        (Kaplan et al. 2020, arXiv 2001.08361, table 1). A module with a method `flops_per_token()` speaks for itself
-        and all within it: a sparse memory counts the rows it reads, not those it has. Blocks that were put into the
-        model are told of by a child's `attention_layers`.
+        2 * N * tokens + 2 * H * logits + 4 * A * context, where N are the parameters outside embedding tables and the
+        output head, H those of the head, which is computed for `logits` of the tokens (None: all), A is layers * heads
+        * width of a head, and context is the sum over the tokens of how many tokens each one attends to (Kaplan et al.
+        2020, arXiv 2001.08361, table 1, who leave out the head). A module with a method `flops_per_token()` speaks for
+        itself and all within it: a sparse memory counts the rows it reads, not those it has. Blocks that were put into
+        the model are told of by a child's `attention_layers`.
         """
         config = self.module.config.get_text_config()
         heads = config.num_attention_heads
@@ -375,8 +378,10 @@ class CausalLM:
         context = tokens * after + tokens * (tokens + 1) / 2
         added = sum(getattr(child, "attention_layers", 0) for child in self.module.children())
         attention = 4.0 * (config.num_hidden_layers + added) * heads * head_width
-        per_token = _flops_per_token(self.module, {id(self.module.get_output_embeddings())})
-        return float(per_token * tokens + attention * context)
+        head = self.module.get_output_embeddings()
+        per_token = _flops_per_token(self.module, {id(head)})
+        per_logits = 2.0 * sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0.0
+        return float(per_token * tokens + per_logits * (tokens if logits is None else logits) + attention * context)
 
     @property
     def parameters(self) -> int:

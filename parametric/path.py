@@ -650,7 +650,7 @@ class WeightsPath:
                 nonlocal tokens, flops
                 count = len(batch.tokens)
                 tokens += batch.token_count
-                flops += passes * count * flops_of(batch.token_count // count)
+                flops += passes * count * flops_of(batch.tokens.shape[1])  # padding is work too
 
             setting = Setting(
                 lm=lm,

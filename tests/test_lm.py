@@ -410,7 +410,9 @@ def test_flops_follow_the_formula_and_a_module_may_speak_for_itself(make_tiny_lm
     lm = make_tiny_lm()
     outside = {"model.embed_tokens.weight", "lm_head.weight"}
     count = sum(p.numel() for name, p in lm.module.named_parameters() if name not in outside)
-    assert lm.forward_flops(3) == 2 * count * 3 + 4 * 2 * 32 * (1 + 2 + 3)
+    head = lm.module.lm_head.weight.numel()
+    assert lm.forward_flops(3, logits=0) == 2 * count * 3 + 4 * 2 * 32 * (1 + 2 + 3)
+    assert lm.forward_flops(3) == lm.forward_flops(3, logits=0) + 2 * head * 3
     assert lm.forward_flops(5) == pytest.approx(lm.forward_flops(2) + lm.forward_flops(3, after=2))
 
     class Sparse(nn.Linear):
@@ -419,7 +421,7 @@ def test_flops_follow_the_formula_and_a_module_may_speak_for_itself(make_tiny_lm
 
     mlp = sum(p.numel() for p in lm.module.model.layers[0].mlp.parameters())
     lm.module.model.layers[0].mlp = Sparse(32, 32)
-    assert lm.forward_flops(1) == 2 * (count - mlp) + 7 + 4 * 2 * 32
+    assert lm.forward_flops(1, logits=0) == 2 * (count - mlp) + 7 + 4 * 2 * 32
 
 
 def test_usage_counts_tokens_and_does_not_depend_on_what_was_asked_before(make_tiny_lm: Make) -> None:
