@@ -47,8 +47,8 @@ def test_an_answer_is_charged_what_torch_counts_and_every_token(lm: CausalLM) ->
 
 
 def test_a_step_of_training_is_charged_what_torch_counts() -> None:
-    """The difference between two efforts, so that what a write measures of itself, which is not charged, falls out. (What
-    trains a part of the model is charged a backward pass through all of it, which is more than it takes.)"""
+    """Between two efforts, so that what a write measures of itself, which is not charged, falls out. What
+    trains a part of the model is charged a backward pass through all of it, which is more than it takes."""
     charged, counted = [], []
     items = biographies(12).experiences[0].items[:3]
     for effort in (0.02, 0.06):
