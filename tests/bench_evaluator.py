@@ -110,12 +110,19 @@ def test_shared_context(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
 @pytest.mark.benchmark(group="a task after each of 8 stages on 3 paths, beside lm-eval")
 def test_matrix(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     """What learning takes is left out. A window and a bank leave the model as it is; it is not asked again."""
-    experiences = biographies(4 * STAGES, experiences=STAGES).experiences
-    harness = Harness(["known_last_word"], folder=TASKS, limit=40)
+    experiences = biographies(6 * STAGES, experiences=STAGES).experiences
+    harness = Harness(["known_last_word"], folder=TASKS, limit=60)
     spent = {"ours": 0.0, "theirs": 0.0}
-    chosen = (("path=icl",), ("path=rag", "encoder@path.memory.encoder=hash"), ("path=sparse_memory",))
+    chosen = (
+        ("path=icl",),
+        ("path=rag", "encoder@path.memory.encoder=hash"),
+        ("path=sparse_memory", "path.memory.budget.steps=20"),
+    )
     with ExitStack() as opened:
         agents = [opened.enter_context(build_agent(compose(*overrides))) for overrides in chosen]
+        harness.ask(agents[0])
+        _theirs(agents[0].lm, harness)
+        harness._known.clear()
         for stage in range(STAGES + 1):
             for agent in agents:
                 if stage:

@@ -30,11 +30,11 @@ from memory_paths.evaluation.records import read_harness, same_records
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.testing import EchoLM
-from memory_paths.types import Experience, Query, Question, Stream, TooLarge
+from memory_paths.types import Experience, Knowledge, Query, Question, Stream, TooLarge
 
 FULL = "MEMORY_PATHS_FULL" in os.environ
 REQUESTS = 2000 if FULL else 36
-DOCUMENTS = 400 if FULL else 12
+DOCUMENTS = 400 if FULL else 5
 TASKS = Path(__file__).parent / "harness_tasks"
 KNOWN = ("known_choice", "known_notes", "known_answer", "known_sentence", "known_last_word", "known_page")
 STORIES = ("story_choice", "story_text")
@@ -123,18 +123,18 @@ def check_parity(lm: CausalLM, documents: Any) -> None:
     assert {greedy for _, greedy in theirs} == {False, True} or lm.name != "embedded"
 
 
-def results(lm: CausalLM, tasks: Sequence[str], model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def results(tasks: Sequence[str], model: Any, limit: int = DOCUMENTS) -> tuple[dict[str, Any], dict[str, Any]]:
     loaded = TaskManager(include_path=TASKS, include_defaults=False).load(list(tasks))
-    done = evaluate(lm=model, task_dict=loaded, limit=DOCUMENTS, bootstrap_iters=100)
+    done = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=100)
     return done["results"], done["samples"]
 
 
 def check_tasks(lm: CausalLM, tasks: Sequence[str]) -> None:
     """Every figure of every task, and each answer, on one row at a time and on batches."""
-    theirs, samples = results(lm, tasks, reference(lm))
+    theirs, samples = results(tasks, reference(lm))
     for batch_size, reuses in ((1, False), (32, True)):
         lm.batch_size, lm.prefix_cache = batch_size, reuses
-        ours, own = results(lm, tasks, as_harness_model(lm))
+        ours, own = results(tasks, as_harness_model(lm))
         for task in tasks:
             for name, value in theirs[task].items():
                 if not isinstance(value, float):
@@ -183,7 +183,7 @@ def test_free_answers_stop_where_the_harnesss_own_do(embedded: CausalLM, documen
     ours = as_harness_model(embedded).generate_until(asked)
     assert ours == reference(embedded, 4).generate_until(asked, disable_tqdm=True)
     assert all(any(character.isalpha() for character in answer) for answer in ours)
-    assert {"\n" in answer for answer in ours} == {True, False}
+    assert len(set(ours)) >= 6
     with pytest.raises(ValueError, match="max_gen_toks"):
         as_harness_model(embedded).generate_until(
             instances("generate_until", [("Who?", {"until": [], "max_gen_toks": 512})])
@@ -294,10 +294,8 @@ def small_stream() -> Stream:
     return Stream(
         "small",
         (
-            Experience(
-                (OSLO,), (Question(Query("Where does Ada live?"), ("Oslo",), "direct", ids=("ada-1",)),), name="one"
-            ),
-            Experience((), (), name="two"),
+            Experience("one", (OSLO,), (Question(Query("Where does Ada live?"), ("Oslo",), "direct", ids=("ada-1",)),)),
+            Experience("two", (Knowledge("bob-1", "Bob lives in Rome."),)),
         ),
     )
 
@@ -353,6 +351,7 @@ def test_an_interrupted_run_goes_on_and_another_choice_of_tasks_is_another_run(t
 
     evaluated(tmp_path / "whole", build_agent(compose("path=icl")), harness())
     evaluated(tmp_path / "cut", build_agent(compose("path=icl")), harness())
+    (tmp_path / "cut" / "report.json").unlink()
     for part in (tmp_path / "cut" / "records").glob("*-0002.parquet"):
         part.unlink()
     evaluated(tmp_path / "cut", build_agent(compose("path=icl")), harness())
@@ -364,9 +363,10 @@ def test_an_interrupted_run_goes_on_and_another_choice_of_tasks_is_another_run(t
 
 def test_figures_equal_the_harnesss_own_and_what_is_no_mean_has_a_reason(embedded: CausalLM) -> None:
     with Ledger() as ledger:
-        harness = Harness(folder=TASKS, limit=12)
+        harness = Harness(folder=TASKS, limit=5)
         rows = harness.ask(Agent(embedded, {"none": NoMemory(embedded, ledger)}, ledger))
-    theirs, _ = results(embedded, [*KNOWN, *STORIES], as_harness_model(embedded)) if DOCUMENTS == 12 else ({}, {})
+    theirs, _ = results([*KNOWN, *STORIES], as_harness_model(embedded), limit=5)
+    assert theirs
     found = figures([{**row, "stage": stage} for row in rows for stage in (0, 1)], last=1)
     for task, values in theirs.items():
         for name, value in values.items():
