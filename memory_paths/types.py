@@ -28,6 +28,13 @@ QuestionKind = Literal[
     "prior",  # known before any learning
     "unknown",  # never taught; the right answer is an abstention
 ]
+Scoring = Literal[
+    "exact",  # the whole answer, normalised, is one of the targets; without targets, it is an abstention
+    "entities",  # F1 of the set of names that the answer lists
+    "chrf",  # overlap of character n-grams, of translations
+    "likelihood",  # how probable the model finds each token of the target, of continuations
+    "choice",  # the likeliest of the choices is a target: a label among all labels, a reply preferred to another
+]
 Role = Literal["system", "user", "assistant", "tool"]
 DEFAULT_NAMESPACE = "default"
 
@@ -251,8 +258,14 @@ class Question:
         kind: What it tests.
         ids: The items that it is about, in the order in which they are needed.
         stale: Answers that were right before an update.
-        choices: Four or so answers of the same sort, the canonical target among them; for models that cannot read.
+        choices: Four or so answers of the same sort, the canonical target among them; for models that cannot read, and
+            what a `scoring` of "choice" is between.
         cluster: What intervals are clustered by (a person, a passage). Empty: each question by itself.
+        scoring: What an answer is worth, a number in [0, 1]; see `memory_paths.evaluation.scoring`.
+
+    Raises:
+        ValueError: An unknown scoring, one that needs targets and has none, or a choice of fewer than two among which
+            a target is.
     """
 
     query: Query
@@ -262,10 +275,23 @@ class Question:
     stale: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     cluster: str = ""
+    scoring: Scoring = "exact"
+
+    def __post_init__(self) -> None:
+        if self.scoring not in get_args(Scoring):
+            raise ValueError(f"scoring must be one of {get_args(Scoring)}, got {self.scoring!r}")
+        if self.scoring != "exact" and not any(self.targets):
+            raise ValueError(f"scoring {self.scoring!r} needs a target; the question {self.query.text!r:.80} has none")
+        if self.scoring == "choice" and (len(set(self.choices)) < 2 or not set(self.targets) & set(self.choices)):
+            raise ValueError(
+                f"scoring 'choice' needs two choices or more, a target among them; {self.query.text!r:.80} has"
+                f" {self.choices} and the targets {self.targets}"
+            )
 
     def key(self) -> str:
         """A stable identity of this question within a stream."""
-        return hashlib.sha256(json.dumps([self.kind, self.query.text, self.ids]).encode()).hexdigest()[:16]
+        told = [self.kind, self.query.text, self.ids, *([] if self.scoring == "exact" else [self.scoring])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

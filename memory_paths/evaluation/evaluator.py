@@ -25,7 +25,15 @@ from memory_paths.evaluation.plan import Ask, Control, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, HARNESS, WRITES, RecordError, fingerprint
 from memory_paths.evaluation.report import Report, flattened, versions
 from memory_paths.evaluation.rows import Rows
-from memory_paths.evaluation.scoring import exact_match, is_abstention, stands_in, token_f1
+from memory_paths.evaluation.scoring import (
+    LIKELIHOOD_SCORINGS,
+    exact_match,
+    stands_in,
+    token_f1,
+    word_accuracy,
+    worth,
+    worth_by_likelihood,
+)
 from memory_paths.evaluation.statistics import minimum_detectable
 from memory_paths.types import Answer, Cost, Knowledge, Prompt, Scores, Stream, TooLarge
 
@@ -37,6 +45,7 @@ _RESULT = (
     "answer",
     "correct",
     "token_f1",
+    "word_accuracy",
     "stale",
     "confidence",
     "recalls",
@@ -366,8 +375,14 @@ class Evaluator:
             timed = {"wall_seconds": wall, "joules": None if joules is None else joules / len(pairs)}
             for (row, ask), answer in zip(pairs, answers, strict=True):
                 row |= _scored(ask, answer, self._items) | timed
-            if self._likelihoods and isinstance(agent.lm, Scores):
-                self._score(agent, pairs, noted)
+            needing = [(row, ask) for row, ask in pairs if ask.question.scoring in LIKELIHOOD_SCORINGS]
+            if isinstance(agent.lm, Scores):
+                self._score(agent, pairs if self._likelihoods else needing, noted)
+            else:
+                for row, ask in needing:
+                    row["reason"] = (
+                        f"{agent.lm.name} gives no log-likelihoods, by which {ask.question.scoring} is scored"
+                    )
         except TooLarge as error:
             if len(pairs) > 1:
                 middle = len(pairs) // 2
@@ -397,6 +412,8 @@ class Evaluator:
             if found is None:
                 continue
             row["loglikelihood_per_token"] = found[ask.question.targets[0]]
+            if ask.question.scoring in LIKELIHOOD_SCORINGS:
+                row["correct"] = worth_by_likelihood(ask.question, found)
             if len(ask.question.choices) > 1:
                 best = max(ask.question.choices, key=lambda choice: found[choice])
                 row["choice_correct"] = exact_match(best, ask.question.targets)
@@ -454,8 +471,9 @@ def _scored(ask: Ask, answer: Answer, items: Mapping[str, Knowledge]) -> Row:
     shown = [recall.item.text for recall in answer.recalls]
     return {
         "answer": answer.text,
-        "correct": exact_match(answer.text, question.targets) if question.targets else is_abstention(answer.text),
+        "correct": worth(question, answer.text),
         "token_f1": token_f1(answer.text, question.targets) if question.targets else None,
+        "word_accuracy": word_accuracy(answer.text, question.targets[0]) if question.query.continues else None,
         "stale": exact_match(answer.text, question.stale) if question.stale else None,
         "confidence": answer.confidence,
         "recalls": list(answer.offered),

@@ -53,8 +53,9 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "targets": _TEXTS,
         "held": _TRUTH,  # whether the path holds every one of the ids
         "answer": _TEXT,
-        "correct": _TRUTH,
+        "correct": _REAL,  # what the answer is worth, in [0, 1], see memory_paths.evaluation.scoring
         "token_f1": _REAL,
+        "word_accuracy": _REAL,  # of a continuation: the share of its words that are in their place
         "stale": _TRUTH,  # answered with a value that was right once; null where there is none
         "confidence": _REAL,
         "recalls": _TEXTS,  # ids of all that was found, best first
@@ -104,6 +105,7 @@ _ADDED_LATER = (
     "answer_offered",
     "answer_shown",
     "joules",
+    "word_accuracy",
 )  # null where the records are from before they existed
 _DIGEST = "blake2b"
 _ADVICE = "delete it, and the run will ask its stage again"
@@ -347,11 +349,12 @@ def _with_added(table: pyarrow.Table, kind: str) -> pyarrow.Table:
     import pyarrow
 
     schema = _schema(kind)
-    if table.column_names != [name for name in schema.names if name not in _ADDED_LATER]:
-        return table
     for place, column in enumerate(schema):
-        if column.name in _ADDED_LATER:
-            table = table.add_column(place, column, pyarrow.nulls(len(table), column.type))
+        if column.name in _ADDED_LATER and column.name not in table.column_names:
+            table = table.add_column(min(place, table.num_columns), column, pyarrow.nulls(len(table), column.type))
+        elif column.name == "correct" and column.name in table.column_names:  # once it was true or false
+            at = table.schema.get_field_index(column.name)
+            table = table.set_column(at, column, table[column.name].cast(column.type))
     return table
 
 
