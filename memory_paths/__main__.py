@@ -45,6 +45,7 @@ def run(cfg: Any, folder: Path) -> None:
     from memory_paths.evaluation.report import REPORT, Report
 
     config = build.plain(cfg)
+    config.pop("sinks", None)  # a run is the same whoever is told of it
     if (folder / REPORT).exists() and Report.read(folder).config == config:
         logger.info("%s is finished already", folder)
         return
@@ -67,6 +68,7 @@ def run(cfg: Any, folder: Path) -> None:
             progress=cfg.progress,
             config=config,
             restore=build.restore,
+            sinks=build.build_sinks(cfg, folder),
         )
         evaluator.run(agent)
     compact(folder)

@@ -113,6 +113,17 @@ def build_run(cfg: Any) -> Run:
     )
 
 
+def build_sinks(cfg: Any, folder: Path) -> dict[str, Any]:
+    """What else is told the figures of a run, by name.
+
+    Raises:
+        hydra.errors.InstantiationException: One needs a package that is not installed; the message names it.
+    """
+    from hydra.utils import instantiate
+
+    return {name: instantiate(sink, folder=str(folder)) for name, sink in (cfg.get("sinks") or {}).items()}
+
+
 def load_saved(folder: Path) -> Agent:
     """See `Agent.load`."""
     from omegaconf import OmegaConf
@@ -198,6 +209,7 @@ __all__: Sequence[str] = [
     "Run",
     "build_agent",
     "build_run",
+    "build_sinks",
     "build_stream",
     "compose",
     "load",

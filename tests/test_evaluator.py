@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -497,3 +500,19 @@ def test_a_dear_write_pays_off_after_the_difference_divided_by_what_a_read_saves
     whole = Cost(lm=Usage(3, 4.0, 5.0), index=Usage(1))
     assert costs.as_columns(whole)["lm_flops"] == 4.0
     assert costs.as_columns(whole)["index_tokens"] == 1
+
+
+def test_a_terminal_is_told_the_stage_the_rate_and_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        """What looks like a terminal."""
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with toy_agent() as agent:
+        Evaluator(toy_stream(), folder=tmp_path, samples=16).run(agent)
+    told = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"icl, stage 4 of 4: +\d+% \|.+\| \d+/\d+ questions, +[\d.]+ questions/s, \d\d:\d\d left", told)

@@ -108,7 +108,7 @@ MOUNTED = {axis: ("sparse_memory", f"path.memory.{axis}") for axis in AXES} | {
 def test_every_option_composes_where_it_belongs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_PATHS_DATA", "data")
     group = file.parent.name
-    path, place = MOUNTED.get(group, ("none", group))
+    path, place = MOUNTED.get(group, ("none", f"sinks.{file.stem}" if group == "sink" else group))
     option = f"{group}@{place}={file.stem}" if group in MOUNTED else f"{group}={file.stem}"
     cfg = compose(option) if group == "path" else compose(f"path={path}", option)
     assert plain(cfg)

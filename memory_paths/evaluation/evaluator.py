@@ -34,6 +34,7 @@ from memory_paths.evaluation.scoring import (
     worth,
     worth_by_likelihood,
 )
+from memory_paths.evaluation.sinks import Sink, Sinks
 from memory_paths.evaluation.statistics import minimum_detectable
 from memory_paths.types import Answer, Cost, Knowledge, Prompt, Scores, Stream, TooLarge
 
@@ -87,6 +88,7 @@ class Evaluator:
         config: The settings of the run, for the report.
         restore: Puts what `Agent.save` wrote into a folder into a fresh agent, see `memory_paths.build.restore`. With
             it the agent is saved after each stage; without it an interrupted run teaches its agent again.
+        sinks: What else is told the figures of each stage and of the report, by name; closed in the end.
 
     Raises:
         ValueError: An argument outside its range, or a stream that cannot be evaluated.
@@ -108,6 +110,7 @@ class Evaluator:
         progress: bool = True,
         config: Mapping[str, Any] | None = None,
         restore: Callable[[Agent, Path], None] | None = None,
+        sinks: Mapping[str, Sink] | None = None,
     ) -> None:
         if not 0.0 <= unknown_threshold <= 1.0:
             raise ValueError(f"unknown_threshold must be in [0, 1], got {unknown_threshold}")
@@ -123,6 +126,7 @@ class Evaluator:
         self._meter = EnergyMeter()
         self._threshold, self._progress = unknown_threshold, progress
         self._config, self._restore = dict(config or {}), restore
+        self._sinks = Sinks(sinks or {})
 
     def run(self, agent: Agent) -> Report:
         """Teach, ask, record and report; stages that are on record already are not asked again.
@@ -132,6 +136,14 @@ class Evaluator:
                 it.
             RecordError: A part of the records is damaged.
         """
+        try:
+            report = self._run(agent)
+            self._sinks.end(report)
+        finally:
+            self._sinks.close()
+        return report
+
+    def _run(self, agent: Agent) -> Report:
         name = self._control or agent.path_name
         settings = self._settings | {"path": name, "lm": agent.lm.name}
         texts = [Prompt(item.text, continues=True) for item in self._items.values()]
@@ -155,7 +167,7 @@ class Evaluator:
                 self._progress, sum(len(self._plan.asks(stage)) for stage in range(done, self._plan.stages))
             ) as bar:
                 for stage in range(done, self._plan.stages):
-                    bar.set_description(f"{name} {stage}/{self._plan.stages - 1}")
+                    bar.set_description(f"{name}, stage {stage} of {self._plan.stages - 1}")
                     refused = self._stage(agent, stage, refused, past, bar)
         report = self.report()
         report.write(self.folder)
@@ -281,6 +293,7 @@ class Evaluator:
             records.write_part(self.folder, records.STATES, stage, [saved])
         records.write_part(self.folder, ANSWERS, stage, rows)
         past.add(rows)
+        self._sinks.stage(stage, written, rows)
         shutil.rmtree(self._checkpoint(stage - 1), ignore_errors=True)
         return refused
 
@@ -492,4 +505,12 @@ def _words(error: BaseException) -> str:
 def _bar(shown: bool, total: int) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="question", disable=None if shown else True, leave=False)
+    # A rate over the whole run, for questions come in bursts with learning in between.
+    return tqdm(
+        total=total,
+        unit=" questions",
+        smoothing=0,
+        bar_format="{desc}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left",
+        disable=None if shown else True,
+        leave=False,
+    )
