@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 
 from memory_paths.evaluation.desiderata import render_standings
 from memory_paths.evaluation.records import export
-from memory_paths.evaluation.report import Report, write_lines
+from memory_paths.evaluation.report import REPORT, Report, write_lines
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
 from memory_paths.evaluation.table import render_markdown, render_table
 
@@ -58,8 +59,14 @@ class SweepTable(Callback):
     def on_run_end(self, config: Any, **kwargs: Any) -> None:
         """Show a single run, if it left a report."""
         folder = Path(str(config.hydra.runtime.output_dir))
-        if (folder / "report.json").exists():
+        if (folder / REPORT).exists():
             self._show(folder)
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Leave a page beside the report of each run of a sweep, for the sweep's page to lead to."""
+        folder = Path(str(config.hydra.runtime.output_dir))
+        if config.hydra.mode == RunMode.MULTIRUN and (folder / REPORT).exists():
+            collect(folder).write_page(folder)
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Show every run of a sweep."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,8 @@ import pytest
 
 from memory_paths import report as entry
 from memory_paths.evaluation import charts
+from memory_paths.evaluation.churn import Churn
+from memory_paths.evaluation.desiderata import DESIDERATA, Standing
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report
 from memory_paths.evaluation.summary import Summary, amount, collect, score, summarise, verdict
@@ -56,6 +59,10 @@ def make_report(
             "reads": 100,
             "stored_bytes": 1_300_000,
         },
+        "ages": {"0": _metric(retention), "1": _metric(max(0.0, retention - 0.1))},
+        "churn": {"prior": Churn(1, 9, 180, 10), "taught": Churn(0, 4, 30, 6)},
+        "misses": {"right": round(40 * retention), "not_retrieved": 40 - round(40 * retention)},
+        "outcomes": {"retention": [(f"q{at}", at % 20, float(at < 40 * retention)) for at in range(40)]},
         "config": {"path": {"memory": {"name": path}}, "seed": seed, "stream": {"facts": load}},
         "versions": {"torch": "2.0"},
     }
@@ -332,20 +339,95 @@ def test_the_page_is_one_small_valid_file_that_asks_no_network(sweep: Path) -> N
     page = collect(sweep).write(sweep).read_text()
     _WellFormed().check(page)
     assert len(page.encode()) < 1_000_000
-    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert not re.search(r"https?://|<script |<link|@import|url\(", page)
     assert "no such &lt;model&gt;" in page
-    assert page.count('aria-label="Accuracy matrix of') == 8
-    assert "prefers-color-scheme:dark" in page
-    for heading in ("Learning against forgetting", "Load", "Cost at 480 items", "Accuracy matrices", "Settings"):
-        assert f"<h2>{heading}" in page
+    assert page.count("Accuracy matrix of") == 8
+    headings = [re.sub("<.*?>", "", title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", page)]
+    assert headings == [
+        *("Verdict", "Runs that failed", "Learning against forgetting", "All paths", "Load", "Accuracy matrices"),
+        *("Retention by age", "Cost", "Gained and lost", "Why answers were wrong", "Which differences are real"),
+        *("When a dear write pays off", "Runs", "Settings"),
+    ]
+    assert re.search(r">\.97<i class=.track.*?</i><small>\[\.94 1\.0\]</small><small>n 200</small>", page)
+    assert "reversal: the stream has no reversal questions (everywhere)" in page
+    assert "McNemar" in page
+
+
+def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) -> None:
+    desiderata = {**dict.fromkeys(DESIDERATA, _metric(0.75)), "composes": undefined("no such questions")}
+    standing = Standing("rag", "embedded", desiderata, undefined("no such questions"))
+    page = Summary(summarise([make_report("rag", 0.9)]), (), standings=(standing,)).write(tmp_path).read_text()
+    _WellFormed().check(page)
+    part = page.partition(">By the definition of continual learning</h2>")[2].partition("</section>")[0]
+    assert re.findall(r">(\.75|-)<", part) == ["-", ".75", ".75", ".75", ".75", "-"], "the score, and what it is of"
+    assert "composes: no such questions (rag)" in part
+
+
+def test_parts_that_old_reports_lack_are_left_out(tmp_path: Path) -> None:
+    for path in ("icl", "rag"):
+        report = replace(make_report(path, 0.9), ages={}, churn={}, misses={}, outcomes={}, matrix=[[None]])
+        stored = {name: value for name, value in report.to_json().items() if name not in ("ages", "churn", "misses")}
+        (tmp_path / path).mkdir()
+        (tmp_path / path / "report.json").write_text(json.dumps(stored))
+    page = collect(tmp_path).write(tmp_path).read_text()
+    assert ">All paths</h2>" in page
+    for title in ("Accuracy matrices", "Retention by age", "Gained", "Why answers", "Which differences"):
+        assert title not in page
+
+
+def test_the_page_leads_to_the_pages_of_runs_that_have_one(sweep: Path) -> None:
+    assert "<a href" not in collect(sweep).write(sweep).read_text().partition("<main")[2]
+    for run in ("1", "3"):
+        collect(sweep / run).write_page(sweep / run)
+    page = collect(sweep).write(sweep).read_text()
+    assert re.findall(r'<a href="([^"#]*)"', page) == ["1/report.html", "3/report.html"]
+    own = (sweep / "1" / "report.html").read_text()
+    assert "<title>icl, 48 items" in own
+    assert "Runs</h2>" not in own
 
 
 def test_a_large_matrix_and_a_large_sweep_keep_the_page_small(tmp_path: Path) -> None:
     drawing = charts.heat_map([[0.5] * 200 for _ in range(201)], "large")
-    assert drawing.count("<rect") <= 24 * 24
+    assert drawing.count("<td") <= 25 * 25
+    assert re.findall(r'row">(\d+)<', drawing)[:2] == ["0", "9"], "rows are named by the stage that they begin with"
     reports = [make_report("rag", 0.9, load=load, matrix=[[0.9] * 24] * 25) for load in range(10, 70)]
     page = Summary(summarise(reports), ()).write(tmp_path)
     assert page.stat().st_size < 1_000_000
+
+
+def test_a_page_of_eight_stages_three_paths_and_five_seeds_is_below_five_megabytes(tmp_path: Path) -> None:
+    questions = [(f"question-{at}", at // 4, float(at % 7 > 0)) for at in range(1000)]
+    for path in ("icl", "rag", "sparse_memory"):
+        for seed in range(5):
+            report = make_report(path, 0.8, seed=seed, load=480, matrix=[[0.8] * 8] * 9)
+            ages = {str(age): _metric(0.9 - age / 20) for age in range(8)}
+            outcomes = {"retention": questions[seed * 9 :], "prior": questions[:400]}
+            replace(report, ages=ages, outcomes=outcomes).write(tmp_path / path / str(seed))
+    assert collect(tmp_path).write(tmp_path).stat().st_size < 5_000_000
+
+
+def test_the_front_holds_the_points_that_none_beats() -> None:
+    def point(x: float, y: float) -> charts.Point:
+        return charts.Point(Metric(x), Metric(y))
+
+    points = {"a": point(-0.2, 0.9), "b": point(0.0, 0.5), "c": point(-0.1, 0.4), "d": point(-0.2, 0.8)}
+    assert charts.front(points) == ["a", "b"]
+    assert charts.front({**points, "e": point(0.0, 0.9)}) == ["e"]
+
+
+def test_paths_differ_in_colour_or_mark_however_many_they_are() -> None:
+    numbers = charts.colours(["none", *(f"lora rank={rank}" for rank in range(30)), "oracle"])
+    marks = {charts.mark(number) for number in numbers.values()}
+    assert len(marks) == 32
+
+
+def test_names_of_paths_do_not_cover_one_another() -> None:
+    series = {f"lora rank={at}": [charts.Point(Metric(0.0), Metric(0.84 + at / 50))] for at in range(8)}
+    x = charts.changes([Metric(0.0)])
+    drawing = charts.chart("close by", series, charts.colours(list(series)), x, "retention")
+    rows = sorted(map(float, re.findall(r'class="name[^"]*" x="[\d.]+" y="([\d.]+)"', drawing)))
+    assert len(rows) == 16
+    assert min(after - before for before, after in itertools.pairwise(rows)) >= 12.9
 
 
 def test_a_page_of_failures_only_still_says_so(tmp_path: Path) -> None:

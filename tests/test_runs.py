@@ -44,6 +44,9 @@ def test_a_sweep_names_the_job_that_fails_and_finishes_the_others(tmp_path: Path
     assert (tmp_path / "sweep" / "0" / "failed.json").exists()
     assert (tmp_path / "sweep" / "1" / "report.json").exists()
     assert (tmp_path / "sweep" / "report.html").exists()
+    assert 'href="1/report.html"' in (tmp_path / "sweep" / "report.html").read_text()
+    assert "<title>icl, 12 items" in (tmp_path / "sweep" / "1" / "report.html").read_text()
+    assert not (tmp_path / "sweep" / "0" / "report.html").exists()
     again = run(*PYTHON, "-m", "memory_paths.report", "sweep", cwd=tmp_path, expect=1)
     assert "icl" in again.stdout
 

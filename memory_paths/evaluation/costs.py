@@ -24,6 +24,7 @@ COLUMNS = (
     "joules",
 )
 Measure = Literal["tokens", "flops", "seconds"]
+Action = Literal["write", "read"]
 
 
 def as_columns(cost: Cost) -> dict[str, float]:
@@ -78,7 +79,7 @@ class Unit:
     seconds: float | None
 
 
-def unit(cost: Mapping[str, Any], action: Literal["write", "read"]) -> Unit:
+def unit(cost: Mapping[str, Any], action: Action) -> Unit:
     """Cost of one write or one read, all components together; seconds are the evaluator's own clock's."""
     count = cost["writes" if action == "write" else "reads"]
     if not count:

@@ -1,19 +1,29 @@
 """The page of a summary: one HTML file that opens with no network, reads on a phone, and follows light and dark.
 
-This file arranges; drawings are in `charts`, figures in `summary`.
+This file arranges sections, panels and tables; how they look is in `page.html`, drawings are in `charts`, figures in
+`summary`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from memory_paths.evaluation import charts
-from memory_paths.evaluation.costs import unit
+from memory_paths.evaluation.charts import Axis, Point
+from memory_paths.evaluation.costs import COMPONENTS, Action, unit
 from memory_paths.evaluation.curves import ANSWERS
+from memory_paths.evaluation.desiderata import DESIDERATA
+from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.misses import CAUSES
 from memory_paths.evaluation.summary import (
-    CONTROLS,
+    PAGE,
+    SIGNED,
     Line,
     Summary,
     amount,
@@ -24,335 +34,659 @@ from memory_paths.evaluation.summary import (
 from memory_paths.evaluation.table import columns
 
 _MOST_MAPS = 36
-_QUANTITIES = (
-    ("Tokens per item written", "write", "tokens", ""),
-    ("Time per item written", "write", "seconds", "seconds"),
-    ("Tokens per question", "read", "tokens", ""),
-    ("Time per question", "read", "seconds", "seconds"),
-    ("Stored", "", "stored_bytes", "bytes"),
-)
+_MOST_LOADS = 4
+_MOST_FIGURES = 1500
+_CHURN = {
+    "taught": "What was taught: right after it was taught, and in the end",
+    "prior": "What was known before: before any learning, and in the end",
+    "skill": "Reading from the prompt: before any learning, and in the end",
+}
+_OUTCOMES = {
+    "kept": "right both times",
+    "gained": "wrong at first, right in the end",
+    "lost": "right at first, wrong in the end",
+    "never": "wrong both times",
+}
+_WORDS = {
+    "better": "better",
+    "tied": "tied within 5 points",
+    "underpowered": "open: too few questions or seeds",
+}
+_SIZES = {"of 1 B": 1e9, "of 8 B": 8e9}
+_MEASURES = (("tokens", "tokens", ""), ("flops", "FLOPs", ""), ("seconds", "time", "seconds"))
 
 
-def render(summary: Summary) -> str:
-    """The whole page as text, at most about a megabyte."""
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table.
+
+    Args:
+        text: As it is read.
+        sort: What it is sorted by; None: it goes last.
+        notes: Smaller, below the text.
+        why: Why there is no figure.
+        track: Lower end, figure and upper end, in [0, 1], to be drawn below the text.
+        bar: Shares of the whole width, each with its colour's name, drawn below the text.
+        mark: Number of the path whose mark stands before the text.
+        link: Where the text leads.
+    """
+
+    text: str
+    sort: float | str | None = None
+    notes: tuple[str, ...] = ()
+    why: str = ""
+    track: tuple[float, float, float] | None = None
+    bar: tuple[tuple[float, str], ...] = ()
+    mark: int | None = None
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column: its title, what it means, and the colour of its share of a bar, if it has one."""
+
+    title: str
+    meaning: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted within each of its groups.
+
+    Args:
+        caption: What it shows, for who does not see where it stands.
+        heads: Of the columns.
+        groups: Rows by the title that stands above them, empty for none.
+        reasons: Why cells are empty.
+    """
+
+    caption: str
+    heads: Sequence[Head]
+    groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    reasons: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a section: a drawing, a table, or words, with the table folded away where `folded` titles it."""
+
+    title: str = ""
+    drawing: str = ""
+    words: Sequence[str] = ()
+    table: Table | None = None
+    folded: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: its panels stand side by side where `kind` is "grid" or "maps"."""
+
+    title: str
+    lead: str
+    panels: Sequence[Panel]
+    kind: str = ""
+
+
+def render(summary: Summary, folder: Path | None = None) -> str:
+    """The whole page as text.
+
+    Args:
+        summary: What it is about.
+        folder: Where the page will lie; it links to the pages of those runs that have one below.
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
-    numbers = charts.colours([line.label for line in summary.lines])
-    families = [
-        _family(name, lines, numbers) | {"trade_offs": _trade_offs(summary, name)}
-        for name, lines in _families(summary.lines).items()
-    ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = Markup
-    single = {len(line.seeds) for line in summary.lines} == {1}
-    return environment.from_string(_PAGE).render(
-        style=Markup(_STYLE),
-        verdict=verdict_parts(summary.lines),
+    environment.filters |= {"drawing": Markup, "mark": lambda number: Markup(charts.mark(number))}
+    template = files("memory_paths.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    lines = summary.lines
+    opening, parts = verdict_parts(lines)
+    seeds = {len(line.seeds) for line in lines}
+    only = lines[0] if len(lines) == 1 else None
+    told = [
+        _counted(list(dict.fromkeys(line.family for line in lines))),
+        _counted([str(load) for load in sorted({line.load for line in lines})]) + " items",
+        _counted([str(count) for count in sorted(seeds)]) + (" seed" if seeds == {1} else " seeds"),
+    ]
+    return environment.from_string(template).render(
+        title=f"{only.label}, {only.load} items" if only else "Where should a model put what it learns?",
+        told=" · ".join(told) if lines else "",
+        single=seeds == {1},
+        opening=opening,
+        verdict=[_emphasised(part, [line.label for line in lines]) for part in parts],
         failures=summary.failures,
-        families=families,
-        heads=[" ".join(filter(None, column.head)) for column in columns(summary)],
-        rows=_rows(summary, numbers, many=len(families) > 1),
-        reasons=_reasons(summary),
-        seeds="one seed; intervals are over items only" if single else "several seeds",
-        break_even=[_pay_off(row) for row in summary.break_even()],
-        settings=[_settings(line) for line in summary.lines],
-        versions=summary.lines[0].versions if summary.lines else {},
+        sections=[section for section in _sections(summary, folder) if section.panels],
+        versions=lines[0].versions if lines else {},
     )
 
 
-def _families(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    grouped: dict[str, list[Line]] = {}
-    for line in lines:
-        grouped.setdefault(line.family, []).append(line)
-    return grouped
-
-
-def _family(name: str, lines: Sequence[Line], numbers: Mapping[str, int]) -> dict[str, Any]:
-    loads = sorted({line.load for line in lines})
-    curves = []
-    if len(loads) > 1:
-        for title, metric in (("retention", "retention"), ("prior knowledge after", "prior_after")):
-            series: dict[str, dict[int, Any]] = {}
-            for line in lines:
-                series.setdefault(line.label, {})[line.load] = line.metric(metric)
-            curves.append((title, charts.load_curves(series, numbers, y_title=title)))
-    panels = []
-    for load in loads:
-        points = [
-            charts.Point(line.label, line.metric("prior_change"), line.metric("retention"))
-            for line in lines
-            if line.load == load and line.path not in CONTROLS
+def _sections(summary: Summary, folder: Path | None) -> list[Section]:
+    numbers = charts.colours([line.label for line in summary.lines])
+    families: dict[str, list[Line]] = {}
+    for line in summary.lines:
+        families.setdefault(line.family, []).append(line)
+    sections = [Section("By the definition of continual learning", _DEFINITION, _standings(summary, numbers))]
+    for family, lines in families.items():
+        where = f": {family}" if len(families) > 1 else ""
+        sections += [
+            Section(f"Learning against forgetting{where}", _LEARNING, _learning(lines, numbers), "grid"),
+            Section(f"What learning costs, effort by effort{where}", _EFFORT, _efforts(summary, family), "grid"),
+            Section(f"All paths{where}", _ALL, _all(summary, lines, numbers)),
+            Section(f"Load{where}", _LOAD, _loads(lines, numbers), "grid"),
+            Section(f"Accuracy matrices{where}", _MAPS, _maps(lines), "maps"),
+            Section(f"Retention by age{where}", _AGES, _ages(lines, numbers), "grid"),
+            Section(f"Cost{where}", _COST, _costs(lines, numbers)),
+            Section(f"Gained and lost{where}", _GAINED, _churn(lines, numbers)),
+            Section(f"Why answers were wrong{where}", _MISSES, _misses(lines, numbers)),
+            Section(f"Which differences are real{where}", _CONTRASTS, _contrasts(summary, family, numbers)),
         ]
-        drawn = [point for point in points if point.x.value is not None and point.y.value is not None]
-        if drawn:
-            picture = charts.scatter(
-                drawn, numbers, x_title="change of prior knowledge", y_title="retention of new items"
-            )
-            panels.append((f"{load} items", picture))
-    maps = [line for line in lines if any(cell is not None for row in line.matrix for cell in row)]
-    if len(maps) > _MOST_MAPS:
-        maps = [line for line in maps if line.load == loads[-1]][:_MOST_MAPS]
-    heavy = [line for line in lines if line.load == loads[-1]]
-    return {
-        "name": name,
-        "load": loads[-1],
-        "curves": curves,
-        "scatters": panels,
-        "maps": [
-            (line.label, line.load, charts.heat_map(line.matrix, f"{line.label}, {line.load} items")) for line in maps
-        ],
-        "costs": [_bars(title, action, measure, kind, heavy, numbers) for title, action, measure, kind in _QUANTITIES],
-    }
+    return [
+        *sections,
+        Section("When a dear write pays off", _PAYS, _break_even(summary, numbers)),
+        Section("Runs", "", _runs(summary, folder, numbers)),
+        Section("Settings", _SETTINGS, [_settings(line) for line in summary.lines], "maps"),
+    ]
 
 
-def _trade_offs(summary: Summary, family: str) -> list[tuple[str, str, list[str]]]:
-    """For each load: its title, the drawing of its curves where they are of answers, and forgetting where all have
-    learnt equally much in words."""
+_DEFINITION = (
+    "Five desiderata, each in [0, 1] and measured against the same model with the right items in its prompt; the score "
+    "of a path is the least of them, for none can pay for another."
+)
+_LEARNING = (
+    "Up: more of the new items is kept. Left of the dotted line: knowledge from before was lost. The dashed line is "
+    "the front: no path is both above and to the right of it."
+)
+_EFFORT = (
+    "Each mark is one effort, more to the right. A path that forgets little because it learns little is told apart "
+    "from one that learns as much and forgets less."
+)
+_ALL = "Each score with its 95 % interval, also drawn below it, and the number of answers that it rests on."
+_LOAD = "What more items do to each path: a window overflows, a bank confuses, weights overwrite."
+_MAPS = (
+    "Rows: after so many experiences; row 0 is before any learning. Columns: the experience that is asked about. "
+    "Outlined: right after learning it. Percent, mean over seeds; cells with a line were not asked."
+)
+_AGES = "How much is still there after so many further experiences, and after how many half of it is gone."
+_COST = (
+    "Means over all items written and all questions asked, by the part that spent it; the evaluator's own clock. Bars "
+    "are in proportion within a column."
+)
+_GAINED = (
+    "A net change hides what was gained and lost beneath it. The p-value is of gains and losses being equally likely "
+    "(McNemar's test, exact), over all seeds together."
+)
+_MISSES = "Of all that was taught and asked about in the end: where on its way to the answer each missed one was lost."
+_CONTRASTS = (
+    "The best path against each other one on the same questions. p is corrected for the number of comparisons on this "
+    "page (Holm); the last column is the least true difference that these data would have shown in four cases of five."
+)
+_SETTINGS = "All options of each path, of the first of its runs."
+_PAYS = (
+    "After how many questions the dearer write has been earned back by cheaper reads, in FLOPs; with "
+    "this model, and with larger ones."
+)
+
+
+def _standings(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
+    models = {standing.lm for standing in summary.standings}
+    rows = [
+        [
+            _path(standing.path, numbers, standing.lm if len(models) > 1 else ""),
+            *(_figure(metric, track=True) for metric in (standing.score, *standing.desiderata.values())),
+        ]
+        for standing in summary.standings
+    ]
+    heads = [Head("path"), Head("score", "the least of the others"), *(Head(*each) for each in DESIDERATA.items())]
+    reasons = [
+        f"{name}: {metric.reason} ({standing.path})"
+        for standing in summary.standings
+        for name, metric in standing.desiderata.items()
+        if metric.reason
+    ]
+    return [Panel(table=Table("The five desiderata", heads, [("", rows)], reasons))] if rows else []
+
+
+def _learning(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
     panels = []
-    for load in sorted({curve.load for curve in summary.curves if curve.family == family}):
-        group = [curve for curve in summary.curves if (curve.family, curve.load) == (family, load)]
-        means = {curve.label: curve.mean for curve in group if curve.measure == ANSWERS}
-        drawing = charts.trade_off(means, charts.colours(list(means))) if means else ""
-        panels.append((f"{load} items", drawing, matched_in_words(group)))
+    for load in _some(line.load for line in lines):
+        points = {
+            line.label: Point(line.metric("prior_change"), line.metric("retention"))
+            for line in lines
+            if line.load == load and not line.is_control
+        }
+        points = {label: point for label, point in points.items() if point.x.value is not None is not point.y.value}
+        if len(points) < 2:
+            continue
+        x = charts.changes([point.x for point in points.values()])
+        series = {label: [point] for label, point in points.items()}
+        title = f"Retention of new items against change of prior knowledge, {load} items"
+        drawing = charts.chart(title, series, numbers, x, "retention of new items", edge=charts.front(points))
+        rows = [[_path(label, numbers), _figure(at.x, True), _figure(at.y)] for label, at in points.items()]
+        heads = (Head("path"), Head("change of prior knowledge"), Head("retention"))
+        panels.append(Panel(f"{load} items", drawing, table=Table(title, heads, [("", rows)]), folded="As a table"))
     return panels
 
 
-def _bars(
-    title: str, action: str, measure: str, kind: str, lines: Sequence[Line], numbers: Mapping[str, int]
-) -> dict[str, Any]:
-    """Bars of length in proportion to the amount, so that a path that costs a hundred times as much looks like it."""
-    values: list[tuple[Line, float | None]] = []
-    for line in lines:
-        if action:
-            values.append((line, getattr(unit(line.cost, "write" if action == "write" else "read"), measure)))
-        else:
-            values.append((line, line.cost[measure]))
-    most = max((value for _, value in values if value), default=0.0)
-    bars = [
-        (
-            line.label,
-            charts.colour(numbers[line.label]),
-            round(100 * (value or 0.0) / most, 2) if most else 0,
-            amount(value, kind),
-        )
-        for line, value in values
-    ]
-    return {"title": title, "bars": bars}
+def _efforts(summary: Summary, family: str) -> list[Panel]:
+    panels = []
+    curves = [curve for curve in summary.curves if curve.family == family]
+    for load in _some(curve.load for curve in curves):
+        group = [curve for curve in curves if curve.load == load]
+        title = f"Prior knowledge against acquisition, {load} items"
+        answers = [curve for curve in group if curve.measure == ANSWERS]
+        series = {curve.label: [Point(Metric(x), Metric(1.0 + y)) for x, y in curve.mean] for curve in answers}
+        x = Axis("acquisition, effort growing along each line", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+        own = charts.colours(list(series))
+        drawing = charts.chart(title, series, own, x, "prior knowledge, 1 less what was lost") if series else ""
+        rows = [
+            [
+                _path(curve.label, own),
+                _number(effort, f"{effort:g}"),
+                _figure(Metric(learnt, n=len(curve.points))),
+                _figure(Metric(changed, n=len(curve.points)), True),
+            ]
+            for curve in answers
+            for effort, (learnt, changed) in zip(curve.efforts, curve.mean, strict=True)
+        ]
+        heads = (Head("path"), Head("effort"), Head("acquisition", "n: seeds"), Head("change of prior knowledge"))
+        table = Table(title, heads, [("", rows)]) if rows else None
+        panels.append(Panel(f"{load} items", drawing, matched_in_words(group), table, "As a table"))
+    return panels
 
 
-def _rows(summary: Summary, numbers: Mapping[str, int], many: bool) -> list[dict[str, Any]]:
-    rows = []
-    last = ""
-    for line in summary.lines:
-        group = f"{line.load} items" + (f", {line.family}" if many else "")
-        cells = []
-        for column in columns(summary):
-            if not column.name:
-                cells.append((column.quantity(line), "", "", ""))
+def _all(summary: Summary, lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    """The main table, what its columns mean, and every metric that there is."""
+    wanted = columns(summary)
+    shown = [column for column in wanted if not column.name or any(_there(line, column.name) for line in lines)]
+    groups = []
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for load in _each(line.load for line in lines):
+        rows = []
+        for line in lines:
+            if line.load != load:
                 continue
-            metric = line.metric(column.name)
-            value, interval = score(metric, column.signed)
-            shade = (
-                f"{metric.value:.2f}" if metric.value is not None and not column.signed and metric.value <= 1 else ""
-            )
-            cells.append((value, interval, metric.reason, shade))
-        rows.append(
-            {
-                "mark": charts.mark(numbers[line.label]),
-                "label": line.label,
-                "group": group if group != last else "",
-                "cells": cells,
-            }
+            row = [_path(line.label, numbers, f"{len(line.seeds)} seeds" if len(line.seeds) > 1 else "")]
+            for column in shown:
+                if column.name:
+                    row.append(_figure(line.metric(column.name), column.signed, track=True))
+                else:
+                    row.append(_number(column.quantity(line), column.amount(line)))
+            rows.append(row)
+            for column in wanted:
+                if column.name and (reason := line.metric(column.name).reason):
+                    places = reasons.setdefault((column.title, reason), {})
+                    places[f"{line.label} at {load}"] = None
+        groups.append((f"{load} items", rows))
+    told = [
+        f"{title}: {reason} ({'everywhere' if len(places) == len(lines) else ', '.join(places)})"
+        for (title, reason), places in reasons.items()
+    ]
+    heads = [Head("path"), *(Head(column.title, column.meaning) for column in shown)]
+    panels = [Panel(table=Table("Scores and costs of all paths", heads, groups, told))]
+    some = lines
+    if sum(len(line.metrics) for line in lines) > _MOST_FIGURES:
+        some = [line for line in lines if line.load == lines[-1].load]
+    metrics = list(dict.fromkeys(name for line in some for name in line.metrics))
+    every = [
+        (
+            name.replace("_", " "),
+            [
+                [
+                    _path(line.label, numbers),
+                    _number(line.load, str(line.load)),
+                    _figure(line.metric(name), name in SIGNED),
+                ]
+                for line in some
+                if _there(line, name)
+            ],
         )
-        last = group
-    return rows
+        for name in metrics
+    ]
+    every = [(name, rows) for name, rows in every if rows]
+    if every:
+        title = "Every figure" + ("" if some is lines else f" at {lines[-1].load} items; the others are in summary.csv")
+        table = Table(title, (Head("path"), Head("items"), Head("figure")), every)
+        panels.append(Panel(table=table, folded=title))
+    return panels
 
 
-def _reasons(summary: Summary) -> list[tuple[str, list[str]]]:
-    """Why cells are empty: each reason with where it holds."""
-    found: dict[str, dict[str, None]] = {}
-    for line in summary.lines:
-        for column in columns(summary):
-            reason = line.metric(column.name).reason if column.name else ""
-            if reason:
-                found.setdefault(reason, {})[f"{line.label} at {line.load}"] = None
-    return [(reason, list(places)) for reason, places in found.items()]
+def _loads(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    loads = _each(line.load for line in lines)
+    if len(loads) < 2:
+        return []
+    panels = []
+    for words, metric in (("Retention", "retention"), ("Prior knowledge after", "prior_after")):
+        series: dict[str, list[Point]] = {}
+        for line in lines:
+            if _there(line, metric):
+                series.setdefault(line.label, []).append(Point(Metric(float(line.load)), line.metric(metric)))
+        title = f"{words} by number of items taught"
+        x = Axis("items taught", loads[0], loads[-1], tuple(map(float, _some(loads, 6))), logarithmic=True)
+        if series:
+            table = _by(title, series, numbers, "{:g} items")
+            panels.append(Panel(words, charts.chart(title, series, numbers, x, words.lower()), (), table, "As a table"))
+    return panels
 
 
-def _pay_off(row: Mapping[str, Any]) -> dict[str, Any]:
-    reads = row["reads"]
-    value = reads["value"]
-    words = (
-        f"never: {reads['reason']}"
-        if value is None
-        else "from the start"
-        if value == 0
-        else f"after {amount(value)} questions"
+def _maps(lines: Sequence[Line]) -> list[Panel]:
+    maps = [line for line in lines if any(cell is not None for row in line.matrix for cell in row)]
+    if len(maps) > _MOST_MAPS:
+        maps = [line for line in maps if line.load == lines[-1].load][:_MOST_MAPS]
+    return [
+        Panel(
+            f"{line.label}, {line.load} items",
+            charts.heat_map(line.matrix, f"Accuracy matrix of {line.label}, percent"),
+        )
+        for line in maps
+    ]
+
+
+def _ages(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    panels = []
+    for load in _some(line.load for line in lines if len(line.ages) > 1):
+        group = [line for line in lines if line.load == load]
+        series = {
+            line.label: [
+                Point(Metric(float(age)), metric) for age, metric in line.ages.items() if metric.value is not None
+            ]
+            for line in group
+        }
+        series = {label: points for label, points in series.items() if points}
+        if not series:
+            continue
+        oldest = max(point.x.value or 0.0 for points in series.values() for point in points)
+        ticks = tuple(float(tick) for tick in _some(range(int(oldest) + 1), 9))
+        title = f"Retention by age, {load} items"
+        x = Axis("experiences learnt since", 0.0, max(oldest, 1.0), ticks)
+        drawing = charts.chart(title, series, numbers, x, "retention")
+        lives = {line.label: _figure(line.metric("half_life")) for line in group}
+        table = _by(title, series, numbers, "{:g} since", (Head("half-life", "in experiences"), lives))
+        panels.append(Panel(f"{load} items", drawing, (), table, "As a table, with half-lives"))
+    return panels
+
+
+def _costs(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    heavy = [line for line in lines if line.load == lines[-1].load]
+    heads = [Head(part, colour=f"tint-{at}") for at, part in enumerate((*COMPONENTS, "other"))]
+    panels = []
+    actions: tuple[tuple[Action, str], ...] = (("write", "an item written"), ("read", "a question answered"))
+    for action, each in actions:
+        most = {measure: max(_total(line, action, measure) for line in heavy) for measure, _, _ in _MEASURES}
+        counted = any(_joules(line, action) is not None for line in heavy)
+        rows = []
+        for line in heavy:
+            row = [_path(line.label, numbers)]
+            for measure, _, kind in _MEASURES:
+                whole = getattr(unit(line.cost, action), measure)
+                parts = _parts(line, action, measure)
+                notes = [
+                    f"{name} {amount(part, kind)}" for name, part in parts.items() if part > 0.005 * (whole or 0.0)
+                ]
+                bar = [(part / most[measure], f"tint-{at}") for at, part in enumerate(parts.values()) if most[measure]]
+                cell = _number(whole, amount(whole, kind), (" · ".join(notes),) if len(notes) > 1 else ())
+                row.append(_with_bar(cell, bar))
+            count = line.cost[f"{action}s"]
+            if counted:
+                joules = _joules(line, action)
+                row.append(_number(joules, "-" if joules is None else f"{amount(joules / count)}J"))
+            row.append(_number(count, amount(count)))
+            if action == "write":
+                stored = line.cost["stored_bytes"]
+                row.append(_number(stored, amount(stored, "bytes")))
+            rows.append(row)
+        titles = [title for _, title, _ in _MEASURES] + (["energy"] if counted else [])
+        titles += ["items", "stored"] if action == "write" else ["questions"]
+        title = f"What {each} costs, {lines[-1].load} items taught"
+        panels.append(Panel(title, table=Table(title, [Head("path"), *map(Head, titles)], [("", rows)])))
+    return [Panel(drawing=_legend(heads)), *panels] if heavy else []
+
+
+def _churn(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    panels = []
+    colours = ("tint-0", "tint-2", "tint-1", "tint-3")
+    heads = [Head("path"), Head("questions")]
+    heads += [Head(name, meaning, hue) for (name, meaning), hue in zip(_OUTCOMES.items(), colours, strict=True)]
+    heads += [Head("p", "of gains and losses being equally likely")]
+    loads = _some(line.load for line in lines if line.churn)
+    for load in reversed(loads):
+        groups = []
+        for name, title in _CHURN.items():
+            rows = []
+            for line in _contenders(lines):
+                found = line.churn.get(name) if line.load == load else None
+                if found is None:
+                    continue
+                counts = [getattr(found, outcome) for outcome in _OUTCOMES]
+                row = [_path(line.label, numbers), _bar_of(counts, colours)]
+                rows.append([*row, *(_number(count, str(count)) for count in counts), _p(found.p_value)])
+            if rows:
+                groups.append((title, rows))
+        panels.append(_at_load(load, loads, Table(f"Gained and lost, {load} items", heads, groups)))
+    return panels
+
+
+def _misses(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
+    panels = []
+    causes = ("right", *CAUSES)
+    colours = ("tint-0", "tint-3", "tint-7", "tint-5", "tint-1", "tint-6", "tint-4", "tint-2")
+    loads = _some(line.load for line in lines if line.misses)
+    for load in reversed(loads):
+        group = [line for line in _contenders(lines) if line.load == load and line.misses]
+        present = [at for at, cause in enumerate(causes) if any(line.misses.get(cause) for line in group)]
+        heads = [Head("path"), Head("questions")]
+        heads += [Head(causes[at].replace("_", " "), CAUSES.get(causes[at], ""), colours[at]) for at in present]
+        rows = []
+        for line in group:
+            counts = [line.misses.get(causes[at], 0) for at in present]
+            bar = _bar_of(counts, [colours[at] for at in present])
+            rows.append([_path(line.label, numbers), bar, *(_number(count, str(count)) for count in counts)])
+        panels.append(_at_load(load, loads, Table(f"Why answers were wrong, {load} items", heads, [("", rows)])))
+    return panels
+
+
+def _contrasts(summary: Summary, family: str, numbers: Mapping[str, int]) -> list[Panel]:
+    found = [contrast for contrast in summary.contrasts if contrast.family == family]
+    heads = (
+        *(Head("better"), Head("worse"), Head("items"), Head("difference"), Head("verdict")),
+        *(Head("p", "of no difference"), Head("p, corrected"), Head("detectable")),
     )
-    return {**row, "words": words}
+    groups = []
+    for metric, title in (("retention", "Retention"), ("prior", "Prior knowledge after")):
+        rows = [
+            [
+                _path(contrast.better, numbers),
+                _path(contrast.worse, numbers),
+                _number(contrast.load, str(contrast.load)),
+                _figure(contrast.difference, True),
+                Cell(_WORDS[contrast.words], _WORDS[contrast.words]),
+                _p(contrast.p_value),
+                _p(contrast.adjusted_p),
+                _number(contrast.minimum_detectable, _share(contrast.minimum_detectable)),
+            ]
+            for contrast in found
+            if contrast.metric == metric
+        ]
+        if rows:
+            groups.append((title, rows))
+    panels = [Panel(table=Table("Paired differences between paths", heads, groups))] if groups else []
+    chances = [row for row in summary.chances if row["family"] == family]
+    if chances:
+        rows = [
+            [
+                _path(row["path"], numbers),
+                _number(row["load"], str(row["load"])),
+                _with_bar(_number(row["best"], f"{100 * row['best']:.0f} %"), [(row["best"], "tint-0")]),
+            ]
+            for row in chances
+        ]
+        title = "In how many of 10,000 redrawn data sets each path keeps most"
+        table = Table(title, (Head("path"), Head("items"), Head("keeps most")), [("", rows)])
+        panels.append(Panel(table=table, folded=title))
+    return panels
 
 
-def _settings(line: Line) -> tuple[str, str]:
-    return f"{line.label}, {line.load} items", json.dumps(line.config, indent=1, ensure_ascii=False, default=str)
+def _break_even(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
+    sizes: dict[str, float | None] = {"pays off": None} | (
+        _SIZES if any(line.parameters for line in summary.lines) else {}
+    )
+    rows = []
+    for found in zip(*(summary.break_even(size) for size in sizes.values()), strict=True):
+        load = _number(found[0]["load"], str(found[0]["load"]))
+        row = [_path(found[0]["path"], numbers), load, _path(found[0]["against"], numbers)]
+        for each in found:
+            reads = Metric.from_json(each["reads"])
+            after = "never" if reads.value is None else f"after {amount(reads.value)} questions"
+            notes = (reads.reason,) if reads.reason and each is found[0] else ()
+            row.append(Cell("from the start" if reads.value == 0 else after, reads.value, notes))
+        rows.append(row)
+    meanings = (
+        f"the same work with a language model {size} (billion) parameters" if size != "pays off" else ""
+        for size in sizes
+    )
+    heads = (Head("path"), Head("items"), Head("against"), *map(Head, sizes, meanings))
+    return [Panel(table=Table("When a dear write pays off", heads, [("", rows)]))] if rows else []
 
 
-_STYLE = """
-:root{color-scheme:light dark;--ground:#fbfaf7;--card:#fff;--ink:#1d2126;--soft:#5b6470;--line:#e3e0d8;--heat:#0f6e84;
---on:#fff;
---path-0:#0069a8;--path-1:#b8470a;--path-2:#00704f;--path-3:#97397f;--path-4:#7d5a00;--path-5:#4a4fc4;--path-6:#6b7280;
---path-7:#8a6d5a;--path-8:#5f7a6a}
-@media (prefers-color-scheme:dark){:root{--ground:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9aa4b1;--line:#2d333c;
---heat:#4cc3dc;--on:#0d1b20;--path-0:#62b8f5;--path-1:#ff9a5c;--path-2:#41cf9f;--path-3:#ec9cd4;
---path-4:#e2b94d;--path-5:#a5a9ff;--path-6:#a3acb8;--path-7:#cdb09b;--path-8:#9dbdaa}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 ui-sans-serif,system-ui,-apple-system,"Segoe UI",
-Roboto,
-sans-serif}
-main{max-width:1280px;margin:0 auto;padding:2rem 1.1rem 4rem}
-h1{font-size:1.55rem;line-height:1.25;margin:0 0 .4rem;letter-spacing:-.01em}
-h2{font-size:1.12rem;margin:2.6rem 0 .3rem}h3{font-size:.92rem;margin:0 0 .4rem;font-weight:600}
-p{margin:.3rem 0 .8rem;max-width:76ch}.soft{color:var(--soft);font-size:.88rem}
-.verdict{border-left:4px solid var(--heat);padding:.2rem 0 .2rem 1rem;margin:1.1rem 0;max-width:100ch}
-.verdict li{margin:.25rem 0}
-.failed{border-left-color:#c0392b}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;margin:.6rem 0}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.82rem}
-th,td{padding:.24rem .5rem;text-align:right;white-space:nowrap;vertical-align:middle}
-th{font-weight:600;color:var(--soft);border-bottom:1px solid var(--line)}thead th{vertical-align:bottom}
-thead th{white-space:normal;line-height:1.2}
-tbody th{position:sticky;left:0;background:var(--card);color:var(--ink);text-align:left;border:0}
-thead th:first-child{position:sticky;left:0;background:var(--card);text-align:left}
-tr.group th{padding-top:.9rem;color:var(--soft);font-size:.78rem;border-bottom:1px solid var(--line)}
-td small{display:block;color:var(--soft);font-size:.76rem}td b{font-weight:600}
-td.share{background:color-mix(in srgb,var(--heat) calc(var(--share)*26%),transparent)}
-.mark{width:.85rem;height:.85rem;vertical-align:-.08rem;margin-right:.35rem;overflow:visible}
-.grid-of{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr))}
-.grid-of.maps{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}
-figure,.card{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.8rem .9rem}
-svg{display:block;width:100%;height:auto}svg.mark{display:inline-block;width:.85rem}
-svg text{fill:var(--ink);font:11px ui-sans-serif,system-ui,sans-serif}svg text.label,svg text.small{fill:var(--soft)}
-svg text.small{font-size:9.5px}svg text.name{font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px}
-svg text.cell{font-size:9.5px}svg text.on{fill:var(--on)}
-.grid{stroke:var(--line)}.zero{stroke:var(--soft);stroke-dasharray:3 3}.bar{stroke-width:1.6;fill:none;opacity:.55}
-.curve{fill:none;stroke-width:2;opacity:.9}.leader{stroke:var(--soft);fill:none;stroke-width:.8}
-.point{stroke:var(--card);stroke-width:1}.void{fill:none;stroke:var(--line);stroke-dasharray:2 2}
-.ring{stroke:var(--ink);stroke-width:1.3}
-.bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:.28rem .6rem;align-items:center;
-font-size:.82rem;font-variant-numeric:tabular-nums}
-.bars i{display:block;height:.72rem;border-radius:3px}
-ul{margin:.3rem 0;padding-left:1.2rem}
-details{border:1px solid var(--line);border-radius:8px;margin:.4rem 0;background:var(--card)}
-summary{cursor:pointer;padding:.45rem .8rem;font-size:.88rem}
-pre{margin:0;padding:.6rem .9rem 1rem;overflow-x:auto;font-size:.76rem}
-"""
+def _runs(summary: Summary, folder: Path | None, numbers: Mapping[str, int]) -> list[Panel]:
+    rows = []
+    for run in summary.runs:
+        if run.folder == ".":
+            continue
+        page = f"{run.folder}/{PAGE}"
+        there = folder is not None and (folder / page).is_file()
+        name = Cell(run.folder, run.folder, link=page if there else "")
+        others = [Cell(str(value), value) for value in (run.load, run.seed, run.stream, run.lm)]
+        rows.append([name, _path(run.label, numbers), *others])
+    heads = [Head(title) for title in ("run", "path", "items", "seed", "stream", "model")]
+    return [Panel(table=Table("Runs", heads, [("", rows)]))] if rows else []
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<title>memory_paths: where should a model put what it learns?</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<h1>Where should a language model put what it learns?</h1>
-<p class="soft">Every path is taught the same items and asked the same questions, in wordings that were not used to
-teach them. Scores are shares of exactly right free answers, with 95&nbsp;% intervals; {{ seeds }}.</p>
-<div class="verdict"><p>{{ verdict[0] }}:</p><ul>{% for part in verdict[1] %}<li>{{ part }}</li>{% endfor %}</ul></div>
-{% if failures %}
-<div class="verdict failed"><h3>Runs that failed</h3>
-<ul>{% for failure in failures %}<li><b>{{ failure.folder }}</b>: {{ failure.reason }}</li>{% endfor %}</ul></div>
-{% endif %}
-{% if rows %}
-<h2>Table</h2>
-<div class="scroll" tabindex="0" role="region" aria-label="Table of all paths and loads">
-<table>
-<thead><tr><th scope="col">path</th>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}
-</tr></thead>
-<tbody>
-{% for row in rows %}
-{% if row.group %}<tr class="group"><th scope="rowgroup">{{ row.group }}</th>
-<td colspan="{{ heads|length }}"></td></tr>{% endif %}
-<tr><th scope="row">{{ row.mark|drawing }}{{ row.label }}</th>
-{% for value, interval, reason, shade in row.cells %}
-<td{% if shade %} class="share" style="--share:{{ shade }}"{% endif %}{% if reason %} title="{{ reason }}"{% endif %}>
-{{ value }}{% if interval %}<small>{{ interval }}</small>{% endif %}</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% if reasons %}
-<details><summary>Why some cells are empty</summary>
-<ul>{% for reason, places in reasons %}
-<li>{{ reason }} <span class="soft">({{ places|join(", ") }})</span></li>{% endfor %}</ul>
-</details>
-{% endif %}
-{% endif %}
-{% for family in families %}
-{% if families|length > 1 %}<h1 style="margin-top:3rem">{{ family.name }}</h1>{% endif %}
-{% if family.scatters %}
-<h2>Learning against forgetting</h2>
-<p class="soft">Up: more of the new items is kept. Left of the dashed line: knowledge from before was lost.</p>
-<div class="grid-of">
-{% for title, drawing in family.scatters %}<figure><h3>{{ title }}</h3>{{ drawing|drawing }}</figure>{% endfor %}
-</div>
-{% endif %}
-{% if family.trade_offs %}
-<h2>What learning costs, effort by effort</h2>
-<p class="soft">Each mark is one effort, more to the right. A path that forgets little because it learns little is told
-apart from one that learns as much and forgets less.</p>
-<div class="grid-of">
-{% for title, drawing, told in family.trade_offs %}<figure><h3>{{ title }}</h3>{{ drawing|drawing }}
-{% for words in told %}<p>{{ words }}</p>{% endfor %}</figure>{% endfor %}
-</div>
-{% endif %}
-{% if family.curves %}
-<h2>Load</h2>
-<p class="soft">What more items do to each path: a window overflows, a bank confuses, weights overwrite.</p>
-<div class="grid-of">
-{% for title, drawing in family.curves %}
-<figure><h3>{{ title|capitalize }}</h3>{{ drawing|drawing }}</figure>{% endfor %}
-</div>
-{% endif %}
-<h2>Cost at {{ family.load }} items</h2>
-<div class="grid-of">
-{% for panel in family.costs %}
-<div class="card"><h3>{{ panel.title }}</h3><div class="bars">
-{% for label, hue, share, value in panel.bars %}
-<span>{{ label }}</span><span><i style="width:{{ share }}%;background:{{ hue }}"></i></span><span>{{ value }}</span>
-{% endfor %}
-</div></div>
-{% endfor %}
-</div>
-{% if family.maps %}
-<h2>Accuracy matrices</h2>
-<p class="soft">Rows: after so many experiences; row 0 is before any learning. Columns: the experience that is asked
-about. Outlined: right after learning it. Percent; dashed cells were not asked.</p>
-<div class="grid-of maps">
-{% for label, load, drawing in family.maps %}<figure><h3>{{ label }} <span class="soft">{{ load }} items</span></h3>
-{{ drawing|drawing }}</figure>{% endfor %}
-</div>
-{% endif %}
-{% endfor %}
-{% if break_even %}
-<h2>When writing into weights pays off</h2>
-<p class="soft">Number of questions after which the dearer write has been earned back by cheaper reads, in FLOPs.</p>
-<div class="scroll"><table><thead><tr><th>path</th><th>items</th><th>against</th><th>pays off</th></tr></thead><tbody>
-{% for row in break_even %}<tr><th scope="row">{{ row.path }}</th><td>{{ row.load }}</td><td>{{ row.against }}</td>
-<td>{{ row.words }}</td></tr>{% endfor %}
-</tbody></table></div>
-{% endif %}
-{% if rows %}
-<h2>Settings and versions</h2>
-<p class="soft">
-{% for name, version in versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}</p>
-{% for title, text in settings %}<details><summary>{{ title }}</summary><pre>{{ text }}</pre></details>{% endfor %}
-{% endif %}
-</main>
-</body>
-</html>
-"""
+
+def _settings(line: Line) -> Panel:
+    text = json.dumps(line.config, indent=1, ensure_ascii=False, default=str)
+    return Panel(text=text, folded=f"{line.label}, {line.load} items")
+
+
+# Cells and tables
+
+
+def _path(label: str, numbers: Mapping[str, int], *notes: str) -> Cell:
+    path, *variant = label.split(" ")
+    return Cell(path, label, (*variant, *filter(None, notes)), mark=numbers.get(label))
+
+
+def _figure(metric: Metric, signed: bool = False, *, track: bool = False) -> Cell:
+    """A figure with its interval and its number."""
+    if metric.value is None:
+        return Cell("-", why=metric.reason)
+    value, interval = score(metric, signed)
+    notes = (interval, f"n {metric.n}" if metric.n else "")
+    drawn = None
+    if track and not signed and 0.0 <= metric.value <= 1.0 and metric.low is not None and metric.high is not None:
+        drawn = (metric.low, metric.value, metric.high)
+    return Cell(value, metric.value, tuple(filter(None, notes)), track=drawn)
+
+
+def _number(value: float | None, text: str, notes: tuple[str, ...] = ()) -> Cell:
+    return Cell(text, value, notes)
+
+
+def _p(value: float) -> Cell:
+    return Cell("<.001" if value < 0.001 else "1" if value > 0.9995 else f"{value:.3f}".replace("0.", "."), value)
+
+
+def _share(value: float) -> str:
+    return score(Metric(value))[0] if value <= 1 else ">1"
+
+
+def _bar_of(counts: Sequence[int], colours: Sequence[str]) -> Cell:
+    whole = sum(counts)
+    bar = tuple((count / whole, hue) for count, hue in zip(counts, colours, strict=True) if count)
+    return Cell(str(whole), whole, bar=bar)
+
+
+def _with_bar(cell: Cell, bar: Iterable[tuple[float, str]]) -> Cell:
+    return Cell(cell.text, cell.sort, cell.notes, bar=tuple(part for part in bar if part[0] > 0))
+
+
+def _by(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    numbers: Mapping[str, int],
+    head: str,
+    last: tuple[Head, Mapping[str, Cell]] | None = None,
+) -> Table:
+    """What a chart of lines shows, as a table of a row for each path, with one more column where there is a `last`."""
+    places = _each(point.x.value for points in series.values() for point in points if point.x.value is not None)
+    heads = [Head("path"), *(Head(head.format(place)) for place in places)]
+    rows = []
+    for label, points in series.items():
+        found = {point.x.value: _figure(point.y) for point in points}
+        rows.append([_path(label, numbers), *(found.get(place, Cell("-")) for place in places)])
+        if last:
+            rows[-1].append(last[1][label])
+    return Table(title, [*heads, last[0]] if last else heads, [("", rows)])
+
+
+def _legend(heads: Sequence[Head]) -> str:
+    keys = "".join(f'<li><i class="{head.colour}"></i>{head.title}</li>' for head in heads)
+    return f'<ul class="legend" aria-label="Colours of the bars">{keys}</ul>'
+
+
+def _parts(line: Line, action: Action, measure: str) -> dict[str, float]:
+    """By component what one write or read took; beyond them, what else the clock saw."""
+    count = line.cost[f"{action}s"]
+    if not count:
+        return {}
+    parts = {part: line.cost[action].get(part, {}).get(measure, 0.0) / count for part in COMPONENTS}
+    rest = line.cost["wall_seconds"][action] / count - sum(parts.values()) if measure == "seconds" else 0.0
+    return {**parts, "other": max(0.0, rest)}
+
+
+def _joules(line: Line, action: Action) -> float | None:
+    """What the machine counted, if it did; None also for reports of before it was asked."""
+    found: float | None = line.cost.get("joules", {}).get(action)
+    return found if line.cost[f"{action}s"] else None
+
+
+def _total(line: Line, action: Action, measure: str) -> float:
+    return sum(_parts(line, action, measure).values())
+
+
+def _at_load(load: int, loads: Sequence[int], table: Table) -> Panel:
+    """A panel of one load, folded away for all but the greatest."""
+    title = f"{load} items"
+    return Panel(title, table=table) if load == loads[-1] else Panel(table=table, folded=title)
+
+
+def _contenders(lines: Sequence[Line]) -> Sequence[Line]:
+    """All lines but controls, or all where there is nothing else."""
+    return [line for line in lines if not line.is_control] or lines
+
+
+def _there(line: Line, name: str) -> bool:
+    return line.metric(name).value is not None
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    return sorted(set(values))
+
+
+def _some(values: Iterable[int], most: int = _MOST_LOADS) -> list[int]:
+    """All of them in order, or as many as are to be shown, the ends among them."""
+    each = _each(values)
+    if len(each) <= most:
+        return each
+    return [each[round(at * (len(each) - 1) / (most - 1))] for at in range(most)]
+
+
+def _counted(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def _emphasised(text: str, labels: Sequence[str]) -> list[str]:
+    """A text in pieces, of which every second one names a path."""
+    names = sorted(set(labels), key=len, reverse=True)
+    return re.split(rf"(?<![\w.=-])({'|'.join(map(re.escape, names))})(?![\w.=-])", text)

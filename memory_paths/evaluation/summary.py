@@ -40,6 +40,7 @@ PATH_ORDER = (
 _TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "shuffled", "full_context")
 FAILED = "failed.json"
+PAGE = "report.html"
 _CHANGES = (
     *("backward_transfer", "forgetting", "forgetting_from_maximum", "forgetting_corrected", "forward_transfer"),
     *("prior_change", "skill_change", "neighbour_change", "plasticity", "intransigence"),
@@ -54,7 +55,7 @@ RETRIEVAL = (
 )
 _UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
 _CLASS = "._target_"
-_PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads")
+_PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads", "sinks")
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,28 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run with a report: its folder, as seen from that of the summary, and what it is part of."""
+
+    folder: str
+    label: str
+    load: int
+    lm: str
+    stream: str
+    seed: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """All runs of a folder. `lines` are in order of stream, load and path; `curves` are of the paths that were run at
-    several efforts, `standings` of those that were run at several shifts."""
+    several efforts, `standings` of those that were run at several shifts; `runs` are empty where reports were not read
+    from folders."""
 
     lines: tuple[Line, ...]
     failures: tuple[Failure, ...]
     curves: tuple[Curve, ...] = ()
     standings: tuple[Standing, ...] = ()
+    runs: tuple[Run, ...] = ()
 
     @cached_property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -144,6 +159,7 @@ class Summary:
                 found += contrasts_of(family, load, metric, _outcomes(group, metric))
         return adjusted(found)
 
+    @cached_property
     def chances(self) -> list[dict[str, Any]]:
         """For each load, in how many of 10,000 redrawn data sets each path keeps most."""
         found = []
@@ -201,7 +217,7 @@ class Summary:
             "matched": matched(self.curves),
             "definition": [standing.to_json() for standing in self.standings],
             "contrasts": [contrast.to_json() for contrast in self.contrasts],
-            "chances": self.chances(),
+            "chances": self.chances,
             "failures": [vars(failure) for failure in self.failures],
         }
 
@@ -211,14 +227,23 @@ class Summary:
         Returns:
             The page.
         """
-        from memory_paths.evaluation.page import render
-
         target = Path(folder)
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_file(target / "summary.json", content.encode())
         write_file(target / "summary.csv", _as_csv(self.rows()).encode())
-        write_file(target / "report.html", render(self).encode())
-        return target / "report.html"
+        return self.write_page(target)
+
+    def write_page(self, folder: str | Path) -> Path:
+        """Write report.html alone.
+
+        Returns:
+            The page.
+        """
+        from memory_paths.evaluation.page import render
+
+        page = Path(folder) / PAGE
+        write_file(page, render(self, Path(folder)).encode())
+        return page
 
 
 def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
@@ -232,7 +257,8 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         FileNotFoundError: There is no such folder, or no run in it.
         ValueError: The file holds something else.
     """
-    reports, failures = reports_of(folder)
+    found, failures = _found(Path(folder))
+    reports = [report for _, report in found]
     groups = _same_name(reports)
     labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
     lines = _without_reading(summarise(reports, ignore))
@@ -243,23 +269,34 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         for curve in curves_of(labelled, measure)
         if ((curve.family, curve.load) in read) == (measure == ANSWERS)
     )
-    return Summary(lines, tuple(failures), curves, standings(labelled))
+    labels = {id(report): f"{report.path} {variant}".strip() for report, variant in labelled}
+    runs = tuple(
+        Run(name, labels[id(report)], report.load, report.lm, report.stream, report.seed)
+        for name, report in found
+        if name
+    )
+    return Summary(lines, tuple(failures), curves, standings(labelled), runs)
 
 
 def reports_of(folder: str | Path) -> tuple[list[Report], list[Failure]]:
     """The reports of all runs, in the order of their folders, and the runs without one: a run that left records or a
     failed.json but no report is a failure and is named by its folder. See `collect`."""
-    root = Path(folder)
+    found, failures = _found(Path(folder))
+    return [report for _, report in found], failures
+
+
+def _found(root: Path) -> tuple[list[tuple[str, Report]], list[Failure]]:
+    """See `reports_of`; each report with its folder below `root`, empty for those of a file."""
     if root.is_file():
-        return read_lines(root), []
+        return [("", report) for report in read_lines(root)], []
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder of a run or of a sweep")
-    reports: list[Report] = []
+    reports: list[tuple[str, Report]] = []
     failures: list[Failure] = []
     for run in sorted(_run_folders(root), key=_natural):
         name = str(run.relative_to(root)) if run != root else str(run)
         try:
-            reports.append(Report.read(run))
+            reports.append((str(run.relative_to(root)), Report.read(run)))
         except FileNotFoundError:
             failures.append(Failure(name, _why(run)))
         except ValueError as error:

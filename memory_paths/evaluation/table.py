@@ -16,55 +16,86 @@ class Column:
     Args:
         head: Its title, in one line or two.
         name: Name of the metric; empty for a quantity.
-        quantity: Gives the text where it is no metric.
+        meaning: What it says, in one line.
+        quantity: Gives the amount where it is no metric.
+        kind: Of the quantity: "seconds", "bytes" or empty, see `summary.amount`.
     """
 
     head: tuple[str, str]
     name: str = ""
-    quantity: Callable[[Line], str] = lambda line: ""
+    meaning: str = ""
+    quantity: Callable[[Line], float | None] = lambda line: None
+    kind: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its title in one line."""
+        return " ".join(filter(None, self.head))
 
     @property
     def signed(self) -> bool:
         """Whether the figure is a difference, which is shown with its sign."""
         return self.name in SIGNED
 
+    def amount(self, line: Line) -> str:
+        """A quantity as it is shown."""
+        return amount(self.quantity(line), self.kind)
+
 
 SCORES = (
-    Column(("", "acquisition"), "acquisition"),
-    Column(("", "retention"), "retention"),
-    Column(("", "paraphrase"), "paraphrase"),
-    Column(("", "composition"), "composition"),
-    Column(("", "reversal"), "reversal"),
-    Column(("forward", "transfer"), "forward_transfer"),
-    Column(("prior", "before"), "prior_before"),
-    Column(("prior", "after"), "prior_after"),
-    Column(("skill", "after"), "skill_after"),
+    Column(("", "acquisition"), "acquisition", "right after it was taught"),
+    Column(("", "retention"), "retention", "all that was taught, after the last of it"),
+    Column(("", "paraphrase"), "paraphrase", "the same in wordings that occur in no training"),
+    Column(("", "composition"), "composition", "needs two items from different experiences, or one and a known fact"),
+    Column(("", "reversal"), "reversal", "from the value back to whom it belongs to"),
+    Column(("forward", "transfer"), "forward_transfer", "what is not taught yet, beyond the untouched model"),
+    Column(("prior", "before"), "prior_before", "what was known before, before any learning"),
+    Column(("prior", "after"), "prior_after", "what was known before, after all learning"),
+    Column(("skill", "after"), "skill_after", "reading from notes in the prompt, after all learning"),
 )
 UNREAD_SCORES = (
-    Column(("log-lik.", "gain"), "loglikelihood_gain"),
-    Column(("choice", "of 4"), "choice"),
-    Column(("ppl.", "before"), "prior_perplexity_before"),
-    Column(("ppl.", "after"), "prior_perplexity_after"),
+    Column(("log-lik.", "gain"), "loglikelihood_gain", "of the right answers, in nats per token"),
+    Column(("choice", "of 4"), "choice", "the right answer is the likeliest of several"),
+    Column(("ppl.", "before"), "prior_perplexity_before", "perplexity of ordinary texts, before any learning"),
+    Column(("ppl.", "after"), "prior_perplexity_after", "perplexity of ordinary texts, after all learning"),
 )
 RETRIEVAL_SCORES = (
-    Column(("recall", "at 1"), "recall_at_1"),
-    Column(("recall", "offered"), "recall_offered"),
-    Column(("recall", "shown"), "recall_shown"),
-    Column(("answer", "offered"), "answer_offered"),
-    Column(("answer", "shown"), "answer_shown"),
+    Column(("recall", "at 1"), "recall_at_1", "share of the right items that were found first"),
+    Column(("recall", "offered"), "recall_offered", "share of the right items that were found"),
+    Column(("recall", "shown"), "recall_shown", "share of the right items that stood in the prompt"),
+    Column(("answer", "offered"), "answer_offered", "the answer stands in what was found"),
+    Column(("answer", "shown"), "answer_shown", "the answer stood in the prompt"),
 )
 COSTS = {
-    "write_tokens": Column(("tokens", "/write"), quantity=lambda line: amount(unit(line.cost, "write").tokens)),
-    "write_seconds": Column(
-        ("time", "/write"), quantity=lambda line: amount(unit(line.cost, "write").seconds, "seconds")
+    "write_tokens": Column(
+        ("tokens", "/write"), meaning="for each item", quantity=lambda line: unit(line.cost, "write").tokens
     ),
-    "read_tokens": Column(("tokens", "/read"), quantity=lambda line: amount(unit(line.cost, "read").tokens)),
-    "read_seconds": Column(("time", "/read"), quantity=lambda line: amount(unit(line.cost, "read").seconds, "seconds")),
-    "stored_bytes": Column(("", "stored"), quantity=lambda line: amount(line.cost["stored_bytes"], "bytes")),
+    "write_seconds": Column(
+        ("time", "/write"),
+        meaning="for each item",
+        quantity=lambda line: unit(line.cost, "write").seconds,
+        kind="seconds",
+    ),
+    "read_tokens": Column(
+        ("tokens", "/read"), meaning="for each question", quantity=lambda line: unit(line.cost, "read").tokens
+    ),
+    "read_seconds": Column(
+        ("time", "/read"),
+        meaning="for each question",
+        quantity=lambda line: unit(line.cost, "read").seconds,
+        kind="seconds",
+    ),
+    "stored_bytes": Column(
+        ("", "stored"), meaning="after the last stage", quantity=lambda line: line.cost["stored_bytes"], kind="bytes"
+    ),
 }
 WORK = {
-    "write_flops": Column(("FLOPs", "/write"), quantity=lambda line: amount(unit(line.cost, "write").flops)),
-    "read_flops": Column(("FLOPs", "/read"), quantity=lambda line: amount(unit(line.cost, "read").flops)),
+    "write_flops": Column(
+        ("FLOPs", "/write"), meaning="for each item", quantity=lambda line: unit(line.cost, "write").flops
+    ),
+    "read_flops": Column(
+        ("FLOPs", "/read"), meaning="for each question", quantity=lambda line: unit(line.cost, "read").flops
+    ),
 }
 
 
@@ -107,7 +138,7 @@ def render_markdown(summary: Summary, names: Sequence[str] = ()) -> str:
     given = tuple(costs.get(name) or Column((name.replace("_", " "), ""), name) for name in names)
     shown = given or tuple(column for column in columns(summary) if column.name)
     rows, notes = _cells(summary, shown)
-    heads = ["path", "items", "seeds", *(" ".join(filter(None, column.head)) for column in shown)]
+    heads = ["path", "items", "seeds", *(column.title for column in shown)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for line, ((name, _), (load, _), *cells) in zip(summary.lines, rows, strict=True):
         shown_cells = [" ".join(filter(None, cell)) for cell in cells]
@@ -125,7 +156,7 @@ def _cells(summary: Summary, shown: Sequence[Column]) -> tuple[list[list[tuple[s
         cells = [(name, ""), (str(line.load), "")]
         for column in shown:
             if not column.name:
-                cells.append((column.quantity(line), ""))
+                cells.append((column.amount(line), ""))
                 continue
             metric = line.metric(column.name)
             value, interval = score(metric, column.signed)
