@@ -46,10 +46,36 @@ def _reasoning_bank(said: str) -> None:
     assert float(late) > float(early) + 0.2 > 0.2 > max(float(without), float(unfitting))
 
 
+def _reading_a_report(said: str) -> None:
+    """Controls stand at the ends, pairs tell apart what intervals alone do not, figures come again from the records."""
+    retention = {
+        path: float(value)
+        for path, value in re.findall(r"^\| ([\w.= ]+) \| 48 \| 1 \| \S+ \[.*?\] \| (\S+) \[", said, re.MULTILINE)
+    }
+    assert len(retention) == 8
+    assert retention["oracle"] == 1.0
+    assert max(retention, key=lambda path: (path != "oracle", retention[path])) == "rag_bm25"
+    assert retention["none"] < 0.1 < retention["icl"] < 0.9
+    words = re.findall(r"^rag_bm25 over (.+?): \+.* (better|tied|underpowered); detectable", said, re.MULTILINE)
+    assert ("full budget.effort=0.25", "better") in words
+    assert ("icl", "underpowered") in words
+    sparse, full = re.findall(r"At an acquisition of .*: sparse_memory (\S+), full (\S+)\.$", said, re.MULTILINE)[-1]
+    assert float(sparse) < float(full)
+    lost = dict(re.findall(r"^(.+), taught: \d+ gained, (\d+) lost", said, re.MULTILINE))
+    assert int(lost["icl"]) > 10 > int(lost.get("sparse_memory budget.effort=0.5", 0))
+    assert re.search(r"^icl: \d+ right, \d+ not_written$", said, re.MULTILINE)
+    assert re.search(r"^full budget.effort=0.5: .*overwritten", said, re.MULTILINE)
+    by_hand, reported = re.findall(r"retention of icl: (\S+) by hand, (\S+) in the report", said)[0]
+    assert by_hand == reported
+    assert "the path holds it: False" in said
+    assert "asks the network for something: False" in said
+
+
 SAYS = {
     "01_three_paths": _three_paths,
     "02_learning_without_forgetting": _without_forgetting,
     "03_reasoning_bank": _reasoning_bank,
+    "04_reading_a_report": _reading_a_report,
 }
 
 
