@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -20,6 +21,7 @@ from memory_paths.files import sync
 
 APPLICATION_ID = 0x4D505448  # "MPTH", so that another program's database is recognised and refused
 BUSY_SECONDS = 60.0
+ROWS_TOGETHER = 20  # in one statement, for a sixth less time; SQLite allows 999 values in its oldest versions
 _ADDRESS = re.compile(r"postgres(?:ql)?://[^\s'\"]*")
 
 Row = Mapping[str, Any]
@@ -136,8 +138,11 @@ class SqliteDatabase:
 
     def insert(self, table: str, rows: Iterable[Sequence[Any]], width: int) -> None:
         """See `Database`."""
+        given, row = iter(rows), f"({', '.join('?' * width)})"
         with self.lock, explained(self.name):
-            self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * width)})", rows)
+            while some := list(islice(given, ROWS_TOGETHER)):
+                statement = f"INSERT INTO {table} VALUES {', '.join([row] * len(some))}"
+                self._connection.execute(statement, list(chain.from_iterable(some)))
 
     @contextmanager
     def writing(self) -> Iterator[None]:

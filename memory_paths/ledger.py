@@ -17,7 +17,6 @@ import math
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -500,23 +499,15 @@ class Ledger:
         )
         return [self._version(row) for row in rows]
 
-    def changes(self, *, place: str, after: int = 0, known: Iterable[Version] = ()) -> list[Change]:
-        """What happened at a place since a position, in order: what a projection replays.
-
-        Args:
-            place: Where.
-            after: Only later changes.
-            known: New versions that `record` gave, which need not be read back; one that has changed since is.
-        """
+    def changes(self, *, place: str, after: int = 0) -> list[Change]:
+        """What happened at a place since a position, in order: what a projection replays."""
         with self._lock:
             log = self._query(
                 f"SELECT {_CHANGE}, checksum FROM change WHERE place = ? AND position > ? ORDER BY position",
                 place,
                 after,
             )
-            spoken_of = Counter(row["version"] for row in log)
-            versions = {entry.version: entry for entry in known if spoken_of[entry.version] == 1}
-            versions |= self.get(version for version in spoken_of if version not in versions)
+            versions = self.get(dict.fromkeys(row["version"] for row in log))
         changes = []
         for row in log:
             self._check(row, "change", row["position"])
@@ -525,6 +516,23 @@ class Ledger:
                 raise LedgerError(damage(self.file, missing))
             changes.append(Change(row["position"], row["action"], row["reason"], versions[row["version"]]))
         return changes
+
+    def changed(self, *, place: str, after: int, known: Sequence[Version] = ()) -> tuple[list[Version], int]:
+        """The versions to which something happened at a place since a position, in order, and the position by now: for
+        projections that only ask how a version stands.
+
+        Args:
+            place: Where.
+            after: Only by later changes.
+            known: New versions that `record` gave after that position, in order: where nothing else has happened since
+                they need not be read back.
+        """
+        position = self.position()
+        if position - after == len(known):  # each of them is one change
+            return list(known), position
+        changes = self.changes(place=place, after=after)
+        versions = {change.version: change.entry for change in changes}
+        return [versions[number] for number in sorted(versions)], max(position, changes[-1].position if changes else 0)
 
     def namespaces(self, *, place: str, holding: str | None = None) -> tuple[str, ...]:
         """The namespaces that ever had an item at a place, in alphabetical order.
@@ -582,7 +590,7 @@ class Ledger:
             try:
                 problems += self._database.problems()
                 for expected, row in enumerate(self._each("change", f"{_CHANGE}, checksum, chain"), start=1):
-                    chain = _chained(chain, row["checksum"])
+                    chain = _sha256(chain + row["checksum"])
                     if row["position"] != expected:
                         problems.append(f"change {expected} is missing")
                         break
@@ -755,7 +763,7 @@ class Ledger:
         """The ids and the keys of items that are in use in a namespace already."""
         taken = []
         for name in ("id", "key"):
-            values = list(dict.fromkeys(getattr(item, name) for item in items))
+            values = [value for value in dict.fromkeys(getattr(item, name) for item in items) if value]
             found: set[str] = set()
             for start in range(0, len(values), PART):
                 part = values[start : start + PART]
@@ -851,19 +859,20 @@ class Ledger:
         if not given:
             return []
         first = self._last_version() + 1
-        rows = [
-            (
-                *(first + offset, namespace, place, item.id, item.key, content, recorded_at),
-                *(item.valid_from, item.valid_until, None, "", None),
-            )
-            for offset, (item, content) in enumerate(given)
-        ]
-        self._insert("version", [(*row, _checksum(row)) for row in rows])
+        # What the rows share is put into the form of `_checksum` once.
+        whose, when, standing = _shared(namespace, place), _shared(recorded_at), _shared(None, "", None)
+        rows, versions = [], []
+        for number, (item, content) in enumerate(given, start=first):
+            since, until = item.valid_from, item.valid_until
+            validity = "null,null" if since is None and until is None else _shared(since, until)
+            said = f"{_quoted(item.id)},{_quoted(item.key)},{_quoted(content)}"
+            checksum = _sha256(f"[{number},{whose},{said},{when},{validity},{standing}]")
+            row = (number, namespace, place, item.id, item.key, content, recorded_at, since, until)
+            rows.append((*row, None, "", None, checksum))
+            versions.append(Version(number, item, namespace, place, recorded_at, None, None, None))
+        self._insert("version", rows)
         self._log(place, range(first, first + len(rows)), "add", reason, now)
-        return [
-            Version(first + offset, item, namespace, place, recorded_at, None, None, None)
-            for offset, (item, _) in enumerate(given)
-        ]
+        return versions
 
     def _end(self, row: Row, reason: Reason, *, ended_at: float, now: float, successor: int | None = None) -> None:
         self._set(row, reason, ended_at=ended_at, successor=successor)
@@ -885,11 +894,11 @@ class Ledger:
         last = self._query("SELECT position, chain FROM change ORDER BY position DESC LIMIT 1")
         before, chain = (last[0]["position"], last[0]["chain"]) if last else (0, "")
         rows = []
+        where, what = _shared(place), _shared(action, reason, now)
         for position, version in enumerate(versions, start=before + 1):
-            row = (position, place, version, action, reason, now)
-            checksum = _checksum(row)
-            chain = _chained(chain, checksum)
-            rows.append((*row, checksum, chain))
+            checksum = _sha256(f"[{position},{where},{version},{what}]")
+            chain = _sha256(chain + checksum)
+            rows.append((position, place, version, action, reason, now, checksum, chain))
         self._insert("change", rows)
 
     def _insert(self, table: Literal["version", "change"], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -947,16 +956,26 @@ def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
         chain = ""
         for position, change in enumerate(changes, start=1):
             checksum = _checksum((position, *change))
-            chain = _chained(chain, checksum)
+            chain = _sha256(chain + checksum)
             new._insert("change", [(position, *change, checksum, chain)])
     return count - len(lost), lost
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii  # what the encoder does with a str
 
 
 def _checksum(values: Sequence[Any]) -> str:
-    return hashlib.sha256(_to_json(list(values)).encode()).hexdigest()
+    return _sha256(_to_json(list(values)))
+
+
+def _shared(*values: Any) -> str:
+    """Some of a row's values as `_checksum` reads them."""
+    return _to_json(list(values))[1:-1]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _content(item: Knowledge) -> str:
@@ -968,13 +987,9 @@ def _content(item: Knowledge) -> str:
         content.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"item {item.id!r} is not valid Unicode ({error.reason}); clean the text") from error
-    if any(edge is not None and math.isnan(edge) for edge in (item.valid_from, item.valid_until)):
+    if item.valid_from != item.valid_from or item.valid_until != item.valid_until:  # as NaN alone does
         raise ValueError(f"item {item.id!r} has a validity that is not a number; give seconds or None")
     return content
-
-
-def _chained(chain: str, checksum: str) -> str:
-    return hashlib.sha256(f"{chain}{checksum}".encode()).hexdigest()
 
 
 def _expired(row: Row, now: float) -> bool:

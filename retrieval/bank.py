@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from memory_paths.ledger import ERASED, Change, Ledger, Version
+from memory_paths.ledger import ERASED, Ledger, Version
 from memory_paths.types import (
     Capabilities,
     Cost,
@@ -416,11 +416,8 @@ class Bank:
     def _catch_up(self, known: Sequence[Version] = ()) -> Cost:
         """Replay what the ledger has had since, of which some may be at hand. Interrupted anywhere, it can be done
         again."""
-        position = self._ledger.position()
-        if position == self._position:
-            return Cost()
-        changes = self._ledger.changes(place=self.name, after=self._position, known=known)
-        return self._replay(changes, max(position, changes[-1].position if changes else 0))
+        entries, position = self._ledger.changed(place=self.name, after=self._position, known=known)
+        return Cost() if position == self._position else self._replay(entries, position)
 
     def _catch_up_if_possible(self, known: Sequence[Version] = ()) -> tuple[Cost, bool]:
         """What it cost, and whether it is still to be done: what the ledger has acknowledged must not look lost."""
@@ -440,15 +437,15 @@ class Bank:
                     yield
                     return
 
-    def _replay(self, changes: Sequence[Change], position: int) -> Cost:
+    def _replay(self, entries: Sequence[Version], position: int) -> Cost:
+        """Take over how versions stand, given in order."""
         import numpy as np
 
-        entries = {change.version: change.entry for change in changes}
         last = int(self._rows.versions[-1]) if len(self._rows) else 0
-        fresh = [entry for version, entry in sorted(entries.items()) if version > last and is_recallable(entry)]
-        gone = [entries[version] for version in self._rows.among(entries) if not is_recallable(entries[version])]
-        vectors, usages = encoded_items(self._encoder, [entry.item for entry in fresh])
-        self._warn_of_cut_texts(usages)
+        fresh = [entry for entry in entries if entry.version > last and is_recallable(entry)]
+        leaving = {entry.version: entry for entry in entries if entry.version <= last and not is_recallable(entry)}
+        gone = [leaving[version] for version in self._rows.among(leaving)]
+        vectors, encoding = encoded_items(self._encoder, [entry.item for entry in fresh])
         started = time.perf_counter()
         words, self._words = self._words, None  # should this be interrupted, they are made anew when they are needed
         self._vectors.truncate(len(self._rows))  # an interruption may have left surplus vectors
@@ -458,13 +455,13 @@ class Bank:
         if words is not None:
             words.add((entry.version, found_by(entry.item)) for entry in fresh)
             words.remove((entry.version, found_by(entry.item)) for entry in gone)
-        self._rows.update(entries.values())
+        self._rows.update(entries)
         self._words, self._position = words, position
         self._unsaved += len(fresh)
         indexing = Usage(seconds=time.perf_counter() - started, bytes=int(np.asarray(vectors).nbytes))
         if self._folder is not None and self._unsaved >= max(SNAPSHOT_FROM, len(self._rows) // 2):
             self._snapshot_in_passing()
-        return Cost(encoder=sum(usages, Usage()), index=indexing)
+        return Cost(encoder=encoding, index=indexing)
 
     def _learn_words(self) -> None:
         """Make the index of words where nobody has asked for it before."""
@@ -580,17 +577,6 @@ class Bank:
         self._fitting[group] = known
         _keep_latest(self._fitting, group)
         return known
-
-    def _warn_of_cut_texts(self, usages: Sequence[Usage]) -> None:
-        limit = self._encoder.manifest.max_tokens
-        cut = sum(usage.tokens >= limit for usage in usages) if limit else 0
-        if cut:
-            _log.warning(
-                "%d of %d texts fill the encoder's %d tokens: only that much of each is searched",
-                cut,
-                len(usages),
-                limit,
-            )
 
     @contextmanager
     def _opened(self) -> Iterator[None]:

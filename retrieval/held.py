@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 CANDIDATES = 4  # times k: so many are found before they are put into another order, and not fewer than
 FEWEST_CANDIDATES = 32
@@ -88,15 +91,22 @@ def encoded_queries(encoder: Encoder, queries: Sequence[Query]) -> tuple[Vectors
     texts = [query.text for query in queries]
     started = time.perf_counter()
     vectors = encoder.encode_queries(texts)
-    return vectors, _usages(encoder, texts, time.perf_counter() - started)
+    seconds = time.perf_counter() - started  # shared out evenly
+    tokens = encoder.count_tokens(texts)
+    return vectors, [Usage(count, encoder.flops_per_token * count, seconds / len(texts)) for count in tokens]
 
 
-def encoded_items(encoder: Encoder, items: Sequence[Knowledge]) -> tuple[Vectors, list[Usage]]:
-    """The vectors of what items are found by, float32 [len(items), dimension], and the encoder's work on each."""
+def encoded_items(encoder: Encoder, items: Sequence[Knowledge]) -> tuple[Vectors, Usage]:
+    """The vectors of what items are found by, float32 [len(items), dimension], and the encoder's work on them."""
     texts = [found_by(item) for item in items]
     started = time.perf_counter()
     vectors = encoder.encode_documents(texts)
-    return vectors, _usages(encoder, texts, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    tokens, limit = encoder.count_tokens(texts), encoder.manifest.max_tokens
+    if limit and (cut := sum(count >= limit for count in tokens)):
+        told = "%d of %d texts fill the encoder's %d tokens: only that much of each is searched"
+        _log.warning(told, cut, len(texts), limit)
+    return vectors, Usage(sum(tokens), encoder.flops_per_token * sum(tokens), seconds)
 
 
 def found_by(item: Knowledge) -> str:
@@ -129,9 +139,3 @@ def new_folder(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; save into a new one")
     return folder
-
-
-def _usages(encoder: Encoder, texts: Sequence[str], seconds: float) -> list[Usage]:
-    """The time is shared out evenly."""
-    tokens = encoder.count_tokens(texts)
-    return [Usage(count, encoder.flops_per_token * count, seconds / len(texts)) for count in tokens]

@@ -312,17 +312,15 @@ class PostgresBank:
 
     def _catch_up(self, known: Sequence[Version] = ()) -> Cost:
         """Follow what any machine has written since. Interrupted anywhere, it can be done again."""
-        position = self._ledger.position()
+        entries, position = self._ledger.changed(place=self.name, after=self._position, known=known)
         if position == self._position:
             return Cost()
-        changes = self._ledger.changes(place=self.name, after=self._position, known=known)
-        entries = {change.version: change.entry for change in changes}
-        self._vectors.remove([version for version, entry in entries.items() if not is_recallable(entry)])
-        wanted = {version: entry for version, entry in sorted(entries.items()) if is_recallable(entry)}
-        mine = {version.version for version in known}
-        there = self._vectors.among([version for version in wanted if version not in mine])
-        cost = self._make([entry for version, entry in wanted.items() if version not in there])
-        self._position = max(position, changes[-1].position if changes else 0)
+        self._vectors.remove([entry.version for entry in entries if not is_recallable(entry)])
+        wanted = [entry for entry in entries if is_recallable(entry)]
+        mine = {entry.version for entry in known}
+        there = self._vectors.among([entry.version for entry in wanted if entry.version not in mine])
+        cost = self._make([entry for entry in wanted if entry.version not in there])
+        self._position = position
         return cost
 
     def _make(self, entries: Sequence[Version]) -> Cost:
@@ -335,9 +333,8 @@ class PostgresBank:
                 vectors, encoding = encoded_items(self._encoder, [entry.item for entry in part])
                 started = time.perf_counter()
                 self._vectors.add([entry.version for entry in part], vectors)
-                cost += Cost(
-                    sum(encoding, Usage()), Usage(seconds=time.perf_counter() - started, bytes=int(vectors.nbytes))
-                )
+                storing = Usage(seconds=time.perf_counter() - started, bytes=int(vectors.nbytes))
+                cost += Cost(encoder=encoding, index=storing)
                 bar.update(len(part))
         return cost
 

@@ -88,6 +88,8 @@ class Rows:
         import numpy as np
 
         given = np.unique(np.fromiter(versions, np.int64))
+        if not len(given):
+            return []
         places = self._places(given)
         there = places >= 0
         there[there] = self._rows["state"][places[there]] != GONE

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run
+from _program import run_module
 
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
@@ -86,10 +85,10 @@ def test_a_bank_offers_nothing_under_its_calibrated_threshold(tmp_path: Path) ->
             best_cosines(strict, [Query("who")])
     for name, texts in (("known", known), ("unknown", unknown)):
         (tmp_path / name).write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
-    program = (sys.executable, "-W", "ignore", "-m", "memory_paths.retrieval", "calibrate", file, "--encoder", "hash")
-    done = run(*program, "--known", tmp_path / "known", "--unknown", tmp_path / "unknown")
+    command = ("calibrate", file, "--encoder", "hash", "--known", tmp_path / "known", "--unknown", tmp_path / "unknown")
+    done = run_module("memory_paths.retrieval", *command, cwd=tmp_path)
     assert json.loads(done.stdout)["threshold"] == tuned.threshold
     (tmp_path / "known").write_text('{"text": "x"}\n')
-    done = run(*program, "--known", tmp_path / "known", "--unknown", tmp_path / "unknown", expect=2)
+    done = run_module("memory_paths.retrieval", *command, cwd=tmp_path, expect=2)
     assert "line 1" in done.stderr
     assert '{"question": ...}' in done.stderr

@@ -6,7 +6,6 @@ MEMORY_PATHS_KILLS says how many evaluations are killed (2 by default); a third 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from _learn_until_killed import ACKNOWLEDGED, LEARNT, NAME, OPENED, SHORT, STEPS, WRITES, evaluate, serve, stream
+from _program import forking
 
 from memory_paths.evaluation.records import finished_stages, record_differences
 from memory_paths.evaluation.scoring import exact_match
@@ -49,12 +49,10 @@ USES = (
 
 @pytest.fixture(scope="module")
 def start() -> Callable[..., BaseProcess]:
-    """Begins a function as a process of its own, forked from one that has imported all of it and done nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memory_paths.parametric.embedded", "memory_paths.evaluation.evaluator"])
+    """Begins a function as a process of its own."""
 
     def started(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-        process = context.Process(target=function, args=arguments)
+        process = forking().Process(target=function, args=arguments)
         process.start()
         return process
 

@@ -554,11 +554,17 @@ def test_a_batch_leaves_what_its_items_leave_one_by_one(tmp_path: Path) -> None:
     batches = [[contents.setdefault(item.id, item) for item in batch] for batch in batches]
     with Ledger(clock=Clock()) as together, Ledger(clock=Clock()) as apart:
         for batch in batches:
+            position = together.position()
             recorded = together.record(batch, place="rag", namespace="default")
             singly = [apart.record([item], place="rag", namespace="default") for item in batch]
             assert recorded.written == tuple(item for one in singly for item in one.written)
             assert recorded.superseded == tuple(dict.fromkeys(id for one in singly for id in one.superseded))
             assert together.changes(place="rag") == apart.changes(place="rag")
+            changes = together.changes(place="rag", after=position)
+            by_now = sorted({change.version: change.entry for change in changes}.items())
+            told = [entry for _, entry in by_now], together.position()
+            assert together.changed(place="rag", after=position, known=recorded.versions) == told
+            assert together.changed(place="rag", after=position) == told
         assert together.position() > 100
         assert together.verify() == apart.verify() == []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _program import run_module
 from conftest import run
 
 import memory_paths
@@ -21,7 +22,6 @@ from memory_paths.evaluation.records import same_records
 from memory_paths.failpoints import VARIABLE
 
 PYTHON = (sys.executable, "-W", "ignore")
-PROGRAM = (*PYTHON, "-m", "memory_paths")
 SMALL = ("stream.facts=12", "evaluation.samples=4", "progress=false")
 FACT = {
     "id": "a",
@@ -39,7 +39,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def test_a_sweep_names_the_job_that_fails_and_finishes_the_others(tmp_path: Path) -> None:
     sweep = ("-m", "path=icl", "path.memory.budget=1,200", "hydra.sweep.dir=sweep")
-    done = run(*PROGRAM, *sweep, *SMALL, cwd=tmp_path, expect=1)
+    done = run_module("memory_paths", *sweep, *SMALL, cwd=tmp_path, expect=1)
     assert "no room for notes" in done.stdout
     assert (tmp_path / "sweep" / "0" / "failed.json").exists()
     assert (tmp_path / "sweep" / "1" / "report.json").exists()
@@ -47,24 +47,24 @@ def test_a_sweep_names_the_job_that_fails_and_finishes_the_others(tmp_path: Path
     assert 'href="1/report.html"' in (tmp_path / "sweep" / "report.html").read_text()
     assert "<title>icl, 12 items" in (tmp_path / "sweep" / "1" / "report.html").read_text()
     assert not (tmp_path / "sweep" / "0" / "report.html").exists()
-    again = run(*PYTHON, "-m", "memory_paths.report", "sweep", cwd=tmp_path, expect=1)
+    again = run_module("memory_paths.report", "sweep", cwd=tmp_path, expect=1)
     assert "icl" in again.stdout
 
 
 def test_a_sweep_of_controls_that_is_started_again_skips_what_is_finished(tmp_path: Path) -> None:
-    command = (*PROGRAM, "-m", "path=oracle,full_context", "hydra.sweep.dir=sweep", *SMALL)
-    done = run(*command, cwd=tmp_path)
+    command = ("-m", "path=oracle,full_context", "hydra.sweep.dir=sweep", *SMALL)
+    done = run_module("memory_paths", *command, cwd=tmp_path)
     reports = sorted((tmp_path / "sweep").glob("*/report.json"))
     assert [_report(report.parent)["path"] for report in reports] == ["oracle", "full_context"]
     assert "oracle" in done.stdout
     written = [report.stat().st_mtime_ns for report in reports]
-    run(*command, cwd=tmp_path)
+    run_module("memory_paths", *command, cwd=tmp_path)
     assert [report.stat().st_mtime_ns for report in reports] == written
 
 
 def test_the_same_run_twice_leaves_the_same_records(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        run(*PROGRAM, "path=icl", f"hydra.run.dir={name}", *SMALL, cwd=tmp_path)
+        run_module("memory_paths", "path=icl", f"hydra.run.dir={name}", *SMALL, cwd=tmp_path)
     assert same_records(tmp_path / "one", tmp_path / "two")
     report = _report(tmp_path / "one")
     assert report["schema"] == 1
@@ -96,13 +96,13 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_learns_in_weights_and_is_killed_goes_on_to_the_same_records(tmp_path: Path) -> None:
     background = "path.memory.background=[{_target_:memory_paths.types.Phrasing,completion:Ada lives in Oslo.}]"
-    command = (*PROGRAM, "path=sparse_memory", "path.memory.budget.steps=5", background, *SMALL)
-    run(*command, "hydra.run.dir=whole", cwd=tmp_path)
+    command = ("path=sparse_memory", "path.memory.budget.steps=5", background, *SMALL)
+    run_module("memory_paths", *command, "hydra.run.dir=whole", cwd=tmp_path)
     # The fifth file is that of the answers after the first experience.
     failing = {**os.environ, VARIABLE: "records.after_rename:5"}
-    run(*command, "hydra.run.dir=killed", cwd=tmp_path, env=failing, expect=-signal.SIGKILL)
+    run_module("memory_paths", *command, "hydra.run.dir=killed", cwd=tmp_path, env=failing, expect=-signal.SIGKILL)
     assert (tmp_path / "killed" / "checkpoint").exists()
-    run(*command, "hydra.run.dir=killed", cwd=tmp_path)
+    run_module("memory_paths", *command, "hydra.run.dir=killed", cwd=tmp_path)
     assert same_records(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -113,14 +113,14 @@ def test_a_users_own_path_and_config_folder(tmp_path: Path) -> None:
     options = tmp_path / "my_conf" / "path"
     options.mkdir(parents=True)
     (options / "mine.yaml").write_text("# When to choose it.\nmemory:\n  _target_: mine.Mine\n  name: mine\n")
-    done = run(*PROGRAM, "--config-dir", "my_conf", "path=mine", *SMALL, cwd=tmp_path)
+    done = run_module("memory_paths", "--config-dir", "my_conf", "path=mine", *SMALL, cwd=tmp_path)
     assert "mine" in done.stdout
 
 
 def test_a_users_own_facts(tmp_path: Path) -> None:
     (tmp_path / "facts.jsonl").write_text(json.dumps(FACT) + "\n")
     own = ("path=rag", "encoder@path.memory.encoder=hash", "stream=jsonl", "stream.file=facts.jsonl")
-    run(*PROGRAM, *own, "hydra.run.dir=out", cwd=tmp_path)
+    run_module("memory_paths", *own, "hydra.run.dir=out", cwd=tmp_path)
     metrics = _report(tmp_path / "out")["metrics"]
     assert metrics["acquisition"]["value"] == 1.0
     assert metrics["reversal"]["reason"]
@@ -129,7 +129,7 @@ def test_a_users_own_facts(tmp_path: Path) -> None:
 def test_a_users_own_facts_and_model(tmp_path: Path, stories_folder: Path) -> None:
     (tmp_path / "facts.jsonl").write_text(json.dumps(FACT) + "\n")
     own = ("path=rag", "stream=jsonl", "stream.file=facts.jsonl", "lm=hf", f"lm.name={stories_folder}")
-    run(*PROGRAM, *own, "evaluation.likelihoods=true", "hydra.run.dir=out", cwd=tmp_path)
+    run_module("memory_paths", *own, "evaluation.likelihoods=true", "hydra.run.dir=out", cwd=tmp_path)
     report = _report(tmp_path / "out")
     assert report["lm"] == str(stories_folder)
     assert report["metrics"]["loglikelihood_gain"]["value"] > 0
@@ -137,7 +137,7 @@ def test_a_users_own_facts_and_model(tmp_path: Path, stories_folder: Path) -> No
 
 def test_the_chat_is_a_program_to_teach_and_ask_by_hand(tmp_path: Path) -> None:
     lines = "Alma Ashway lives in Alavia.\nWhere does Alma Ashway live?\n/quit\n"
-    said = run(*PYTHON, "-m", "memory_paths.chat", "path=icl", cwd=tmp_path, input=lines).stdout
+    said = run_module("memory_paths.chat", "path=icl", cwd=tmp_path, input=lines).stdout
     assert "learnt as " in said
     assert "'Alavia' by path 'icl'" in said
 
@@ -182,7 +182,7 @@ def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: 
 
 
 def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> None:
-    done = run(*PROGRAM, "path=icl", "stream=jsonl", "stream.file=nothing.jsonl", cwd=tmp_path, expect=1)
+    done = run_module("memory_paths", "path=icl", "stream=jsonl", "stream.file=nothing.jsonl", cwd=tmp_path, expect=1)
     assert "no file nothing.jsonl" in done.stderr
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> No
 def test_a_password_in_the_ledgers_address_is_refused_and_stands_in_no_file_of_ours(value: str, tmp_path: Path) -> None:
     command = ("path=icl", f"ledger='{value}'", "hydra.run.dir=out", "hydra.sweep.dir=sweep", *SMALL)
     swept = ("-m", "seed=0,1") if "@127" in value else ()
-    done = run(*PROGRAM, *swept, *command, cwd=tmp_path, expect=1)
+    done = run_module("memory_paths", *swept, *command, cwd=tmp_path, expect=1)
     assert "has a password; give it in PGPASSWORD or ~/.pgpass" in done.stdout + done.stderr
     folders = [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"] if swept else [tmp_path / "out"]
     for folder in folders:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +31,15 @@ def test_items_without_cue_span_and_metadata_have_the_json_that_they_always_had(
         '{"id":"a","key":"","kind":"fact","phrasings":[],"source":"","text":"Ærø is an island.","trust":1.0,'
         '"valid_from":1.0,"valid_until":null}'
     )
+
+
+@pytest.mark.parametrize("word", ['say "no"', "back\\slash", "\x00\x1f\x7f\n\u2028", "Ærø ☃ 🙂", "\ud800", " "])
+@pytest.mark.parametrize("edges", [(None, None), (-math.inf, math.inf), (0.1, 1e300), (-7, None)])
+def test_an_item_has_the_json_that_sorted_keys_give_it(word: str, edges: tuple[float | None, float | None]) -> None:
+    item = Knowledge(f"{word}1", f"{word}2", "lesson", f"{word}3", (), f"{word}4", 1, *edges)
+    fields = {name: value for name, value in vars(item).items() if name not in ("cue", "span", "metadata")}
+    dumped = json.dumps({**fields, "phrasings": []}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert item.to_json() == dumped
 
 
 @pytest.mark.parametrize(
