@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,21 @@ from memory_paths.evaluation.curves import ANSWERS
 from memory_paths.evaluation.desiderata import DESIDERATA
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.misses import CAUSES
+from memory_paths.evaluation.panels import (
+    Cell,
+    Head,
+    Panel,
+    Section,
+    Table,
+    bar_of,
+    by_place,
+    figure,
+    number,
+    p_value,
+    path_cell,
+    share,
+    with_bar,
+)
 from memory_paths.evaluation.summary import (
     PAGE,
     SIGNED,
@@ -28,7 +42,6 @@ from memory_paths.evaluation.summary import (
     Summary,
     amount,
     matched_in_words,
-    score,
     verdict_parts,
 )
 from memory_paths.evaluation.table import columns
@@ -54,79 +67,6 @@ _WORDS = {
 }
 _SIZES = {"of 1 B": 1e9, "of 8 B": 8e9}
 _MEASURES = (("tokens", "tokens", ""), ("flops", "FLOPs", ""), ("seconds", "time", "seconds"))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table.
-
-    Args:
-        text: As it is read.
-        sort: What it is sorted by; None: it goes last.
-        notes: Smaller, below the text.
-        why: Why there is no figure.
-        track: Lower end, figure and upper end, in [0, 1], to be drawn below the text.
-        bar: Shares of the whole width, each with its colour's name, drawn below the text.
-        mark: Number of the path whose mark stands before the text.
-        link: Where the text leads.
-    """
-
-    text: str
-    sort: float | str | None = None
-    notes: tuple[str, ...] = ()
-    why: str = ""
-    track: tuple[float, float, float] | None = None
-    bar: tuple[tuple[float, str], ...] = ()
-    mark: int | None = None
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The head of a column: its title, what it means, and the colour of its share of a bar, if it has one."""
-
-    title: str
-    meaning: str = ""
-    colour: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that can be sorted within each of its groups.
-
-    Args:
-        caption: What it shows, for who does not see where it stands.
-        heads: Of the columns.
-        groups: Rows by the title that stands above them, empty for none.
-        reasons: Why cells are empty.
-    """
-
-    caption: str
-    heads: Sequence[Head]
-    groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
-    reasons: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A part of a section: a drawing, a table, or words, with the table folded away where `folded` titles it."""
-
-    title: str = ""
-    drawing: str = ""
-    words: Sequence[str] = ()
-    table: Table | None = None
-    folded: str = ""
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page: its panels stand side by side where `kind` is "grid" or "maps"."""
-
-    title: str
-    lead: str
-    panels: Sequence[Panel]
-    kind: str = ""
 
 
 def render(summary: Summary, folder: Path | None = None) -> str:
@@ -234,8 +174,8 @@ def _standings(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
     models = {standing.lm for standing in summary.standings}
     rows = [
         [
-            _path(standing.path, numbers, standing.lm if len(models) > 1 else ""),
-            *(_figure(metric, track=True) for metric in (standing.score, *standing.desiderata.values())),
+            path_cell(standing.path, numbers, standing.lm if len(models) > 1 else ""),
+            *(figure(metric, track=True) for metric in (standing.score, *standing.desiderata.values())),
         ]
         for standing in summary.standings
     ]
@@ -264,7 +204,7 @@ def _learning(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
         series = {label: [point] for label, point in points.items()}
         title = f"Retention of new items against change of prior knowledge, {load} items"
         drawing = charts.chart(title, series, numbers, x, "retention of new items", edge=charts.front(points))
-        rows = [[_path(label, numbers), _figure(at.x, True), _figure(at.y)] for label, at in points.items()]
+        rows = [[path_cell(label, numbers), figure(at.x, True), figure(at.y)] for label, at in points.items()]
         heads = (Head("path"), Head("change of prior knowledge"), Head("retention"))
         panels.append(Panel(f"{load} items", drawing, table=Table(title, heads, [("", rows)]), folded="As a table"))
     return panels
@@ -283,10 +223,10 @@ def _efforts(summary: Summary, family: str) -> list[Panel]:
         drawing = charts.chart(title, series, own, x, "prior knowledge, 1 less what was lost") if series else ""
         rows = [
             [
-                _path(curve.label, own),
-                _number(effort, f"{effort:g}"),
-                _figure(Metric(learnt, n=len(curve.points))),
-                _figure(Metric(changed, n=len(curve.points)), True),
+                path_cell(curve.label, own),
+                number(effort, f"{effort:g}"),
+                figure(Metric(learnt, n=len(curve.points))),
+                figure(Metric(changed, n=len(curve.points)), True),
             ]
             for curve in answers
             for effort, (learnt, changed) in zip(curve.efforts, curve.mean, strict=True)
@@ -308,12 +248,12 @@ def _all(summary: Summary, lines: Sequence[Line], numbers: Mapping[str, int]) ->
         for line in lines:
             if line.load != load:
                 continue
-            row = [_path(line.label, numbers, f"{len(line.seeds)} seeds" if len(line.seeds) > 1 else "")]
+            row = [path_cell(line.label, numbers, f"{len(line.seeds)} seeds" if len(line.seeds) > 1 else "")]
             for column in shown:
                 if column.name:
-                    row.append(_figure(line.metric(column.name), column.signed, track=True))
+                    row.append(figure(line.metric(column.name), column.signed, track=True))
                 else:
-                    row.append(_number(column.quantity(line), column.amount(line)))
+                    row.append(number(column.quantity(line), column.amount(line)))
             rows.append(row)
             for column in wanted:
                 if column.name and (reason := line.metric(column.name).reason):
@@ -335,9 +275,9 @@ def _all(summary: Summary, lines: Sequence[Line], numbers: Mapping[str, int]) ->
             name.replace("_", " "),
             [
                 [
-                    _path(line.label, numbers),
-                    _number(line.load, str(line.load)),
-                    _figure(line.metric(name), name in SIGNED),
+                    path_cell(line.label, numbers),
+                    number(line.load, str(line.load)),
+                    figure(line.metric(name), name in SIGNED),
                 ]
                 for line in some
                 if _there(line, name)
@@ -366,7 +306,7 @@ def _loads(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
         title = f"{words} by number of items taught"
         x = Axis("items taught", loads[0], loads[-1], tuple(map(float, _some(loads, 6))), logarithmic=True)
         if series:
-            table = _by(title, series, numbers, "{:g} items")
+            table = by_place(title, series, numbers, "{:g} items")
             panels.append(Panel(words, charts.chart(title, series, numbers, x, words.lower()), (), table, "As a table"))
     return panels
 
@@ -402,8 +342,8 @@ def _ages(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
         title = f"Retention by age, {load} items"
         x = Axis("experiences learnt since", 0.0, max(oldest, 1.0), ticks)
         drawing = charts.chart(title, series, numbers, x, "retention")
-        lives = {line.label: _figure(line.metric("half_life")) for line in group}
-        table = _by(title, series, numbers, "{:g} since", (Head("half-life", "in experiences"), lives))
+        lives = {line.label: figure(line.metric("half_life")) for line in group}
+        table = by_place(title, series, numbers, "{:g} since", (Head("half-life", "in experiences"), lives))
         panels.append(Panel(f"{load} items", drawing, (), table, "As a table, with half-lives"))
     return panels
 
@@ -418,7 +358,7 @@ def _costs(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
         counted = any(_joules(line, action) is not None for line in heavy)
         rows = []
         for line in heavy:
-            row = [_path(line.label, numbers)]
+            row = [path_cell(line.label, numbers)]
             for measure, _, kind in _MEASURES:
                 whole = getattr(unit(line.cost, action), measure)
                 parts = _parts(line, action, measure)
@@ -426,16 +366,16 @@ def _costs(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
                     f"{name} {amount(part, kind)}" for name, part in parts.items() if part > 0.005 * (whole or 0.0)
                 ]
                 bar = [(part / most[measure], f"tint-{at}") for at, part in enumerate(parts.values()) if most[measure]]
-                cell = _number(whole, amount(whole, kind), (" · ".join(notes),) if len(notes) > 1 else ())
-                row.append(_with_bar(cell, bar))
+                cell = number(whole, amount(whole, kind), (" · ".join(notes),) if len(notes) > 1 else ())
+                row.append(with_bar(cell, bar))
             count = line.cost[f"{action}s"]
             if counted:
                 joules = _joules(line, action)
-                row.append(_number(joules, "-" if joules is None else f"{amount(joules / count)}J"))
-            row.append(_number(count, amount(count)))
+                row.append(number(joules, "-" if joules is None else f"{amount(joules / count)}J"))
+            row.append(number(count, amount(count)))
             if action == "write":
                 stored = line.cost["stored_bytes"]
-                row.append(_number(stored, amount(stored, "bytes")))
+                row.append(number(stored, amount(stored, "bytes")))
             rows.append(row)
         titles = [title for _, title, _ in _MEASURES] + (["energy"] if counted else [])
         titles += ["items", "stored"] if action == "write" else ["questions"]
@@ -460,8 +400,8 @@ def _churn(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
                 if found is None:
                     continue
                 counts = [getattr(found, outcome) for outcome in _OUTCOMES]
-                row = [_path(line.label, numbers), _bar_of(counts, colours)]
-                rows.append([*row, *(_number(count, str(count)) for count in counts), _p(found.p_value)])
+                row = [path_cell(line.label, numbers), bar_of(counts, colours)]
+                rows.append([*row, *(number(count, str(count)) for count in counts), p_value(found.p_value)])
             if rows:
                 groups.append((title, rows))
         panels.append(_at_load(load, loads, Table(f"Gained and lost, {load} items", heads, groups)))
@@ -481,8 +421,8 @@ def _misses(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:
         rows = []
         for line in group:
             counts = [line.misses.get(causes[at], 0) for at in present]
-            bar = _bar_of(counts, [colours[at] for at in present])
-            rows.append([_path(line.label, numbers), bar, *(_number(count, str(count)) for count in counts)])
+            bar = bar_of(counts, [colours[at] for at in present])
+            rows.append([path_cell(line.label, numbers), bar, *(number(count, str(count)) for count in counts)])
         panels.append(_at_load(load, loads, Table(f"Why answers were wrong, {load} items", heads, [("", rows)])))
     return panels
 
@@ -497,14 +437,14 @@ def _contrasts(summary: Summary, family: str, numbers: Mapping[str, int]) -> lis
     for metric, title in (("retention", "Retention"), ("prior", "Prior knowledge after")):
         rows = [
             [
-                _path(contrast.better, numbers),
-                _path(contrast.worse, numbers),
-                _number(contrast.load, str(contrast.load)),
-                _figure(contrast.difference, True),
+                path_cell(contrast.better, numbers),
+                path_cell(contrast.worse, numbers),
+                number(contrast.load, str(contrast.load)),
+                figure(contrast.difference, True),
                 Cell(_WORDS[contrast.words], _WORDS[contrast.words]),
-                _p(contrast.p_value),
-                _p(contrast.adjusted_p),
-                _number(contrast.minimum_detectable, _share(contrast.minimum_detectable)),
+                p_value(contrast.p_value),
+                p_value(contrast.adjusted_p),
+                number(contrast.minimum_detectable, share(contrast.minimum_detectable)),
             ]
             for contrast in found
             if contrast.metric == metric
@@ -516,9 +456,9 @@ def _contrasts(summary: Summary, family: str, numbers: Mapping[str, int]) -> lis
     if chances:
         rows = [
             [
-                _path(row["path"], numbers),
-                _number(row["load"], str(row["load"])),
-                _with_bar(_number(row["best"], f"{100 * row['best']:.0f} %"), [(row["best"], "tint-0")]),
+                path_cell(row["path"], numbers),
+                number(row["load"], str(row["load"])),
+                with_bar(number(row["best"], f"{100 * row['best']:.0f} %"), [(row["best"], "tint-0")]),
             ]
             for row in chances
         ]
@@ -534,8 +474,8 @@ def _break_even(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
     )
     rows = []
     for found in zip(*(summary.break_even(size) for size in sizes.values()), strict=True):
-        load = _number(found[0]["load"], str(found[0]["load"]))
-        row = [_path(found[0]["path"], numbers), load, _path(found[0]["against"], numbers)]
+        load = number(found[0]["load"], str(found[0]["load"]))
+        row = [path_cell(found[0]["path"], numbers), load, path_cell(found[0]["against"], numbers)]
         for each in found:
             reads = Metric.from_json(each["reads"])
             after = "never" if reads.value is None else f"after {amount(reads.value)} questions"
@@ -559,7 +499,7 @@ def _runs(summary: Summary, folder: Path | None, numbers: Mapping[str, int]) -> 
         there = folder is not None and (folder / page).is_file()
         name = Cell(run.folder, run.folder, link=page if there else "")
         others = [Cell(str(value), value) for value in (run.load, run.seed, run.stream, run.lm)]
-        rows.append([name, _path(run.label, numbers), *others])
+        rows.append([name, path_cell(run.label, numbers), *others])
     heads = [Head(title) for title in ("run", "path", "items", "seed", "stream", "model")]
     return [Panel(table=Table("Runs", heads, [("", rows)]))] if rows else []
 
@@ -569,65 +509,7 @@ def _settings(line: Line) -> Panel:
     return Panel(text=text, folded=f"{line.label}, {line.load} items")
 
 
-# Cells and tables
-
-
-def _path(label: str, numbers: Mapping[str, int], *notes: str) -> Cell:
-    path, *variant = label.split(" ")
-    return Cell(path, label, (*variant, *filter(None, notes)), mark=numbers.get(label))
-
-
-def _figure(metric: Metric, signed: bool = False, *, track: bool = False) -> Cell:
-    """A figure with its interval and its number."""
-    if metric.value is None:
-        return Cell("-", why=metric.reason)
-    value, interval = score(metric, signed)
-    notes = (interval, f"n {metric.n}" if metric.n else "")
-    drawn = None
-    if track and not signed and 0.0 <= metric.value <= 1.0 and metric.low is not None and metric.high is not None:
-        drawn = (metric.low, metric.value, metric.high)
-    return Cell(value, metric.value, tuple(filter(None, notes)), track=drawn)
-
-
-def _number(value: float | None, text: str, notes: tuple[str, ...] = ()) -> Cell:
-    return Cell(text, value, notes)
-
-
-def _p(value: float) -> Cell:
-    return Cell("<.001" if value < 0.001 else "1" if value > 0.9995 else f"{value:.3f}".replace("0.", "."), value)
-
-
-def _share(value: float) -> str:
-    return score(Metric(value))[0] if value <= 1 else ">1"
-
-
-def _bar_of(counts: Sequence[int], colours: Sequence[str]) -> Cell:
-    whole = sum(counts)
-    bar = tuple((count / whole, hue) for count, hue in zip(counts, colours, strict=True) if count)
-    return Cell(str(whole), whole, bar=bar)
-
-
-def _with_bar(cell: Cell, bar: Iterable[tuple[float, str]]) -> Cell:
-    return Cell(cell.text, cell.sort, cell.notes, bar=tuple(part for part in bar if part[0] > 0))
-
-
-def _by(
-    title: str,
-    series: Mapping[str, Sequence[Point]],
-    numbers: Mapping[str, int],
-    head: str,
-    last: tuple[Head, Mapping[str, Cell]] | None = None,
-) -> Table:
-    """What a chart of lines shows, as a table of a row for each path, with one more column where there is a `last`."""
-    places = _each(point.x.value for points in series.values() for point in points if point.x.value is not None)
-    heads = [Head("path"), *(Head(head.format(place)) for place in places)]
-    rows = []
-    for label, points in series.items():
-        found = {point.x.value: _figure(point.y) for point in points}
-        rows.append([_path(label, numbers), *(found.get(place, Cell("-")) for place in places)])
-        if last:
-            rows[-1].append(last[1][label])
-    return Table(title, [*heads, last[0]] if last else heads, [("", rows)])
+# What several sections need
 
 
 def _legend(heads: Sequence[Head]) -> str:
