@@ -89,7 +89,7 @@ def contrasts_of(family: str, load: int, metric: str, by_path: Mapping[str, Outc
                 Metric(estimate.value, interval.low, interval.high, questions),
                 estimate.p_value,
                 estimate.p_value,
-                estimate.minimum_detectable(),
+                min(1.0, estimate.minimum_detectable()),
                 "underpowered",
             )
         )

@@ -83,7 +83,7 @@ def render(summary: Summary, folder: Path | None = None) -> str:
     environment.filters |= {"drawing": Markup, "mark": lambda number: Markup(charts.mark(number))}
     template = files("memory_paths.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     lines = summary.lines
-    opening, parts = verdict_parts(lines)
+    opening, parts = verdict_parts(lines, summary.contrasts)
     seeds = {len(line.seeds) for line in lines}
     only = lines[0] if len(lines) == 1 else None
     told = [

@@ -171,7 +171,7 @@ class Summary:
     @property
     def verdict(self) -> str:
         """What the runs say, in one sentence: who keeps most at each load, ties as ties, who lost prior knowledge."""
-        return verdict(self.lines)
+        return verdict(self.lines, self.contrasts)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each path and load, as a table for pandas."""
@@ -357,21 +357,27 @@ def _same_name(reports: Sequence[Report]) -> list[list[Report]]:
     return list(by_name.values())
 
 
-def verdict(lines: Sequence[Line]) -> str:
+def verdict(lines: Sequence[Line], contrasts: Sequence[Contrast] = ()) -> str:
     """See `Summary.verdict`."""
-    opening, parts = verdict_parts(lines)
+    opening, parts = verdict_parts(lines, contrasts)
     return f"{opening}: {'; '.join(parts)}." if parts else f"{opening}."
 
 
-def verdict_parts(lines: Sequence[Line]) -> tuple[str, list[str]]:
-    """The verdict as what it is about, and one finding for each load."""
+def verdict_parts(lines: Sequence[Line], contrasts: Sequence[Contrast] = ()) -> tuple[str, list[str]]:
+    """The verdict as what it is about, and one finding for each load: by contrasts where there are any, by whether
+    intervals overlap elsewhere."""
     if not lines:
         return "No run was finished, so there is nothing to compare", []
     families = {line.family for line in lines}
     parts = []
     for (family, load), group in _groups(lines):
         where = f"{load} items" + (f" of {family}" if len(families) > 1 else "")
-        parts.append(f"with {where} {_ranking([line for line in group if not line.is_control])}")
+        compared = {
+            frozenset((contrast.better, contrast.worse)): contrast.words
+            for contrast in contrasts
+            if (contrast.family, contrast.load, contrast.metric) == (family, load, "retention")
+        }
+        parts.append(f"with {where} {_ranking([line for line in group if not line.is_control], compared)}")
     over = (
         "over items only (one seed)"
         if {len(line.seeds) for line in lines} == {1}
@@ -427,7 +433,7 @@ def amount(value: float | None, kind: str = "") -> str:
     return _digits(value) + units[-1]
 
 
-def _ranking(contenders: Sequence[Line]) -> str:
+def _ranking(contenders: Sequence[Line], compared: Mapping[frozenset[str], str]) -> str:
     ranked = sorted(
         (line for line in contenders if line.metric("retention").value is not None),
         key=lambda line: -_value(line.metric("retention")),
@@ -444,13 +450,19 @@ def _ranking(contenders: Sequence[Line]) -> str:
             return f"no free answers to compare, log-likelihood per token gained {told}"
         return f"no retention to compare ({contenders[0].metric('retention').reason})"
     best = ranked[0]
-    tied = [line for line in ranked if _interval(line).overlaps(_interval(best))]
+
+    def against_best(line: Line) -> str:
+        overlapping = "tied" if _interval(line).overlaps(_interval(best)) else "better"
+        return "" if line is best else compared.get(frozenset((line.label, best.label)), overlapping)
+
+    found = {line.label: against_best(line) for line in ranked}
+    tied = [line for line in ranked if found[line.label] != "better"]
     behind = [line for line in ranked if line not in tied]
     told = " and ".join(f"{line.label} {_told(line)}" for line in tied)
     if len(ranked) == 1:
         words = f"{told}, with nothing to compare it with"
     elif len(tied) > 1:
-        words = f"{told} tie"
+        words = f"{told} cannot be told apart" if "underpowered" in found.values() else f"{told} tie"
     else:
         words = f"{told} keeps most"
     if behind:
@@ -537,7 +549,12 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     if len(given) == 1:
         return given[0]
     values = [_value(metric) for metric in given]
-    bounds = DIFFERENCE if name in _CHANGES else UNBOUNDED if name in (*_GAINS, *_PERPLEXITIES, *_MEASURED) else SHARE
+    if name in _CHANGES:
+        bounds = DIFFERENCE
+    elif name in _GAINS:
+        bounds = UNBOUNDED
+    else:
+        bounds = (0.0, math.inf) if name in (*_PERPLEXITIES, *_MEASURED) else SHARE
     interval = seeds_interval(values, bounds=bounds)
     low: float | None = interval.low
     high: float | None = interval.high
