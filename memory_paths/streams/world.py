@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from memory_paths.streams.shift import Shift, shifted
 from memory_paths.streams.words import (
@@ -155,14 +155,17 @@ def rehearsal() -> tuple[Phrasing, ...]:
     return tuple(phrasing for fact in known_world().part_a for phrasing in study_phrasings(fact))
 
 
-def _item(fact: Fact, version: int = 1) -> Knowledge:
+def item_of(fact: Fact, version: int = 1, *, source: str = "biographies", **more: Any) -> Knowledge:
+    """A fact to be learnt; a later version has an id of its own and supersedes the earlier ones. `more`: further fields
+    of the item."""
     suffix = "" if version == 1 else f"/{version}"
     return Knowledge(
         id=fact.key + suffix,
         text=state(fact, split_wordings(fact).statements[0]),
         key=fact.key,
         phrasings=study_phrasings(fact)[1:],
-        source="biographies",
+        source=source,
+        **more,
     )
 
 
@@ -173,7 +176,7 @@ def _choices(generator: random.Random, fact: Fact) -> tuple[str, ...]:
     return tuple(choices)
 
 
-def _question(
+def question_about(
     generator: random.Random,
     fact: Fact,
     kind: QuestionKind,
@@ -182,6 +185,7 @@ def _question(
     ids: tuple[str, ...] = (),
     stale: tuple[str, ...] = (),
 ) -> Question:
+    """A question about a fact in one of these wordings, with its value and three others to choose from."""
     return Question(
         query=Query(generator.choice(wordings).format(name=fact.subject)),
         targets=() if kind == "unknown" else (fact.value,),
@@ -271,9 +275,9 @@ def biographies(
         wordings = split_wordings(fact)
         ids = (item.id,)
         questions = [
-            _question(wording_generator, fact, "direct", wordings.held_out, ids=ids, stale=stale),
-            _question(wording_generator, fact, "trained", wordings.questions, ids=ids, stale=stale),
-            _question(
+            question_about(wording_generator, fact, "direct", wordings.held_out, ids=ids, stale=stale),
+            question_about(wording_generator, fact, "trained", wordings.questions, ids=ids, stale=stale),
+            question_about(
                 wording_generator, fact, "paraphrase", WORDINGS[fact.attribute].new_questions, ids=ids, stale=stale
             ),
         ]
@@ -289,23 +293,25 @@ def biographies(
             if seat is None or step_of[seat.key] != step_of[fact.key]:
                 sits = Fact(fact.subject, "seat", seat.value if seat else known.seats[fact.value])
                 both = ids if seat is None else (*ids, seat.key)
-                questions.append(_question(wording_generator, sits, "composition", COMPOSITIONS, ids=both))
+                questions.append(question_about(wording_generator, sits, "composition", COMPOSITIONS, ids=both))
         return questions
 
     arriving: list[Experience] = []
     for index, step in enumerate(steps):
-        taught: list[tuple[Fact, Knowledge, tuple[str, ...]]] = [(fact, _item(fact), ()) for fact in step]
-        taught += [(new, _item(new, 2), (old.value,)) for at, old, new in changes if at == index]
+        taught: list[tuple[Fact, Knowledge, tuple[str, ...]]] = [(fact, item_of(fact), ()) for fact in step]
+        taught += [(new, item_of(new, 2), (old.value,)) for at, old, new in changes if at == index]
         wording_generator.shuffle(taught)
         questions = [question for fact, item, stale in taught for question in asked(fact, item, stale)]
         arriving.append(Experience(f"step {index + 1}", tuple(item for _, item, _ in taught), tuple(questions)))
 
     prior_generator = random.Random(f"prior/{order_seed}")
-    prior = tuple(_question(prior_generator, fact, "prior", split_wordings(fact).held_out) for fact in known.part_b)
+    prior = tuple(
+        question_about(prior_generator, fact, "prior", split_wordings(fact).held_out) for fact in known.part_b
+    )
     stranger_generator = random.Random(f"strangers/{world_seed}/{facts}")
     strangers = new_names(stranger_generator, 40, {fact.subject for fact in everything})
     unknown = tuple(
-        _question(prior_generator, Fact(name, attribute, ""), "unknown", WORDINGS[attribute].questions)
+        question_about(prior_generator, Fact(name, attribute, ""), "unknown", WORDINGS[attribute].questions)
         for name in strangers
         for attribute in PERSON_ATTRIBUTES
     )
@@ -411,4 +417,4 @@ def reading_task(generator: random.Random, notes: int, style: str = "random") ->
     facts = passing_facts(generator, notes, style, bearers="reading")
     fact = generator.choice(facts)
     texts = tuple(state(other, generator.choice(WORDINGS[other.attribute].statements)) for other in facts)
-    return ReadingTask(_question(generator, fact, "direct", WORDINGS[fact.attribute].questions), texts)
+    return ReadingTask(question_about(generator, fact, "direct", WORDINGS[fact.attribute].questions), texts)
