@@ -57,6 +57,7 @@ class Recipe:
         balance: Weight of the loss that keeps all half-keys in use.
         seed: Initialisation and documents.
         probe_every: Steps between probes and checkpoints.
+        probed: Questions of each task in a probe.
     """
 
     steps: int = 6500
@@ -76,6 +77,7 @@ class Recipe:
     balance: float = 0.05
     seed: int = 0
     probe_every: int = 500
+    probed: int = 128
 
 
 def _notes_limit(recipe: Recipe, step: int) -> int:
@@ -239,7 +241,7 @@ def schedule(step: int, recipe: Recipe) -> float:
     return 1.0 if step < start else max(0.0, (recipe.steps - step) / max(1, recipe.steps - start))
 
 
-def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, questions: int = 128) -> dict[str, float]:
+def probe(model: Any, source: DocumentSource, encoder: Encoder, window: int, questions: int) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, by task (teacher-forced: a quick look, not a
     result)."""
     generator = random.Random("probe")
@@ -419,7 +421,7 @@ def pretrain(
                 "notes_limit": float(_notes_limit(recipe, step)),
                 "seconds": progress.seconds,
                 **{f"train_{name}": right / all_ for name, (right, all_) in scores.items() if all_},
-                **probe(model, source, encoder, config.window),
+                **probe(model, source, encoder, config.window, recipe.probed),
             }
             progress.curve.append(figures)
             _save_checkpoint(folder, model, optimisers, progress, run)

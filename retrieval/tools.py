@@ -28,6 +28,7 @@ SORT, USE = "tool", "tool-use"  # with what the ids of descriptions and of solve
 NAMED = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what the providers of chat models accept
 LONGEST_RESULT = 8000  # characters of what a tool gives that a model is shown
 LONGEST_COMPLAINT = 300
+WITNESSES = 2  # see notebooks/results/tools.md
 
 
 class ToolError(ValueError):
@@ -141,19 +142,26 @@ class Toolbox:
         bank: Where the descriptions are. Who made it closes it.
         namespace: Whose tools these are.
         longest: Most characters of a result that a model is shown; it has to fit into the window with all else.
+        witnesses: A tool ranks by the mean score of so many of the texts that speak of it, the best ones, or of all
+            where there are fewer. With 1, a single task that was told of the wrong tool puts it in front.
 
     Raises:
-        ValueError: An empty namespace, or a `longest` below 1.
+        ValueError: An empty namespace, or a `longest` or `witnesses` below 1.
     """
 
-    def __init__(self, bank: Bank, namespace: str, *, longest: int = LONGEST_RESULT) -> None:
+    def __init__(
+        self, bank: Bank, namespace: str, *, longest: int = LONGEST_RESULT, witnesses: int = WITNESSES
+    ) -> None:
         if not isinstance(namespace, str) or not namespace.strip():
             raise ValueError(f"a toolbox needs the name of a namespace, got {namespace!r}")
         if longest < 1:
             raise ValueError(f"longest must be at least 1 character, got {longest}")
+        if witnesses < 1:
+            raise ValueError(f"witnesses must be at least 1, got {witnesses}")
         self.namespace = namespace
         self._bank = bank
         self._longest = longest
+        self._witnesses = witnesses
         self._names = Names(bank, SORT)
         self._registered: dict[str, Tool] = {}
         self._read: dict[str, Tool] = {}  # by the item's id, which stands for one content: schemas are slow to check
@@ -212,8 +220,8 @@ class Toolbox:
     def find(self, task: str, k: int = 5, *, as_of: float | None = None) -> list[Tool]:
         """At most k tools that fit a task, best first: by their descriptions and by the tasks that they solved.
 
-        The rank of a tool is that of the best text that speaks of it. Search is as the bank was told to; with "bm25" or
-        a threshold fewer tools may come back.
+        The rank of a tool is that of the best texts that speak of it, see `witnesses`. Search is as the bank was told
+        to; with "bm25" or a threshold fewer tools may come back.
 
         Args:
             task: In words.
@@ -324,14 +332,24 @@ class Toolbox:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         query = Query(task, self.namespace, as_of=as_of, where={"tool": named})
-        wanted = 4 * k
+        wanted = 4 * k * self._witnesses
         while True:
             (reading,) = self._bank.search([query], top_k=wanted)
             items = [recall.item for recall in reading.recalls]
-            names = list(dict.fromkeys(item.metadata["tool"] for item in items))
-            if len(names) >= k or len(items) < wanted:
+            scores: dict[str, list[float]] = {}
+            for recall in reading.recalls:
+                scores.setdefault(recall.item.metadata["tool"], []).append(recall.score)
+            if len(scores) >= k or len(items) < wanted:
                 break
             wanted *= 4  # a tool that solved many tasks takes many places
+        if len(items) == wanted:  # there are more texts, none of which is better than the last of these
+            last = min(recall.score for recall in reading.recalls)
+            for name, some in scores.items():
+                if len(some) < self._witnesses:
+                    told = 1 + len(self._bank.beginning(f"{USE}:{name}#", self.namespace))
+                    some += [last] * (min(told, self._witnesses) - len(some))
+        best = {name: sorted(some, reverse=True)[: self._witnesses] for name, some in scores.items()}
+        names = sorted(best, key=lambda name: -sum(best[name]) / len(best[name]))
         found = {item.metadata["tool"]: self._tool(item) for item in items if self._names.of(item) is not None}
         tools = (found.get(name) or self.get(name, as_of=as_of) for name in names[:k])
         return [tool for tool in tools if tool is not None]

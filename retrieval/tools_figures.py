@@ -30,7 +30,7 @@ from memory_paths.types import ToolCall
 
 from .bank import Bank, Method
 from .encoder import Encoder, SentenceEncoder
-from .tools import Run, Tool, Toolbox
+from .tools import WITNESSES, Run, Tool, Toolbox
 
 METHODS: tuple[Method, ...] = ("dense", "bm25", "fusion")
 SEEDS = (0, 1, 2)
@@ -39,6 +39,7 @@ TESTED = 5  # requests of each tool
 SOLVED = (0, 1, 2, 5, 10, 20)  # requests of each tool that are learnt
 IN_STREAM = 10  # of them in the table of the stream
 WRONG = 0.2  # share of what is learnt that is told of another tool
+UNUSED = 0.2  # share of the tools of which nothing is learnt, where that is looked at
 DEEPEST = 5  # places that are looked at
 ALIKE = 0.8  # cosine from which on a tested request nearly repeats a learnt one
 NAMESPACE = "figures"
@@ -134,7 +135,9 @@ def ranks(
     solved: int,
     steps: Iterable[int] = (STEPS,),
     wrong: float = 0.0,
+    unused: float = 0.0,
     seed: int = 0,
+    witnesses: int = WITNESSES,
 ) -> list[dict[Asked, int]]:
     """The place of the right tool, from 1, or 0 beyond the fifth, for all requests whose tools have arrived.
 
@@ -145,17 +148,20 @@ def ranks(
         solved: How many requests of each tool are learnt when it arrives.
         steps: After which steps to look, ascending, in one registry that grows.
         wrong: Share of what is learnt that is told of a tool drawn at random.
+        unused: Share of the tools, the last to arrive, of which nothing is learnt.
         seed: Of that drawing.
+        witnesses: See `Toolbox`.
     """
     draw = random.Random(f"wrong/{seed}")
     names = [tool.name for tool in given.tools]
     known, looked = 0, []
-    with _toolbox(encoder, method) as toolbox:
+    used = set(names[: round(len(names) * (1 - unused))])
+    with _toolbox(encoder, method, witnesses) as toolbox:
         for step in steps:
             arrived = len(names) * step // STEPS
             toolbox.register(*given.tools[known:arrived])
             for name in names[known:arrived]:
-                for task in given.solved[name][:solved]:
+                for task in given.solved[name][: solved if name in used else 0]:
                     toolbox.learn(draw.choice(names[:arrived]) if draw.random() < wrong else name, task)
             known = arrived
             places = {}
@@ -167,10 +173,10 @@ def ranks(
 
 
 @contextmanager
-def _toolbox(encoder: Encoder, method: Method = "dense") -> Iterator[Toolbox]:
+def _toolbox(encoder: Encoder, method: Method = "dense", witnesses: int = WITNESSES) -> Iterator[Toolbox]:
     with Ledger() as ledger:
         bank = Bank(None, ledger, encoder, name="tools", method=method)
-        yield Toolbox(bank, NAMESPACE)
+        yield Toolbox(bank, NAMESPACE, witnesses=witnesses)
         bank.close()
 
 
@@ -246,6 +252,27 @@ def selection(folder: Path, encoder: Encoder) -> str:
             pair: [{one: p for one, p in places.items() if one.step == 1} for places in here[pair]] for pair in shown
         }
         first.append(f"| {tools} | {' | '.join(_share(old[pair], _first) for pair in shown)} |")
+    ranked = [
+        "| what is learnt | recall@1 by the best text | by the two best | by the three best |",
+        "|---|---|---|---|",
+    ]
+    cases: list[tuple[str, dict[str, Any]]] = [
+        *((f"{count} requests of each tool", {"solved": count}) for count in SOLVED[1:]),
+        (f"{most}, {WRONG:.0%} of them told of a tool drawn at random", {"solved": most, "wrong": WRONG}),
+        (f"{most} of each tool but the last {UNUSED:.0%}", {"solved": most, "unused": UNUSED}),
+    ]
+    for name, options in tqdm(cases, desc="how a tool ranks", disable=None):
+        by = [
+            [ranks(worlds[seed], encoder, "dense", seed=seed, witnesses=count, **options)[-1] for seed in SEEDS]
+            for count in (1, 2, 3)
+        ]
+        ranked.append(f"| {name} | {' | '.join(_share(found, _first) for found in by)} |")
+        if "unused" in options:
+            late = round(STEPS * (1 - UNUSED))
+            new = [[{one: p for one, p in places.items() if one.step > late} for places in found] for found in by]
+            ranked.append(
+                f"| requests for the last {UNUSED:.0%} alone | {' | '.join(_share(x, _first) for x in new)} |"
+            )
     asked = sum(len(given.asked) for given in worlds.values())
     return "\n".join(
         [
@@ -260,6 +287,10 @@ def selection(folder: Path, encoder: Encoder) -> str:
             "Recall@1 of the requests for the tools of the first step, as others arrive beside them:",
             "",
             *first,
+            "",
+            "Dense search, a tool's rank being the mean of the cosines of its best texts:",
+            "",
+            *ranked,
         ]
     )
 

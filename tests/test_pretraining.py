@@ -23,7 +23,7 @@ from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, VALUES
 from memory_paths.types import Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
-RECIPE = Recipe(steps=6, tokens=1024, row=256, addresses=2, warm_up=2, probe_every=3, seed=1)
+RECIPE = Recipe(steps=6, tokens=1024, row=256, addresses=2, warm_up=2, probe_every=3, probed=8, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -213,6 +213,21 @@ def test_tools_are_found_by_what_they_are_for(minilm: Kept) -> None:
         bank.close()
 
 
+def test_one_task_that_was_told_of_the_wrong_tool_puts_it_in_front_only_if_one_text_decides(bank: Bank) -> None:
+    tasks = [f"umbrella in the {weather}" for weather in ("rain", "snow", "storm", "wind", "hail")]
+    by_one, by_two = (Toolbox(bank, "ada", witnesses=count) for count in (1, 2))
+    by_two.register(COUNTED, replace(COUNTED, name="weather", description="An umbrella or none."))
+    by_two.learn("weather", *tasks[:4])
+    by_two.learn(COUNTED.name, tasks[4], *(f"How many letters has word number {number}?" for number in range(60)))
+    assert names(by_one.find("umbrella in the hail", 1)) == [COUNTED.name]
+    assert names(by_two.find("umbrella in the hail", 1)) == ["weather"]
+    # A tool of which nothing was learnt ranks by its description alone, however much the others have.
+    by_two.register(replace(COUNTED, name="hail", description="umbrella in the hail"))
+    assert names(by_two.find("umbrella in the hail", 1)) == ["hail"]
+    with pytest.raises(ValueError, match="witnesses must be at least 1, got 0"):
+        Toolbox(bank, "ada", witnesses=0)
+
+
 @pytest.mark.parametrize("method", ["dense", "bm25", "fusion"])
 def test_a_tool_is_also_found_by_tasks_that_it_solved(method: Any, ledger: Ledger) -> None:
     bank = Bank(None, ledger, HashEncoder(), method=method)
@@ -528,6 +543,8 @@ def test_experience_helps_to_find_tools_that_arrive_in_a_stream(data_folder: Pat
     assert [len(places) for places in (half, bare, taught)] == [30, 60, 60]
     first, then = (sum(place == 1 for place in places.values()) for places in (bare, taught))
     assert 30 <= first < then
+    by_one, by_two = (ranks(given, minilm, "dense", solved=20, wrong=0.3, witnesses=count)[0] for count in (1, 2))
+    assert sum(place == 1 for place in by_two.values()) > sum(place == 1 for place in by_one.values())
 
 
 def test_golden_calls_pass_and_corrupted_ones_do_not(data_folder: Path) -> None:
