@@ -67,7 +67,7 @@ class Twin:
     def fact_lesson(self, fact: Fact, *, version: int = 1, old: str = "", **more: Any) -> Lesson:
         """A fact with both questions about it; `old`: the value that it supersedes; `more`: further of its item."""
         item = item_of(fact, version, **more)
-        told = {"ids": (item.id,), "stale": (old,) if old else ()}
+        told: dict[str, Any] = {"ids": (item.id,), "stale": (old,) if old else ()}
         return Lesson(item, (self.asked(fact, **told), self.asked(fact, "paraphrase", **told)))
 
     def add(self, name: str, lessons: Sequence[Lesson]) -> None:
