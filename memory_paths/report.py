@@ -19,7 +19,7 @@ from memory_paths.evaluation.desiderata import render_standings
 from memory_paths.evaluation.records import export
 from memory_paths.evaluation.report import REPORT, Report, write_lines
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
-from memory_paths.evaluation.table import render_markdown, render_table
+from memory_paths.evaluation.table import render_markdown, render_pivot, render_table
 
 _failed_folders: list[str] = []
 
@@ -93,6 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="print a Markdown table of these metrics and costs, and write nothing",
     )
     parser.add_argument(
+        "--pivot",
+        metavar="METRIC",
+        help="print a Markdown table of one metric, streams by paths, as for suite=survey12, and write nothing",
+    )
+    parser.add_argument(
         "--definition",
         action="store_true",
         help="print a Markdown table of the five desiderata of runs of suite=definition, and write nothing",
@@ -123,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if failures else 0
         if given.definition:
             print(render_standings(collect(given.folder, given.ignore).standings))
+            return 0
+        if given.pivot is not None:
+            print(render_pivot(collect(given.folder, given.ignore), given.pivot))
             return 0
         if given.markdown is not None:
             summary = collect(given.folder, given.ignore)

@@ -278,6 +278,18 @@ def test_the_markdown_table_shows_the_metrics_that_are_named(sweep: Path, capsys
     assert "retention" in told.err.replace("retentoin", "")
 
 
+def test_one_figure_is_shown_streams_by_paths(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([str(sweep), "--pivot", "retention"]) == 0
+    head, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head == "| retention | items | none | icl | rag | sparse_memory |"
+    assert rows[0].startswith("| biographies on embedded | 48 | .03 [.00 .06] | .97 [")
+    assert len(rows) == 2, "one for each load"
+    assert entry.main([str(sweep), "--pivot", "reversal"]) == 0
+    assert "a: the stream has no reversal questions" in capsys.readouterr().out
+    assert entry.main([str(sweep), "--pivot", "retentoin"]) == 2
+    assert "there are acquisition" in capsys.readouterr().err
+
+
 def test_figures_and_amounts_are_short() -> None:
     assert score(Metric(0.94, 0.91, 0.96, 9)) == (".94", "[.91 .96]")
     assert score(Metric(-0.031, -0.1, 0.0, 9), signed=True) == ("-.03", "[-.10 .00]")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory_paths.evaluation.costs import unit
-from memory_paths.evaluation.summary import SIGNED, Line, Summary, amount, score
+from memory_paths.evaluation.summary import PATH_ORDER, SIGNED, Line, Summary, amount, score
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,34 @@ def render_markdown(summary: Summary, names: Sequence[str] = ()) -> str:
         shown_cells = [" ".join(filter(None, cell)) for cell in cells]
         lines.append(f"| {' | '.join([name, load, str(len(line.seeds)), *shown_cells])} |")
     return "\n".join([*lines, "", *(f"{note}  " for note in notes)]).rstrip()
+
+
+def render_pivot(summary: Summary, name: str) -> str:
+    """One figure as a Markdown table: a row for each stream and load, a column for each path.
+
+    Raises:
+        ValueError: A metric that no run has; the message lists those that there are.
+    """
+    known = sorted({name for line in summary.lines for name in line.metrics})
+    if name not in known:
+        raise ValueError(f"no run has a metric named {name}; there are {', '.join(known)}")
+    paths = [path for path in PATH_ORDER if any(line.label == path for line in summary.lines)]
+    paths += [line.label for line in summary.lines if line.label not in paths]
+    reasons: dict[str, str] = {}
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for line in summary.lines:
+        metric = line.metric(name)
+        shown = " ".join(filter(None, score(metric, name in SIGNED)))
+        if metric.value is None:
+            shown = f"- {reasons.setdefault(metric.reason, _letter(len(reasons)))}"
+        rows.setdefault((line.family, line.load), {})[line.label] = shown
+    paths = list(dict.fromkeys(paths))
+    lines = [f"| {name.replace('_', ' ')} | items | {' | '.join(paths)} |", "|---" * (len(paths) + 2) + "|"]
+    lines += [
+        f"| {family} | {load} | {' | '.join(cells.get(path, '') for path in paths)} |"
+        for (family, load), cells in rows.items()
+    ]
+    return "\n".join([*lines, "", *(f"{letter}: {reason}  " for reason, letter in reasons.items())]).rstrip()
 
 
 def _cells(summary: Summary, shown: Sequence[Column]) -> tuple[list[list[tuple[str, str]]], list[str]]:
