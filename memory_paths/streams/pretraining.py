@@ -47,7 +47,7 @@ def vertical(experiences: int = 6, *, texts: int = 6, world_seed: int = 0, order
     return twin.stream()
 
 
-def language(experiences: int = 6, *, texts: int = 12, world_seed: int = 0, order_seed: int = 0) -> Stream:
+def language(experiences: int = 6, *, texts: int = 8, world_seed: int = 0, order_seed: int = 0) -> Stream:
     """Sentences about known people in invented languages: the words between a name and a value are others, two ways to
     say a thing in each language. A person is studied in one of them and asked in the other, which was studied with
     other people.
