@@ -155,7 +155,7 @@ def jsonl(
                 tuple(question for index in chosen for question in asked[index]),
             )
         )
-    ordinary = _texts(Path(texts))[:texts_limit] if texts is not None else []
+    ordinary = read_texts(Path(texts))[:texts_limit] if texts is not None else []
     prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary) if len(text.split()) > 1)
     return Stream(name=name or source.name.split(".")[0], experiences=tuple(steps), prior=prior, unknown=tuple(unknown))
 
@@ -171,7 +171,7 @@ def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasin
     Raises:
         ValueError: No text is left.
     """
-    found = _texts(Path(file))
+    found = read_texts(Path(file))
     if len(found) <= skip:
         raise ValueError(f"{file} holds {len(found)} texts, and the first {skip} are left out; give a smaller skip")
     return [Phrasing(text) for text in found[skip : skip + limit]]
@@ -242,7 +242,13 @@ def _lines(file: Path) -> Iterator[str]:
         ) from error
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of JSON lines (plain or .gz), each with the number of its line as the field `line`.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An empty file, one that is no UTF-8 text, or a line that is no JSON object.
+    """
     records = []
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
@@ -262,7 +268,7 @@ def _records(file: Path) -> list[dict[str, Any]]:
 def _groups(file: Path, size: int) -> list[list[dict[str, Any]]]:
     if size < 1:
         raise ValueError(f"group must be at least 1, got {size}")
-    records = _records(file)
+    records = read_records(file)
     return [records[start : start + size] for start in range(0, len(records), size)]
 
 
@@ -395,7 +401,7 @@ def _records_by(
     """For each item the records of a file that have its value in a field."""
     wanted = [fill(f"{{{name}}}", group[0], source) for group in groups]
     found: dict[str, list[dict[str, Any]]] = {value: [] for value in wanted}
-    for record in _records(file):
+    for record in read_records(file):
         found.get(fill(f"{{{name}}}", record, file), []).append(record)
     return [found[value] for value in wanted]
 
@@ -500,7 +506,10 @@ def _continuation(number: int, text: str) -> Question:
     return Question(Query(given, continues=True), (target,), "prior", cluster=f"text {number}")
 
 
-def _texts(file: Path) -> list[str]:
+def read_texts(file: Path, match: Mapping[str, str] | None = None, field: str = "text") -> list[str]:
+    """The texts of a file: of JSON lines (plain or .gz) a field of each record that fits the patterns, of any other
+    the whole. Raises as `read_records` does."""
     if ".jsonl" in file.name:
-        return [fill("{text}", record, file) for record in _records(file)]
+        found = (fitting(match or {}, record) for record in read_records(file))
+        return [fill(f"{{{field}}}", record, file) for record in found if record is not None]
     return ["".join(_lines(file))]
