@@ -10,19 +10,21 @@ from memory_paths.evaluation.energy import EnergyMeter
 def _zone(folder: Path, name: str, microjoules: int) -> Path:
     zone = folder / name
     zone.mkdir(exist_ok=True)
+    (zone / "name").write_text("psys\n" if name == "intel-rapl:9" else f"package-{name[-1]}\n")
     (zone / "energy_uj").write_text(f"{microjoules}\n")
     (zone / "max_energy_range_uj").write_text("10000000\n")
     return zone
 
 
 def test_packages_are_added_up_and_their_parts_are_not_counted_twice(tmp_path: Path) -> None:
-    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
+    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1", "intel-rapl:9"):
         _zone(tmp_path, name, 1_000_000)
     (tmp_path / "intel-rapl").mkdir()
     meter = EnergyMeter(tmp_path)
     _zone(tmp_path, "intel-rapl:0", 3_500_000)
     _zone(tmp_path, "intel-rapl:0:0", 9_000_000)
     _zone(tmp_path, "intel-rapl:1", 1_500_000)
+    _zone(tmp_path, "intel-rapl:9", 5_000_000)
     assert meter.joules() == 3.0
     assert meter.joules() == 0.0
 

@@ -242,6 +242,22 @@ def test_retention_by_age_and_churn_are_told_beside_their_mean() -> None:
     assert sum(1 for _ in found.outcomes["retention"]) == 12
 
 
+def test_a_figure_of_the_matrix_rests_on_the_answers_of_its_own_cells() -> None:
+    rows = [
+        _row(stage, step, key=f"{step}/{number}")
+        for step in (1, 2, 3)
+        for stage in range(step, 4)
+        for number in range(4)
+    ]
+    found = _measure(rows, 3)
+    assert {name: found.metrics[name].n for name in ("average_accuracy", "learning_accuracy", "forgetting")} == {
+        "average_accuracy": 12,
+        "learning_accuracy": 12,
+        "forgetting": 16,
+    }
+    assert [found.ages[age].n for age in ("0", "1", "2")] == [12, 8, 4]
+
+
 def test_mcnemar_counts_only_what_changed() -> None:
     assert Churn(gained=0, lost=0, kept=50, never=3).p_value == 1.0
     assert Churn(gained=1, lost=9, kept=0, never=0).p_value == pytest.approx(2 * 11 / 2**10)

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+RIGHT = 0.5
+"""From what worth on, in [0, 1], an answer counts as right where it is only asked whether it is."""
+
 
 @dataclass(frozen=True)
 class Churn:
@@ -57,7 +60,7 @@ def churn_between(before: np.ndarray, after: np.ndarray) -> Churn:
         before: What each answer was worth, in [0, 1], of shape (questions,); from one half on it counts as right.
         after: The same, later.
     """
-    earlier, later = before >= 0.5, after >= 0.5
+    earlier, later = before >= RIGHT, after >= RIGHT
     return Churn(
         gained=int((~earlier & later).sum()),
         lost=int((earlier & ~later).sum()),

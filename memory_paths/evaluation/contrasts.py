@@ -26,7 +26,7 @@ TIE = 0.05
 """Two paths tie where the whole interval of their difference is within this."""
 DRAWS = 10_000
 Words = Literal["better", "tied", "underpowered"]
-Outcomes = Mapping[int, Sequence[Outcome]]
+Outcomes = Mapping[str, Sequence[Outcome]]
 """By seed, what each question's last answer was worth."""
 
 
@@ -42,7 +42,7 @@ class Contrast:
         worse: The other.
         difference: Of their shares, at least 0, with its interval; n is the number of questions of all seeds.
         p_value: Of there being no difference.
-        adjusted_p: The same by Holm, for all contrasts that were looked at together.
+        adjusted_p: The same by Holm, for all pairs of paths that were looked at together.
         minimum_detectable: The least true difference that these data would have shown in four cases of five.
         words: "better": adjusted_p is below .05; "tied": the interval is within 5 points of none; "underpowered":
             neither can be said.
@@ -96,9 +96,17 @@ def contrasts_of(family: str, load: int, metric: str, by_path: Mapping[str, Outc
     return found
 
 
-def adjusted(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    """All contrasts of a page with their p-values adjusted together, and put into words."""
-    p_values = holm([contrast.p_value for contrast in contrasts])
+def adjusted(groups: Sequence[Sequence[Contrast]]) -> tuple[Contrast, ...]:
+    """All contrasts of a page with their p-values adjusted together, and put into words.
+
+    Args:
+        groups: Each what `contrasts_of` gave. Who is best was seen in the data, so that every pair of a group's paths
+            has been looked at, and counts, not only those of the best.
+    """
+    contrasts = [contrast for group in groups for contrast in group]
+    pairs = sum(len(group) * (len(group) + 1) // 2 for group in groups)
+    p_values = holm([*(contrast.p_value for contrast in contrasts), *[1.0] * (pairs - len(contrasts))])
+    p_values = p_values[: len(contrasts)]
     return tuple(
         replace(contrast, adjusted_p=p_value, words=_words(contrast, p_value))
         for contrast, p_value in zip(contrasts, p_values, strict=True)
@@ -145,7 +153,9 @@ def _difference(first: Outcomes, second: Outcomes) -> tuple[Estimate, int] | Non
     same = {key: cluster for key, (cluster, _) in seeds[0].items()}
     crossed = all({key: cluster for key, (cluster, _) in seed.items()} == same for seed in seeds)
     if len(seeds) > 1 and not crossed:
-        return over_seeds([float(np.mean([value for _, value in seed.values()])) for seed in seeds]), questions
+        clusters = sum(len({cluster for cluster, _ in seed.values()}) for seed in seeds)
+        means = [float(np.mean([value for _, value in seed.values()])) for seed in seeds]
+        return over_seeds(means).floored(clusters), questions
     names = list(same)
     index = np.unique([same[key] for key in names], return_inverse=True)[1]
     if index.max() < 1:
@@ -153,9 +163,9 @@ def _difference(first: Outcomes, second: Outcomes) -> tuple[Estimate, int] | Non
     values = np.array([[seed[key][1] for key in names] for seed in seeds])
     counts = np.bincount(index)
     if len(seeds) == 1:
-        return over_clusters(np.bincount(index, values[0]), counts), questions
-    means = np.array([np.bincount(index, row) / counts for row in values])
-    return over_seeds_and_clusters(means), questions
+        return over_clusters(np.bincount(index, values[0]), counts).floored(len(counts)), questions
+    by_cluster = np.array([np.bincount(index, row) / counts for row in values])
+    return over_seeds_and_clusters(by_cluster).floored(len(counts)), questions
 
 
 def _by_key(outcomes: Sequence[Outcome]) -> list[tuple[str, float]]:

@@ -150,7 +150,7 @@ def _at(points: Sequence[Point], level: float) -> float:
     if all(x < next_x for x, next_x in itertools.pairwise(learnt)):
         return float(PchipInterpolator(learnt, changed)(level))
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
-        if x <= level <= next_x:
-            share = (level - x) / (next_x - x) if next_x > x else 0.0
+        if min(x, next_x) <= level <= max(x, next_x):
+            share = (level - x) / (next_x - x) if next_x != x else 0.0
             return float(np.interp(share, (0.0, 1.0), (y, next_y)))
     return points[-1][1]

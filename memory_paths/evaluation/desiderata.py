@@ -19,7 +19,7 @@ from typing import Any
 from memory_paths.evaluation.curves import EFFORT
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report, flattened
-from memory_paths.evaluation.statistics import SHARE, seeds_interval
+from memory_paths.evaluation.statistics import SHARE, seeds_interval, wilson
 
 FEWEST_STAGES = 8
 EXPOSURES = 1000.0
@@ -42,19 +42,21 @@ class Standing:
     Args:
         path: Its label.
         lm: The language model.
+        load: Number of items taught.
         desiderata: By name of `DESIDERATA`, in [0, 1], over seeds.
         score: The least of them for each seed, over seeds.
     """
 
     path: str
     lm: str
+    load: int
     desiderata: Mapping[str, Metric]
     score: Metric
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in summary.json."""
         found = {name: metric.to_json() for name, metric in self.desiderata.items()}
-        return {"path": self.path, "lm": self.lm, "desiderata": found, "score": self.score.to_json()}
+        return {"path": self.path, "lm": self.lm, "load": self.load, "desiderata": found, "score": self.score.to_json()}
 
 
 def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
@@ -65,22 +67,22 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
             several efforts are one path: its efficiency is that of the least effort that is enough, all else that of
             the greatest.
     """
-    runs: dict[tuple[str, str], dict[str, dict[str, list[Report]]]] = {}
+    runs: dict[tuple[str, str, int], dict[str, dict[str, list[Report]]]] = {}
     for report, variant in labelled:
         shift = flattened(report.config).get("stream.shift")
         if shift is None or report.config.get("joint"):
             continue
         parts = [part for part in variant.split() if not part.startswith(("budget.effort=", "stream.", "shift="))]
-        seeds = runs.setdefault((" ".join([report.path, *parts]), report.lm), {})
+        seeds = runs.setdefault((" ".join([report.path, *parts]), report.lm, report.load), {})
         seeds.setdefault(str(report.config.get("seeds", report.seed)), {}).setdefault(str(shift), []).append(report)
     if not any(len(shifts) > 1 for seeds in runs.values() for shifts in seeds.values()):
         return ()
     found = []
-    for (path, lm), seeds in runs.items():
-        ceilings = runs.get(("oracle", lm), {})
+    for (path, lm, load), seeds in runs.items():
+        ceilings = runs.get(("oracle", lm, load), {})
         by_seed = [_of_seed(shifts, ceilings.get(seed, {})) for seed, shifts in seeds.items()]
         desiderata = {name: _over([each[name] for each in by_seed]) for name in DESIDERATA}
-        found.append(Standing(path, lm, desiderata, _over([_least(each.values()) for each in by_seed])))
+        found.append(Standing(path, lm, load, desiderata, _over([_least(each.values()) for each in by_seed])))
     return tuple(
         sorted(found, key=lambda standing: -(standing.score.value if standing.score.value is not None else -1))
     )
@@ -125,8 +127,8 @@ def _efficiency(reports: Iterable[Report], ceiling: Report) -> Metric:
     goal, enough = ceiling.metrics["acquisition"].value, []
     for report in reports:
         reached = report.metrics["acquisition"].value
-        if goal is None or reached is None or not report.item_tokens:
-            return undefined("the runs do not say what was acquired, or how long the items are")
+        if not goal or reached is None or not report.item_tokens:
+            return undefined("the runs do not say how long the items are, or nothing was acquired at all")
         if reached >= 0.9 * goal:
             enough.append(max(1.0, report.cost["write"]["lm"]["tokens"] / report.item_tokens))
     return Metric(max(0.0, 1 - math.log(min(enough), EXPOSURES)) if enough else 0.0)
@@ -153,8 +155,11 @@ def _over(metrics: Sequence[Metric]) -> Metric:
     values = [metric.value for metric in metrics if metric.value is not None]
     if len(values) == 1:
         return metrics[0]
+    count = sum(metric.n for metric in metrics)
     interval = seeds_interval(values, bounds=SHARE)
-    return Metric(fmean(values), interval.low, interval.high, sum(metric.n for metric in metrics))
+    if interval.high - interval.low < 1e-12:  # seeds that agree exactly still rest on a finite number of answers
+        interval = wilson(fmean(values), max(count, len(values)))
+    return Metric(fmean(values), interval.low, interval.high, count)
 
 
 def _most_effort(reports: Sequence[Report] | None) -> Report | None:

@@ -19,9 +19,8 @@ class EnergyMeter:
     """
 
     def __init__(self, folder: Path = COUNTERS) -> None:
-        # Zones such as intel-rapl:0:1 are parts of intel-rapl:0 and would count twice.
         zones: Sequence[Path] = sorted(folder.glob("*rapl:[0-9]*")) if folder.is_dir() else []
-        self._zones = [zone for zone in zones if zone.name.count(":") == 1 and _read(zone / "energy_uj") is not None]
+        self._zones = [zone for zone in zones if _is_package(zone) and _read(zone / "energy_uj") is not None]
         self._before = self._values()
 
     def joules(self) -> float | None:
@@ -38,6 +37,14 @@ class EnergyMeter:
 
     def _values(self) -> dict[Path, int]:
         return {zone: _read(zone / "energy_uj") or 0 for zone in self._zones}
+
+
+def _is_package(zone: Path) -> bool:
+    """Not a part of one, such as intel-rapl:0:1, nor all of the platform, which laptops count too."""
+    try:
+        return zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _read(file: Path) -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_paths.evaluation import costs, records
+from memory_paths.evaluation.churn import RIGHT
 from memory_paths.evaluation.energy import EnergyMeter
 from memory_paths.evaluation.harness import Harness
 from memory_paths.evaluation.harness import figures as harness_figures
@@ -36,7 +37,7 @@ from memory_paths.evaluation.scoring import (
 )
 from memory_paths.evaluation.sinks import Sink, Sinks
 from memory_paths.evaluation.statistics import minimum_detectable
-from memory_paths.types import Answer, Cost, Knowledge, Prompt, Scores, Stream, TooLarge
+from memory_paths.types import Answer, Cost, Knowledge, Prompt, Receipt, Scores, Stream, TooLarge
 
 if TYPE_CHECKING:
     from memory_paths.agent import Agent
@@ -202,7 +203,7 @@ class Evaluator:
             item_tokens=known.get("item_tokens"),
             ages=measured.ages,
             churn=measured.churn,
-            misses=measured.misses,
+            misses={} if self._control else measured.misses,  # a control keeps nothing that it could miss
             outcomes=measured.outcomes,
             config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
             versions=versions(),
@@ -284,13 +285,13 @@ class Evaluator:
             self._harness.remember(records.read_harness(self.folder).to_pylist())
             asked = [{**row, "stage": stage} for row in self._harness.ask(agent)]
             records.write_part(self.folder, HARNESS, stage, asked)
-        if stage == self._plan.stages - 1 and not refused:
-            rows += self._probe(agent, stage, rows)
         if self._restore is not None:
             self._save(agent, stage)
             files = [file for file in self._checkpoint(stage).rglob("*") if file.is_file()]
             saved = {"stage": stage, "disk_bytes": sum(file.stat().st_size for file in files)}
             records.write_part(self.folder, records.STATES, stage, [saved])
+        if stage == self._plan.stages - 1 and not refused:
+            rows += self._probe(agent, stage, rows)
         records.write_part(self.folder, ANSWERS, stage, rows)
         past.add(rows)
         self._sinks.stage(stage, written, rows)
@@ -301,24 +302,15 @@ class Evaluator:
         """Teach a stage's items: without those that fit at no time, and not at all once there is no more room."""
         experience = self.stream.experiences[stage - 1] if stage else None
         items = list(experience.items) if experience and not refused else []
-        cost, reason, skipped, measures = Cost(), refused or None, [], {}
+        cost, measures = Cost(), {}
         self._meter.joules()
         begin = time.perf_counter()
-        while items and not reason:
-            try:
-                receipt = agent.learn(items)
-                agent.flush()
-                cost, told = receipt.cost, receipt.details.items()
-                measures = {name: details["measures"] for name, details in told if "measures" in details}
-                break
-            except TooLarge as error:
-                LOGGER.warning("stage %d: %s", stage, error)
-                fitting = [item for item in items if item.id not in error.items]
-                if len(fitting) == len(items):
-                    reason = _words(error)
-                else:
-                    skipped += [item.id for item in items if item.id in error.items]
-                items = fitting
+        receipt, skipped, full = _teach(agent, items)
+        reason = refused or full or None
+        items = [item for item in items if item.id not in skipped]
+        if receipt is not None:
+            cost, told = receipt.cost, receipt.details.items()
+            measures = {name: details["measures"] for name, details in told if "measures" in details}
         wall, joules = time.perf_counter() - begin, self._meter.joules()
         return {
             "stage": stage,
@@ -356,7 +348,7 @@ class Evaluator:
 
     def _probe(self, agent: Agent, stage: int, rows: Sequence[Row]) -> list[Row]:
         """Ask what was missed again: with the items themselves in the prompt, and after learning them once more."""
-        wrong = {row["key"] for row in rows if row["kind"] == "direct" and row["uniform"] and row["correct"] == 0.0}
+        wrong = {row["key"] for row in rows if _is_missed(row)}
         missed = [ask for ask in self._plan.asks(stage) if ask.kind == "direct" and ask.key in wrong]
         held = {item.id for item in agent.items()}
         condition = {"condition": rows[0]["condition"]} if rows else {}
@@ -367,8 +359,7 @@ class Evaluator:
             self._answer(agent, list(zip(found, asks, strict=True)), noted=True)
         if self._relearn and not self._control and missed:
             ids = dict.fromkeys(id for ask in missed for id in ask.question.ids)
-            agent.learn([replace(self._items[id], id=f"{id}/again", key="") for id in ids])
-            agent.flush()
+            _teach(agent, [replace(self._items[id], id=f"{id}/again", key="") for id in ids])
             asks = [replace(ask, kind=RELEARNT) for ask in missed]
             again = [_row(ask, stage, held) | condition | {"key": f"{ask.key}/again"} for ask in asks]
             self._answer(agent, list(zip(again, asks, strict=True)), noted=False)
@@ -496,6 +487,31 @@ def _scored(ask: Ask, answer: Answer, items: Mapping[str, Knowledge]) -> Row:
         "prompt_hash": answer.prompt_hash,
         **costs.as_columns(answer.cost),
     }
+
+
+def _teach(agent: Agent, items: Sequence[Knowledge]) -> tuple[Receipt | None, list[str], str]:
+    """Teach items without those that fit at no time; the receipt if any were learnt, the ids of those left out, and why
+    nothing was learnt where there is no more room."""
+    skipped: list[str] = []
+    left = list(items)
+    while left:
+        try:
+            receipt = agent.learn(left)
+            agent.flush()
+            return receipt, skipped, ""
+        except TooLarge as error:
+            LOGGER.warning("%s", error)
+            fitting = [item for item in left if item.id not in error.items]
+            if len(fitting) == len(left):
+                return None, skipped, _words(error)
+            skipped += [item.id for item in left if item.id in error.items]
+            left = fitting
+    return None, skipped, ""
+
+
+def _is_missed(row: Row) -> bool:
+    worth = row["correct"]
+    return bool(row["kind"] == "direct" and row["uniform"] and worth is not None and worth < RIGHT)
 
 
 def _words(error: BaseException) -> str:

@@ -111,7 +111,7 @@ MATRIX_METRICS: Mapping[str, _MatrixMetric] = {
     "forgetting_from_maximum": _MatrixMetric(
         forgetting_from_maximum, DIFFERENCE, "needs an experience that others follow"
     ),
-    "decay": _MatrixMetric(decay, UNBOUNDED, "needs three experiences, and an answer that is right"),
+    "decay": _MatrixMetric(decay, (0.0, math.inf), "needs three experiences, and an answer that is right"),
 }
 
 
@@ -171,6 +171,7 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     answered[never_taught] = [not is_abstention(answer or "") for answer in rows.answer[never_taught]]
     answered = np.where(rows.confidence < unknown_threshold, 0.0, answered)
     updates = last & direct & np.isfinite(rows.stale)
+    refused = rows.reason.astype(bool)
     unscored = "log-likelihoods were not recorded before and after"
     no_neighbours = "the stream asks nothing known that is close to what is taught"
     same = _unchanged(rows, first, last)
@@ -197,7 +198,12 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         ),
         "neighbour_after": share("neighbour_after", last & (rows.kind == "neighbour"), no_neighbours),
         "neighbour_change": change("neighbour_change", "neighbour", rows.correct, DIFFERENCE, no_neighbours),
-        "unchanged": share("unchanged", np.isfinite(same), "the stream asks nothing known before", same),
+        "unchanged": share(
+            "unchanged",
+            np.isfinite(same) | (last & refused & ((rows.kind == "prior") | (rows.kind == "neighbour"))),
+            "the stream asks nothing known before",
+            same,
+        ),
         "skill_before": share("skill_before", first & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_after": share("skill_after", last & (rows.kind == "skill"), "the stream has no reading tasks"),
         "skill_change": change("skill_change", "skill", rows.correct, DIFFERENCE, "the stream has no reading tasks"),
@@ -211,7 +217,6 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     metrics["half_life"] = _half_life(metrics["decay"])
     metrics["forgetting_corrected"] = _corrected(rows, experiences, metrics["forgetting_from_maximum"], seed)
     ages = cells.metrics({str(age): _at_age(age) for age in range(experiences)}, seed)
-    refused = rows.reason.astype(bool)
     anything = np.array([float(bool(recalls)) for recalls in rows.recalls])
 
     def finding(name: str, mask: np.ndarray, values: np.ndarray, missing: str) -> Metric:
@@ -326,7 +331,8 @@ def _unchanged(rows: Rows, first: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 def _outcomes(rows: Rows, mask: np.ndarray) -> list[Outcome]:
     at = np.flatnonzero(mask & np.isfinite(rows.correct))
-    clusters = cluster_index(rows.cluster[at])
+    at = at[np.argsort(rows.key[at])]  # so that clusters have the same numbers in whatever order they were asked
+    clusters = cluster_index(list(rows.cluster[at]))
     return [
         (str(rows.key[place])[:10], int(cluster), round(float(rows.correct[place]), 4))
         for place, cluster in zip(at, clusters, strict=True)
@@ -415,7 +421,7 @@ def _mean_metric(
 
 def _perplexity(rows: Rows, mask: np.ndarray, missing: str, seed: tuple[object, ...]) -> Metric:
     """exp of minus the mean over questions of the log-likelihood per token of the right answer."""
-    scored = mask & np.isfinite(rows.loglikelihood_per_token)
+    scored = mask & (np.isfinite(rows.loglikelihood_per_token) | rows.reason.astype(bool))
     mean = _mean_metric(rows, scored, rows.loglikelihood_per_token, missing, seed, UNBOUNDED)
     if mean.value is None:
         return mean
@@ -475,10 +481,19 @@ class _Cells:
     def table(self) -> list[list[float | None]]:
         return [[_finite(cell) for cell in row] for row in self.matrix().tolist()]
 
+    @staticmethod
+    def _looked_at(metric: _MatrixMetric, whole: np.ndarray, value: float) -> np.ndarray:
+        """Which cells a figure rests on: those without which, or with quite another score in which, it is another."""
+        cells = np.arange(whole.size)
+        others = np.tile(whole.ravel(), (whole.size, 1))
+        others[cells, cells] += 10.0
+        changed = metric.function(others.reshape(-1, *whole.shape))
+        return ~np.isclose(changed, value) & np.isfinite(whole.ravel())
+
     def metrics(self, wanted: Mapping[str, _MatrixMetric], seed: int) -> dict[str, Metric]:
         if self.reason:
             return dict.fromkeys(wanted, undefined(self.reason))
-        count, found = int(self.counts.sum()), {}
+        whole, found = self.matrix(), {}
 
         def of_cells(metric: _MatrixMetric) -> Statistic:
             return lambda means: metric.function(means.reshape(*means.shape[:-1], *self.shape))
@@ -491,9 +506,10 @@ class _Cells:
             bounds=[metric.bounds for metric in wanted.values()],
         )
         for (name, metric), interval in zip(wanted.items(), intervals, strict=True):
-            value = float(metric.function(self.matrix()))
+            value = float(metric.function(whole))
             if math.isfinite(value):
-                found[name] = Metric(value, _finite(interval.low), _finite(interval.high), count)
+                rests_on = int(self.counts.sum(0)[self._looked_at(metric, whole, value)].sum())
+                found[name] = Metric(value, _finite(interval.low), _finite(interval.high), rests_on)
             else:
                 found[name] = undefined(metric.missing)
         return found

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from memory_paths.evaluation.churn import RIGHT
 from memory_paths.evaluation.rows import Rows
 
 WITH_ITEM = "with_item"
@@ -42,16 +43,16 @@ def misses(rows: Rows, *, experiences: int) -> dict[str, int]:
     found: Counter[str] = Counter()
     for at in asked:
         key = rows.key[at]
-        if rows.correct[at] >= 0.5:
+        if rows.correct[at] >= RIGHT:
             found["right"] += 1
         elif rows.held[at] == 0.0:
             found["not_written"] += 1
-        elif with_item.get(key, 1.0) < 0.5:
+        elif with_item.get(key, 1.0) < RIGHT:
             found["never_learnable"] += 1
         elif finds:
             found["not_used" if set(rows.ids[at] or ()) <= set(rows.shown[at] or ()) else "not_retrieved"] += 1
         elif key in at_first:
-            found["overwritten" if at_first[key] >= 0.5 else "never_learnt"] += 1
+            found["overwritten" if at_first[key] >= RIGHT else "never_learnt"] += 1
         else:
             found["unclear"] += 1
     return {cause: found[cause] for cause in ("right", *CAUSES) if found[cause]}

@@ -37,10 +37,10 @@ from memory_paths.evaluation.panels import (
 )
 from memory_paths.evaluation.summary import (
     PAGE,
-    SIGNED,
     Line,
     Summary,
     amount,
+    is_signed,
     matched_in_words,
     verdict_parts,
 )
@@ -277,7 +277,7 @@ def _all(summary: Summary, lines: Sequence[Line], numbers: Mapping[str, int]) ->
                 [
                     path_cell(line.label, numbers),
                     number(line.load, str(line.load)),
-                    figure(line.metric(name), name in SIGNED),
+                    figure(line.metric(name), is_signed(name)),
                 ]
                 for line in some
                 if _there(line, name)
@@ -473,9 +473,11 @@ def _break_even(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
         _SIZES if any(line.parameters for line in summary.lines) else {}
     )
     rows = []
+    several = len({line.family for line in summary.lines}) > 1
     for found in zip(*(summary.break_even(size) for size in sizes.values()), strict=True):
         load = number(found[0]["load"], str(found[0]["load"]))
-        row = [path_cell(found[0]["path"], numbers), load, path_cell(found[0]["against"], numbers)]
+        stream = found[0]["family"] if several else ""
+        row = [path_cell(found[0]["path"], numbers, stream), load, path_cell(found[0]["against"], numbers)]
         for each in found:
             reads = Metric.from_json(each["reads"])
             after = "never" if reads.value is None else f"after {amount(reads.value)} questions"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -226,6 +226,12 @@ class Estimate:
     value: float
     error: float
     degrees: float
+
+    def floored(self, trials: int) -> Estimate:
+        """The same with at least the error that Wilson's interval gives where none of `trials` showed anything: data
+        that do not vary at all are few, not certain."""
+        least = wilson(0.0, trials).high / NormalDist().inv_cdf(0.5 + LEVEL / 2)
+        return replace(self, error=max(self.error, least))
 
     def interval(self, bounds: Bounds = DIFFERENCE, level: float = LEVEL) -> Interval:
         """Where the difference may lie."""

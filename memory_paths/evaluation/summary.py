@@ -30,7 +30,7 @@ from memory_paths.evaluation.matrix import intransigence
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
-from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Interval, seeds_interval
+from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Bounds, Interval, seeds_interval
 
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
@@ -46,7 +46,7 @@ _CHANGES = (
     *("prior_change", "skill_change", "neighbour_change", "plasticity", "intransigence"),
 )
 _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
-SIGNED = (*_CHANGES, *_GAINS)
+_OTHERS = ("harness_", "general_ability_")
 _PERPLEXITIES = ("prior_perplexity_before", "prior_perplexity_after")
 _MEASURED = ("decay", "half_life", "kl_on_new", "weights_changed", "rows_touched", "slots_in_use", "hub_reads")
 RETRIEVAL = (
@@ -76,7 +76,7 @@ class Line:
         ages: As in a report, over seeds like the metrics.
         churn: As in a report, added up.
         misses: As in a report, added up.
-        outcomes: By seed as in a report.
+        outcomes: By the seeds of a run, as in its report.
         config: Settings of the first run.
         versions: Of the first run.
     """
@@ -94,7 +94,7 @@ class Line:
     ages: Mapping[str, Metric]
     churn: Mapping[str, Churn]
     misses: Mapping[str, int]
-    outcomes: Mapping[int, Mapping[str, Sequence[Outcome]]]
+    outcomes: Mapping[str, Mapping[str, Sequence[Outcome]]]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
 
@@ -156,7 +156,7 @@ class Summary:
         found = []
         for metric in ("retention", "prior"):
             for (family, load), group in _groups(self.lines):
-                found += contrasts_of(family, load, metric, _outcomes(group, metric))
+                found.append(contrasts_of(family, load, metric, _outcomes(group, metric)))
         return adjusted(found)
 
     @cached_property
@@ -184,7 +184,7 @@ class Summary:
             parameters: Of the language model that is meant; None: of the one that was measured.
         """
         found: list[dict[str, Any]] = []
-        for (_, load), group in _groups(self.lines):
+        for (family, load), group in _groups(self.lines):
             contenders = [line for line in group if not line.is_control and line.cost.get("reads")]
             for dear in (line for line in contenders if line.path not in _TEXT_PATHS):
                 for other in (line for line in contenders if line.path in _TEXT_PATHS):
@@ -194,7 +194,15 @@ class Summary:
                     else:
                         grown = 1.0 if parameters is None or size is None else parameters / size
                         reads = break_even(rescaled(dear.cost, grown), rescaled(other.cost, grown))
-                    found.append({"load": load, "path": dear.label, "against": other.label, "reads": reads.to_json()})
+                    found.append(
+                        {
+                            "family": family,
+                            "load": load,
+                            "path": dear.label,
+                            "against": other.label,
+                            "reads": reads.to_json(),
+                        }
+                    )
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -409,6 +417,11 @@ def matched_in_words(curves: Sequence[Curve]) -> list[str]:
     return told
 
 
+def is_signed(name: str) -> bool:
+    """Whether a figure is a change, to be shown with its sign."""
+    return name in (*_CHANGES, *_GAINS) or (name.startswith(_OTHERS) and name.endswith("_change"))
+
+
 def score(metric: Metric, signed: bool = False) -> tuple[str, str]:
     """A figure and its interval for people, such as (".94", "[.91 .96]"); a dash where it is not defined."""
     if metric.value is None:
@@ -508,15 +521,18 @@ def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
         )
         for line in group:
             metrics = {
-                name: metric if name in _UNREAD or metric.value is None else undefined(reason)
+                name: metric
+                if name in _UNREAD or name.startswith(_OTHERS) or metric.value is None
+                else undefined(reason)
                 for name, metric in line.metrics.items()
             }
-            judged.append(replace(line, metrics=metrics, matrix=[[None] * len(row) for row in line.matrix]))
+            ages = {age: undefined(reason) for age in line.ages}
+            judged.append(replace(line, metrics=metrics, ages=ages, matrix=[[None] * len(row) for row in line.matrix]))
     return tuple(judged)
 
 
 def _line(variant: str, reports: Sequence[Report]) -> Line:
-    by_seeds = {json.dumps(report.config.get("seeds", report.seed), sort_keys=True): report for report in reports}
+    by_seeds = {_seeds_of(report): report for report in reports}
     if len(by_seeds) < len(reports):
         LOGGER.warning("%s: of several runs with the same seeds only the last one counts", reports[0].path)
     kept = sorted(by_seeds.values(), key=lambda report: report.seed)
@@ -533,12 +549,28 @@ def _line(variant: str, reports: Sequence[Report]) -> Line:
         ages={age: _over_seeds("", [report.ages.get(age) for report in kept]) for age in first.ages},
         churn={name: _added([report.churn.get(name) for report in kept]) for name in first.churn},
         misses=dict(sum((Counter(report.misses) for report in kept), Counter())),
-        outcomes={report.seed: report.outcomes for report in kept if report.outcomes},
+        outcomes={_seeds_of(report): report.outcomes for report in kept if report.outcomes},
         matrix=_mean_matrix([report.matrix for report in kept]),
         cost=_mean_cost([report.cost for report in kept]),
         config=first.config,
         versions=first.versions,
     )
+
+
+def _bounds(name: str, values: Sequence[float]) -> Bounds:
+    """What a figure can be at all; of a task of somebody else's that is only known of a share."""
+    if name in _CHANGES:
+        return DIFFERENCE
+    if name in _GAINS or (name.startswith(_OTHERS) and name.endswith("_change")):
+        return UNBOUNDED
+    if name in (*_PERPLEXITIES, *_MEASURED) or (name.startswith(_OTHERS) and max(values) > 1.0):
+        return (0.0, math.inf)
+    return UNBOUNDED if min(values) < 0.0 else SHARE
+
+
+def _seeds_of(report: Report) -> str:
+    """What tells a run from others of the same settings."""
+    return json.dumps(report.config.get("seeds", report.seed), sort_keys=True)
 
 
 def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
@@ -549,13 +581,7 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     if len(given) == 1:
         return given[0]
     values = [_value(metric) for metric in given]
-    if name in _CHANGES:
-        bounds = DIFFERENCE
-    elif name in _GAINS:
-        bounds = UNBOUNDED
-    else:
-        bounds = (0.0, math.inf) if name in (*_PERPLEXITIES, *_MEASURED) else SHARE
-    interval = seeds_interval(values, bounds=bounds)
+    interval = seeds_interval(values, bounds=_bounds(name, values))
     low: float | None = interval.low
     high: float | None = interval.high
     if interval.high - interval.low < 1e-12:  # seeds that agree exactly still rest on a finite number of items
@@ -565,7 +591,7 @@ def _over_seeds(name: str, metrics: Sequence[Metric | None]) -> Metric:
     return Metric(fmean(values), low, high, sum(metric.n for metric in given))
 
 
-def _outcomes(group: Sequence[Line], metric: str) -> dict[str, dict[int, Sequence[Outcome]]]:
+def _outcomes(group: Sequence[Line], metric: str) -> dict[str, dict[str, Sequence[Outcome]]]:
     return {
         line.label: {seed: found.get(metric, ()) for seed, found in line.outcomes.items()}
         for line in group

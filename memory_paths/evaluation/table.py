@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory_paths.evaluation.costs import unit
-from memory_paths.evaluation.summary import PATH_ORDER, SIGNED, Line, Summary, amount, score
+from memory_paths.evaluation.summary import PATH_ORDER, Line, Summary, amount, is_signed, score
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Column:
     @property
     def signed(self) -> bool:
         """Whether the figure is a difference, which is shown with its sign."""
-        return self.name in SIGNED
+        return is_signed(self.name)
 
     def amount(self, line: Line) -> str:
         """A quantity as it is shown."""
@@ -161,7 +161,7 @@ def render_pivot(summary: Summary, name: str) -> str:
     rows: dict[tuple[str, int], dict[str, str]] = {}
     for line in summary.lines:
         metric = line.metric(name)
-        shown = " ".join(filter(None, score(metric, name in SIGNED)))
+        shown = " ".join(filter(None, score(metric, is_signed(name))))
         if metric.value is None:
             shown = f"- {reasons.setdefault(metric.reason, _letter(len(reasons)))}"
         rows.setdefault((line.family, line.load), {})[line.label] = shown

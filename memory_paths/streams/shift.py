@@ -31,7 +31,7 @@ def shifted(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
         seed: Which names, and which words.
 
     Returns:
-        As many items and questions, in the same order, with ids of their own. `prior` and `skill` are as they were.
+        As many items and questions, in the same order, with the same ids. `prior` and `skill` are as they were.
 
     Raises:
         ValueError: An unknown shift.
