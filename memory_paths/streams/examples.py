@@ -144,7 +144,7 @@ def passages(
     sources: Mapping[str, Mapping[str, Any]],
     *,
     name: str,
-    words: int = 40,
+    words: int = 24,
     studied: int = 12,
     asked: int = 6,
     prior: str | Path | None = None,
