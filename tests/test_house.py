@@ -155,7 +155,9 @@ def test_every_option_names_parameters_that_its_class_has(file: Path) -> None:
 # Where a choice is a preset, with a value of its own for these options.
 PRESETS = {
     "path": {"name", "method", "steps", "batch", "passes"},
-    "stream": {"name", "limit", "untaught"},
+    "stream": {"name", "limit", "untaught"}
+    # what one set of examples is like
+    | {"text", "step", "label", "tokens", "tags", "scoring", "experiences", "labels", "each", "asked"},
     "objective": {"source"},
     "parallel": {"pool"},
     "weights": {"rate", "form"},

@@ -78,7 +78,7 @@ def examples(
         labels: Most labels of each.
         each: Most examples that are studied of a label.
         asked: Most examples that are asked of a label.
-        longest: Examples with more words than this, given and wanted together, are left out.
+        longest: Examples with more words than this, what is given with the longer reply, are left out.
 
     Raises:
         FileNotFoundError: No such file.
@@ -144,7 +144,7 @@ def passages(
     sources: Mapping[str, Mapping[str, Any]],
     *,
     name: str,
-    words: int = 40,
+    words: int = 24,
     studied: int = 12,
     asked: int = 6,
     prior: str | Path | None = None,
@@ -222,11 +222,12 @@ class _Reader:
             if fields is None:
                 continue
             given, wanted = (_line(fill(one, fields, file)) for one in (self.given, self.wanted))
-            if not given or not wanted or len(f"{given} {wanted}".split()) > self.longest:
-                continue
             step, label, rejected = (
                 _line(fill(one, fields, file)) if one else "" for one in (self.step, self.label, self.rejected)
             )
+            answers = max((wanted, rejected), key=lambda answer: len(answer.split()))
+            if not given or not wanted or len(f"{given} {answers}".split()) > self.longest:
+                continue
             shown = fill(self.text, {**fields, "given": given, "wanted": wanted}, file)
             found.append(_Example(step, label, given, wanted, shown, rejected))
         return found

@@ -63,7 +63,7 @@ def language(experiences: int = 6, *, texts: int = 8, world_seed: int = 0, order
     """
     twin = Twin("cpt_language", world_seed, order_seed)
     plain = sorted({word for one in WORDINGS.values() for text in one.statements for word in text.strip(".").split()})
-    words = [word for word in plain if word.islower()]
+    words = [word for word in plain if word.isalpha() and word.islower()]
     for number, first in enumerate(_some(PERSON_ATTRIBUTES, experiences, "languages"), start=1):
         lessons = []
         second = PERSON_ATTRIBUTES[number % len(PERSON_ATTRIBUTES)]
