@@ -21,7 +21,7 @@ def _of(right: list[float] | list[bool]) -> Outcomes:
 
 
 def test_paths_are_better_tied_or_underpowered_and_the_words_say_which() -> None:
-    same = {"one": {"0": _asked(0.9)}, "other": {"0": _asked(0.9)}, "worse": {"0": _asked(0.3)}}
+    same = {name: {"0": _asked(share, questions=800)} for name, share in (("one", 0.9), ("other", 0.9), ("worse", 0.3))}
     found = adjusted([contrasts_of("world", 48, "retention", same)])
     words = {contrast.worse: contrast.words for contrast in found}
     assert words["worse"] == "better"

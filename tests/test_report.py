@@ -62,7 +62,7 @@ def make_report(
         "ages": {"0": _metric(retention), "1": _metric(max(0.0, retention - 0.1))},
         "churn": {"prior": Churn(1, 9, 180, 10), "taught": Churn(0, 4, 30, 6)},
         "misses": {"right": round(40 * retention), "not_retrieved": 40 - round(40 * retention)},
-        "outcomes": {"retention": [(f"q{at}", at % 20, float(at < 40 * retention)) for at in range(40)]},
+        "outcomes": {"retention": [(f"q{at}", at % 200, float(at < 400 * retention)) for at in range(400)]},
         "config": {"path": {"memory": {"name": path}}, "seed": seed, "stream": {"facts": load}},
         "versions": {"torch": "2.0"},
     }
@@ -333,6 +333,7 @@ def test_summary_files_hold_what_was_collected(sweep: Path) -> None:
     assert len(stored["lines"]) == 8
     assert stored["failures"][0]["folder"] == "8"
     assert stored["break_even"][0] == {
+        "family": "biographies on embedded",
         "load": 48,
         "path": "sparse_memory",
         "against": "icl",
@@ -367,7 +368,7 @@ def test_the_page_is_one_small_valid_file_that_asks_no_network(sweep: Path) -> N
 
 def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) -> None:
     desiderata = {**dict.fromkeys(DESIDERATA, _metric(0.75)), "composes": undefined("no such questions")}
-    standing = Standing("rag", "embedded", desiderata, undefined("no such questions"))
+    standing = Standing("rag", "embedded", 48, desiderata, undefined("no such questions"))
     page = Summary(summarise([make_report("rag", 0.9)]), (), standings=(standing,)).write(tmp_path).read_text()
     _WellFormed().check(page)
     part = page.partition(">By the definition of continual learning</h2>")[2].partition("</section>")[0]

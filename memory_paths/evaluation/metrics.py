@@ -488,7 +488,8 @@ class _Cells:
         others = np.tile(whole.ravel(), (whole.size, 1))
         others[cells, cells] += 10.0
         changed = metric.function(others.reshape(-1, *whole.shape))
-        return ~np.isclose(changed, value) & np.isfinite(whole.ravel())
+        looked_at: np.ndarray = ~np.isclose(changed, value) & np.isfinite(whole.ravel())
+        return looked_at
 
     def metrics(self, wanted: Mapping[str, _MatrixMetric], seed: int) -> dict[str, Metric]:
         if self.reason:
