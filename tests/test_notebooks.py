@@ -47,7 +47,7 @@ def _reasoning_bank(said: str) -> None:
 
 
 def _reading_a_report(said: str) -> None:
-    """Controls stand at the ends, pairs tell apart what intervals alone do not, figures come again from the records."""
+    """Controls stand at the ends, few questions settle nothing, figures come again from the records."""
     retention = {
         path: float(value)
         for path, value in re.findall(r"^\| ([\w.= ]+) \| 48 \| 1 \| \S+ \[.*?\] \| (\S+) \[", said, re.MULTILINE)
@@ -57,8 +57,7 @@ def _reading_a_report(said: str) -> None:
     assert max(retention, key=lambda path: (path != "oracle", retention[path])) == "rag_bm25"
     assert retention["none"] < 0.1 < retention["icl"] < 0.9
     words = re.findall(r"^rag_bm25 over (.+?): \+.* (better|tied|underpowered); detectable", said, re.MULTILINE)
-    assert ("full budget.effort=0.25", "better") in words
-    assert ("icl", "underpowered") in words
+    assert {word for _, word in words} == {"underpowered"}, "so few people settle nothing"
     sparse, full = re.findall(r"At an acquisition of .*: sparse_memory (\S+), full (\S+)\.$", said, re.MULTILINE)[-1]
     assert float(sparse) < float(full)
     lost = dict(re.findall(r"^(.+), taught: \d+ gained, (\d+) lost", said, re.MULTILINE))
