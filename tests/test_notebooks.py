@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -78,11 +79,15 @@ SAYS = {
 }
 
 
+LONG = {"04_reading_a_report"}  # more than a minute of learning, of which the other notebooks have their share
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs_says_what_is_so_and_is_committed_with_its_outputs(file: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in code), "run `make notebooks` and commit the outputs"
     shutil.copytree(file.parent / "results", tmp_path / "results")
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    if file.stem not in LONG or "MEMORY_PATHS_FULL" in os.environ:  # what is not run again still says what it said
+        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     SAYS[file.stem]("".join(output.get("text", "") for cell in code for output in cell.outputs))
