@@ -13,6 +13,7 @@ from _evaluate_slowly import toy_agent, toy_stream
 
 from memory_paths.__main__ import run
 from memory_paths.build import compose
+from memory_paths.evaluation import records
 from memory_paths.evaluation.evaluator import Evaluator
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.report import Report
@@ -21,9 +22,9 @@ from memory_paths.evaluation.sinks import CSV, Sink, TensorBoard, WandB
 STAGES = ["0", "1", "2", "3", "4", "end"]
 
 
-def _run(folder: Path, sinks: Mapping[str, Sink]) -> Report:
+def _run(folder: Path, sinks: Mapping[str, Sink], samples: int = 16) -> Report:
     with toy_agent() as agent:
-        return Evaluator(toy_stream(), folder=folder, samples=16, progress=False, sinks=sinks).run(agent)
+        return Evaluator(toy_stream(), folder=folder, samples=samples, progress=False, sinks=sinks).run(agent)
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -60,6 +61,14 @@ def test_the_csv_file_holds_the_figures_of_each_stage_and_of_the_report(tmp_path
         assert (row["value"], row["low"]) == tuple("" if it is None else str(it) for it in (metric.value, metric.low))
     last = {row["figure"]: row for row in rows if row["stage"] == "4"}
     assert [float(last[f"accuracy/{at}"]["value"]) for at in (1, 2, 3, 4)] == pytest.approx(report.matrix[4])
+    _run(tmp_path / "few", {"csv": CSV(tmp_path / "few")}, samples=6)
+    for stage in (1, 2, 3, 4):
+        rows = records.read_records(tmp_path / "few").to_pylist()
+        own = [row for row in rows if row["kind"] == "direct" and row["stage"] == row["experience"] == stage]
+        (told,) = (
+            row for row in _rows(tmp_path / "few") if (row["stage"], row["figure"]) == (str(stage), f"accuracy/{stage}")
+        )
+        assert int(told["n"]) == len(own), "of its own experience a stage counts what is beside the sample too"
     assert float(last["write/items"]["value"]) > 0
     assert int(last["right/direct"]["n"]) > 0
 

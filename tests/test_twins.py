@@ -172,6 +172,9 @@ def test_a_class_is_told_by_several_words_and_the_candidates_are_the_labels_of_a
         (lambda: tasks.translation(words=1), "words must be at least 2"),
         (lambda: tasks.translation(languages=7), "languages between 1 and experiences"),
         (lambda: pretraining.vertical(experiences=7), "between 1 and the number of fields"),
+        (lambda: tasks.entities(experiences=9), "experiences must be between 1 and 6, got 9"),
+        (lambda: tasks.alignment(experiences=9), "experiences must be between 1 and 6, got 9"),
+        (lambda: knowledge.retrieval(entries=6), "entries must be between 1 and 5, got 6"),
     ],
 )
 def test_more_than_there_is_is_refused(make: Callable[[], Stream], message: str) -> None:

@@ -60,7 +60,7 @@ def plasticity(matrix: np.ndarray) -> np.ndarray:
 
 def intransigence(matrix: np.ndarray, joint: np.ndarray) -> np.ndarray:
     """Mean over experiences of what a model that learns all at once reaches minus the score right after learning each
-    (Chaudhry et al. 2018); `joint` has the shape (..., experiences)."""
+    (Chaudhry et al. 2018); `joint` has the shape (..., experiences), or is one figure for all."""
     return _mean(joint - _learnt(matrix))
 
 

@@ -92,7 +92,8 @@ def stage_figures(written: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     for row in rows:
         if row.get("correct") is not None:
             shares.setdefault(f"right/{row['kind']}", []).append(float(row["correct"]))
-            if row["kind"] == "direct" and row["uniform"] and row["experience"]:
+            own = row["stage"] == row["experience"]  # counts in the matrix whether or not it is of the sample
+            if row["kind"] == "direct" and row["experience"] and (row["uniform"] or own):
                 shares.setdefault(f"accuracy/{row['experience']}", []).append(float(row["correct"]))
     asked = [row["wall_seconds"] for row in rows if row.get("wall_seconds") is not None and not row["reused"]]
     amounts = {

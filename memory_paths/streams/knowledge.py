@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memory_paths.streams.twin import Twin, another
+from memory_paths.streams.twin import Twin, another, up_to
 from memory_paths.streams.words import COMPOSITIONS, FIRMS, HOBBIES, PERSON_ATTRIBUTES, PROFESSIONS, VALUES
 from memory_paths.streams.world import Fact, known_world, question_about
 from memory_paths.types import Stream
@@ -55,10 +55,14 @@ def retrieval(
     Args:
         experiences: How many there are.
         sources: Registers that arrive in each.
-        entries: Of each register, at most six.
+        entries: Of each register, at most five.
         world_seed: What they say.
         order_seed: In which order entries arrive, and which wordings are asked.
+
+    Raises:
+        ValueError: More entries than a register has.
     """
+    up_to("entries", entries, len(PERSON_ATTRIBUTES) - 1)
     twin = Twin("retrieval", world_seed, order_seed)
     registers: dict[str, tuple[list[Fact], int]] = {}
     for step in range(experiences):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memory_paths.streams.twin import Lesson, Twin, another
+from memory_paths.streams.twin import Lesson, Twin, another, up_to
 from memory_paths.streams.words import (
     CITIES,
     FIRMS,
@@ -113,9 +113,9 @@ PLACES = ("{name} is based in {entity}.", "{name} has settled in {entity}.", "{n
 def entities(
     experiences: int = 6, *, names: int = 6, examples: int = 3, world_seed: int = 0, order_seed: int = 0
 ) -> Stream:
-    """Which names of a kind a text holds, listed. The names are words for neither people nor places so far; each
-    experience brings those of one more kind. Asked are texts that join names otherwise, up to three of them, of one
-    kind or of two.
+    """Which names of a kind a text holds, listed. The names are words that people bear as last names, and so may the
+    people of a text; each experience brings those of one more kind. Asked are texts that join names otherwise, up to
+    three of them, of one kind or of two.
 
     Args:
         experiences: Kinds of names, at most six.
@@ -123,7 +123,11 @@ def entities(
         examples: Texts that are studied with each name.
         world_seed: Which name is of which kind, and what the texts say.
         order_seed: In which order they arrive.
+
+    Raises:
+        ValueError: More experiences than there are kinds.
     """
+    up_to("experiences", experiences, len(KINDS))
     twin = Twin("entities", world_seed, order_seed)
     pool = iter(twin.world.sample(LAST_NAMES, len(LAST_NAMES)))
     known: list[str] = []
@@ -286,7 +290,11 @@ def alignment(experiences: int = 6, *, examples: int = 6, world_seed: int = 0, o
         examples: Preferences of each.
         world_seed: What is preferred.
         order_seed: In which order they arrive, and which wordings are asked.
+
+    Raises:
+        ValueError: More experiences than there are goals.
     """
+    up_to("experiences", experiences, len(PERSON_ATTRIBUTES))
     twin = Twin("alignment", world_seed, order_seed)
     known = known_world()
     for step, attribute in enumerate(PERSON_ATTRIBUTES[:experiences]):

@@ -93,6 +93,16 @@ class Twin:
         return Stream(self.name, tuple(self._steps), prior, skill, tuple(unknown), chance)
 
 
+def up_to(name: str, given: int, most: int) -> None:
+    """Refuses what a twin has not so many of.
+
+    Raises:
+        ValueError: Fewer than one, or more than there are.
+    """
+    if not 1 <= given <= most:
+        raise ValueError(f"{name} must be between 1 and {most}, got {given}")
+
+
 def another(generator: random.Random, values: Iterable[str], *taken: str) -> str:
     """One of the values that is none of those taken."""
     return generator.choice([value for value in values if value not in taken])
