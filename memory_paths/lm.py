@@ -380,8 +380,21 @@ class CausalLM:
         attention = 4.0 * (config.num_hidden_layers + added) * heads * head_width
         head = self.module.get_output_embeddings()
         per_token = _flops_per_token(self.module, {id(head)})
-        per_logits = 2.0 * sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0.0
+        per_logits = _flops_per_logits(head)
         return float(per_token * tokens + per_logits * (tokens if logits is None else logits) + attention * context)
+
+    def share_after(self, place: str) -> float:
+        """Share of a forward pass's work, attention apart, that is done after the block in which the submodule `place`
+        lies: what a gradient flows through on its way there. 1 where it lies in none of several blocks."""
+        path = place.split(".")
+        blocks = [i for i, part in enumerate(path) if part.isdigit()]
+        if not blocks:
+            return 1.0
+        stack = self.module.get_submodule(".".join(path[: blocks[0]]))
+        head = self.module.get_output_embeddings()
+        of_head = _flops_per_logits(head)
+        after = sum(_flops_per_token(block, {id(head)}) for block in list(stack)[int(path[blocks[0]]) + 1 :])
+        return (after + of_head) / (_flops_per_token(self.module, {id(head)}) + of_head)
 
     @property
     def parameters(self) -> int:
@@ -1042,6 +1055,11 @@ def _flops_per_token(module: Any, outside: set[int]) -> float:
         return 0.0
     parameters = float(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
     return 2 * parameters + sum(_flops_per_token(child, outside) for child in module.children())
+
+
+def _flops_per_logits(head: Any) -> float:
+    """Work of the output head for one token; None: there is none."""
+    return 0.0 if head is None else 2.0 * sum(parameter.numel() for parameter in head.parameters())
 
 
 def _is_plain(value: Any) -> bool:

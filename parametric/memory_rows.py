@@ -184,8 +184,7 @@ class MemoryRows:
         self._background: dict[str, Background] = {}
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, _Originals] = {}
-
-    backward = 1.0
+        self.backward = 1.0
 
     @property
     def moments(self) -> int:
@@ -211,6 +210,7 @@ class MemoryRows:
                 )
         else:
             self._add(lm)
+        self.backward = max(lm.share_after(place) for place in tables or (self._layer,))
         if self.statistics is not None and has_background(self.statistics):
             with self._in_place(lm.module):
                 addresses = _addresses(self._tables(lm.module))

@@ -118,7 +118,7 @@ class Weights(Protocol):
     """Learnt weights, kept apart from the model that lends itself to them.
 
     `backward`: work of a backward pass, in forward passes: 2 where every matrix gets a gradient, 1 where only what
-    flows through them does.
+    flows through them does, less where it need not flow to the first; known after `fit`.
     """
 
     backward: float

@@ -46,13 +46,13 @@ def test_an_answer_is_charged_what_torch_counts_and_every_token(lm: CausalLM) ->
     assert charged == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_a_step_of_training_is_charged_what_torch_counts() -> None:
-    """Between two efforts, so that what a write measures of itself, which is not charged, falls out. What
-    trains a part of the model is charged a backward pass through all of it, which is more than it takes."""
+@pytest.mark.parametrize("path", ["full", "sparse_memory"])
+def test_a_step_of_training_is_charged_what_torch_counts(path: str) -> None:
+    """Between two efforts, so that what a write measures of itself, which is not charged, falls out."""
     charged, counted = [], []
     items = biographies(12).experiences[0].items[:3]
     for effort in (0.02, 0.06):
-        with load("path=full", f"++path.memory.budget.effort={effort}") as agent:
+        with load(f"path={path}", f"++path.memory.budget.effort={effort}") as agent:
             with FlopCounterMode(display=False) as counter:
                 receipt = agent.learn(list(items))
                 agent.flush()
