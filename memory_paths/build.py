@@ -97,10 +97,18 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 
 def build_stream(cfg: Any) -> Stream:
-    """What a configuration teaches and asks."""
+    """What a configuration teaches and asks.
+
+    Raises:
+        ValueError: All at once and one alone were asked for, or an experience that there is not.
+    """
     from hydra.utils import instantiate
 
     stream = cast(Stream, instantiate(cfg.stream, _convert_="all"))
+    if cfg.joint and cfg.alone is not None:
+        raise ValueError(f"joint=true teaches everything at once, alone={cfg.alone} one experience: choose one of them")
+    if cfg.alone is not None:
+        return stream.one(cfg.alone)
     return stream.together() if cfg.joint else stream
 
 

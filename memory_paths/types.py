@@ -439,6 +439,19 @@ class Stream:
         questions = tuple(question for experience in self.experiences for question in experience.questions)
         return replace(self, experiences=(Experience("all", items, questions),))
 
+    def one(self, number: int) -> Stream:
+        """The same with one experience alone, by its number from 1, without the questions that need others too.
+
+        Raises:
+            ValueError: There is no such experience.
+        """
+        if not 1 <= number <= len(self.experiences):
+            raise ValueError(f"alone must be between 1 and {len(self.experiences)}, got {number}")
+        experience = self.experiences[number - 1]
+        own = {item.id for item in experience.items}
+        questions = tuple(question for question in experience.questions if own.issuperset(question.ids))
+        return replace(self, experiences=(replace(experience, questions=questions),))
+
 
 @dataclass(frozen=True)
 class ToolCall:

@@ -158,6 +158,20 @@ def test_together_everything_is_one_experience(tmp_path: Path) -> None:
     assert report.load == 25
 
 
+def test_one_experience_alone_is_a_stream(tmp_path: Path) -> None:
+    stream = toy_stream()
+    second = stream.one(2)
+    assert second.experiences[0].items == stream.experiences[1].items
+    asked = [set(question.ids) for question in second.experiences[0].questions]
+    own = {item.id for item in second.experiences[0].items}
+    assert asked == [ids for one in stream.experiences[1].questions if (ids := set(one.ids)) <= own]
+    with toy_agent() as agent:
+        report = Evaluator(second, folder=tmp_path, progress=False).run(agent)
+    assert [len(row) for row in report.matrix] == [1, 1]
+    with pytest.raises(ValueError, match="between 1 and 4, got 6"):
+        stream.one(6)
+
+
 def test_answers_are_taken_again_where_nothing_has_changed_and_the_record_says_so(tmp_path: Path) -> None:
     asked: list[str] = []
 

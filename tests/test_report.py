@@ -235,6 +235,21 @@ def test_what_learning_in_steps_costs_is_measured_against_learning_at_once() -> 
     assert alone.metric("intransigence").value is None, "it learnt something else"
 
 
+def test_what_was_learnt_before_helps_by_what_each_experience_reaches_alone() -> None:
+    whole = make_report("full", 0.4, seed=1)
+    metrics = {**whole.metrics, "learning_accuracy": Metric(0.7, n=10)}
+    steps = replace(whole, metrics=metrics, matrix=[[0.0, 0.0, 0.0], [0.8, 0.0, 0.1], [0.4, 0.6, 0.2], [0.3, 0.5, 0.9]])
+    second, third = (
+        replace(steps, matrix=[[0.0], [score]], load=3, config={**steps.config, "alone": number})
+        for number, score in ((2, 0.9), (3, 0.7))
+    )
+    (line,) = summarise([steps, second, third])
+    assert line.metric("learning_transfer").value == pytest.approx(((0.6 - 0.9) + (0.9 - 0.7)) / 2)
+    (lacking,) = summarise([steps, second])
+    assert "alone=2,3" in lacking.metric("learning_transfer").reason
+    assert [one.is_control for one in summarise([second, third])] == [True, True], "lines of their own without a whole"
+
+
 def test_runs_of_one_path_with_other_settings_are_lines_of_their_own() -> None:
     reports = [
         make_report(

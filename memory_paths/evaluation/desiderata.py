@@ -70,7 +70,7 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
     runs: dict[tuple[str, str, int], dict[str, dict[str, list[Report]]]] = {}
     for report, variant in labelled:
         shift = flattened(report.config).get("stream.shift")
-        if shift is None or report.config.get("joint"):
+        if shift is None or any(map(report.config.get, ("joint", "alone"))):
             continue
         parts = [part for part in variant.split() if not part.startswith(("budget.effort=", "stream.", "shift="))]
         seeds = runs.setdefault((" ".join([report.path, *parts]), report.lm, report.load), {})

@@ -26,7 +26,7 @@ from memory_paths.evaluation.contrasts import Contrast, adjusted, chances_of_bes
 from memory_paths.evaluation.costs import MEASURES, break_even, rescaled, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
 from memory_paths.evaluation.desiderata import Standing, standings
-from memory_paths.evaluation.matrix import intransigence
+from memory_paths.evaluation.matrix import intransigence, learning_transfer
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
 from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
@@ -43,7 +43,7 @@ FAILED = "failed.json"
 PAGE = "report.html"
 _CHANGES = (
     *("backward_transfer", "forgetting", "forgetting_from_maximum", "forgetting_corrected", "forward_transfer"),
-    *("prior_change", "skill_change", "neighbour_change", "plasticity", "intransigence"),
+    *("prior_change", "skill_change", "neighbour_change", "plasticity", "intransigence", "learning_transfer"),
 )
 _GAINS = ("loglikelihood_gain", "paraphrase_gain", "prior_gain")
 _OTHERS = ("harness_", "general_ability_")
@@ -101,7 +101,7 @@ class Line:
     @property
     def is_control(self) -> bool:
         """Whether it says what others are to be measured against, and is itself no way to remember."""
-        return self.path in CONTROLS or bool(self.config.get("joint"))
+        return self.path in CONTROLS or any(map(self.config.get, ("joint", "alone")))
 
     @property
     def label(self) -> str:
@@ -316,9 +316,9 @@ def _found(root: Path) -> tuple[list[tuple[str, Report]], list[Failure]]:
 
 def summarise(reports: Sequence[Report], ignore: Sequence[str] = ()) -> tuple[Line, ...]:
     """Reports put together by path, settings (but for those to ignore), load, model and stream; seeds become one
-    line."""
+    line. Runs of an experience alone are no lines beside the whole, which is measured against them."""
     lines = []
-    for group in _same_name(_against_joint(reports)):
+    for group in _same_name(_against_references(reports)):
         variants: dict[str, list[Report]] = {}
         for report, variant in zip(group, _variants(group, ignore), strict=True):
             variants.setdefault(variant, []).append(report)
@@ -326,28 +326,61 @@ def summarise(reports: Sequence[Report], ignore: Sequence[str] = ()) -> tuple[Li
     return tuple(sorted(lines, key=_place))
 
 
-def _against_joint(reports: Sequence[Report]) -> list[Report]:
-    """The same reports with `intransigence` where there is a run that differs in learning everything at once."""
-
-    def apart_from_joint(report: Report) -> str:
-        named = {"path": report.path, "lm": report.lm, "stream": report.stream, "seed": report.seed}
-        rest = {name: value for name, value in flattened(report.config).items() if not _is_place(name)}
-        return json.dumps({**named, **rest, "joint": None}, sort_keys=True)
-
-    joint = {
-        apart_from_joint(report): report.metrics["average_accuracy"] for report in reports if report.config.get("joint")
-    }
+def _against_references(reports: Sequence[Report]) -> list[Report]:
+    """The same reports with `intransigence` and `learning_transfer` where there are runs that differ in learning
+    everything at once, and in learning one experience alone."""
+    joint: dict[str, Report] = {}
+    alone: dict[str, dict[int, Report]] = {}
+    whole: dict[str, list[Report]] = {}
+    for report in reports:
+        number, run = report.config.get("alone"), _apart_from_references(report)
+        if number is not None:
+            alone.setdefault(run, {})[int(number)] = report
+        elif report.config.get("joint"):
+            joint[run] = report
+        else:
+            whole.setdefault(run, []).append(report)
     found = []
     for report in reports:
-        at_once, learnt = joint.get(apart_from_joint(report)), report.metrics.get("learning_accuracy")
-        if report.config.get("joint") or at_once is None or learnt is None:
-            metric = undefined("no run of it learnt everything at once (joint=true)")
-        elif at_once.value is None or learnt.value is None:
-            metric = at_once if at_once.value is None else learnt
-        else:
-            metric = Metric(float(intransigence(_as_array(report.matrix), np.array(at_once.value))), n=learnt.n)
-        found.append(replace(report, metrics={**report.metrics, "intransigence": metric}))
+        run = _apart_from_references(report)
+        if report.config.get("alone") is not None and run in whole:
+            continue
+        in_steps = not any(map(report.config.get, ("joint", "alone")))
+        against = {
+            "intransigence": _intransigence(report, joint.get(run) if in_steps else None),
+            "learning_transfer": _learning_transfer(report, alone.get(run, {}) if in_steps else {}),
+        }
+        found.append(replace(report, metrics={**report.metrics, **against}))
     return found
+
+
+def _apart_from_references(report: Report) -> str:
+    named = {"path": report.path, "lm": report.lm, "stream": report.stream, "seed": report.seed}
+    rest = {name: value for name, value in flattened(report.config).items() if not _is_place(name)}
+    return json.dumps({**named, **rest, "joint": None, "alone": None}, sort_keys=True)
+
+
+def _intransigence(report: Report, joint: Report | None) -> Metric:
+    if joint is None:
+        return undefined("no run of it learnt everything at once (joint=true)")
+    at_once, learnt = joint.metrics["average_accuracy"], _learnt(report)
+    if at_once.value is None or learnt.value is None:
+        return at_once if at_once.value is None else learnt
+    return Metric(float(intransigence(_as_array(report.matrix), np.array(at_once.value))), n=learnt.n)
+
+
+def _learning_transfer(report: Report, alone: Mapping[int, Report]) -> Metric:
+    learnt, later = _learnt(report), range(2, len(report.matrix))
+    if not later or learnt.value is None:
+        return undefined("needs an experience that follows another, and was asked right after it was taught")
+    if missing := [number for number in later if number not in alone]:
+        return undefined(f"no run of it learnt experience {missing[0]} alone (alone={','.join(map(str, later))})")
+    scores = [np.nan, *(_as_array(alone[number].matrix)[-1, 0] for number in later)]
+    return Metric(float(learning_transfer(_as_array(report.matrix), np.array(scores))), n=learnt.n)
+
+
+def _learnt(report: Report) -> Metric:
+    return report.metrics.get("learning_accuracy") or undefined("not measured in this run")
 
 
 def _as_array(matrix: list[list[float | None]]) -> np.ndarray:
