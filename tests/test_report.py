@@ -51,6 +51,7 @@ def make_report(
         "load": load,
         "metrics": metrics,
         "matrix": [[0.0, 0.0], [retention, None], [retention, retention]],
+        "spread": [[(0.0, 0.3, 12)] * 2, [(0.5, 1.0, 12), None], [(0.5, 1.0, 12)] * 2],
         "cost": {
             "write": {"lm": usage},
             "read": {"lm": read},
@@ -205,7 +206,11 @@ def test_seeds_become_one_line_with_an_interval_over_seeds() -> None:
     assert (metric.value, metric.n) == (pytest.approx(0.9), 600)
     assert metric.low == pytest.approx(0.9 - 4.302652730 * 0.1 / math.sqrt(3))
     assert metric.high == 1.0
-    assert line.matrix[1] == [pytest.approx(0.9), None]
+    cell, none = line.matrix[1]
+    assert cell is not None
+    assert none is None
+    assert (cell.value, cell.n) == (pytest.approx(0.9), 36)
+    assert cell.low == metric.low, "over the seeds, as every other figure"
     assert line.metric("reversal").value is None
     (same,) = summarise([make_report("rag", 1.0, seed=seed) for seed in (0, 1)])
     assert same.metric("retention").low == 0.97, "seeds that agree still rest on a finite number of items"
@@ -222,10 +227,16 @@ def test_what_learning_in_steps_costs_is_measured_against_learning_at_once() -> 
     steps = make_report("full", 0.4, seed=1)
     learning = {**steps.metrics, "learning_accuracy": Metric(0.7, n=10)}
     in_steps = replace(
-        steps, metrics=learning, matrix=[[0.0, 0.0], [0.8, 0.0], [0.4, 0.6]], config={**steps.config, "joint": False}
+        steps,
+        metrics=learning,
+        matrix=[[0.0, 0.0], [0.8, 0.0], [0.4, 0.6]],
+        spread=[],
+        config={**steps.config, "joint": False},
     )
     joint_metrics = {**steps.metrics, "average_accuracy": Metric(0.9, n=10)}
-    at_once = replace(steps, metrics=joint_metrics, matrix=[[0.0], [0.9]], config={**steps.config, "joint": True})
+    at_once = replace(
+        steps, metrics=joint_metrics, matrix=[[0.0], [0.9]], spread=[], config={**steps.config, "joint": True}
+    )
     lines = {bool(line.config["joint"]): line for line in summarise([in_steps, at_once])}
     assert lines[False].metric("intransigence").value == pytest.approx(0.9 - 0.7)
     assert lines[True].metric("intransigence").reason
@@ -238,7 +249,9 @@ def test_what_learning_in_steps_costs_is_measured_against_learning_at_once() -> 
 def test_what_was_learnt_before_helps_by_what_each_experience_reaches_alone() -> None:
     whole = make_report("full", 0.4, seed=1)
     metrics = {**whole.metrics, "learning_accuracy": Metric(0.7, n=10)}
-    steps = replace(whole, metrics=metrics, matrix=[[0.0, 0.0, 0.0], [0.8, 0.0, 0.1], [0.4, 0.6, 0.2], [0.3, 0.5, 0.9]])
+    steps = replace(
+        whole, metrics=metrics, matrix=[[0.0, 0.0, 0.0], [0.8, 0.0, 0.1], [0.4, 0.6, 0.2], [0.3, 0.5, 0.9]], spread=[]
+    )
     second, third = (
         replace(steps, matrix=[[0.0], [score]], load=3, config={**steps.config, "alone": number})
         for number, score in ((2, 0.9), (3, 0.7))
@@ -369,7 +382,7 @@ def test_the_page_is_one_small_valid_file_that_asks_no_network(sweep: Path) -> N
     assert len(page.encode()) < 1_000_000
     assert not re.search(r"https?://|<script |<link|@import|url\(", page)
     assert "no such &lt;model&gt;" in page
-    assert page.count("Accuracy matrix of") == 8
+    assert page.count(", percent</caption>") == 8
     headings = [re.sub("<.*?>", "", title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", page)]
     assert headings == [
         *("Verdict", "Runs that failed", "Learning against forgetting", "All paths", "Load", "Accuracy matrices"),
@@ -393,7 +406,7 @@ def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) ->
 
 def test_parts_that_old_reports_lack_are_left_out(tmp_path: Path) -> None:
     for path in ("icl", "rag"):
-        report = replace(make_report(path, 0.9), ages={}, churn={}, misses={}, outcomes={}, matrix=[[None]])
+        report = replace(make_report(path, 0.9), ages={}, churn={}, misses={}, outcomes={}, matrix=[[None]], spread=[])
         stored = {name: value for name, value in report.to_json().items() if name not in ("ages", "churn", "misses")}
         (tmp_path / path).mkdir()
         (tmp_path / path / "report.json").write_text(json.dumps(stored))
@@ -415,10 +428,13 @@ def test_the_page_leads_to_the_pages_of_runs_that_have_one(sweep: Path) -> None:
 
 
 def test_a_large_matrix_and_a_large_sweep_keep_the_page_small(tmp_path: Path) -> None:
-    drawing = charts.heat_map([[0.5] * 200 for _ in range(201)], "large")
+    drawing = charts.heat_map([[Metric(0.5)] * 200 for _ in range(201)], "large")
     assert drawing.count("<td") <= 25 * 25
     assert re.findall(r'row">(\d+)<', drawing)[:2] == ["0", "9"], "rows are named by the stage that they begin with"
-    reports = [make_report("rag", 0.9, load=load, matrix=[[0.9] * 24] * 25) for load in range(10, 70)]
+    reports = [
+        make_report("rag", 0.9, load=load, matrix=[[0.9] * 24] * 25, spread=[[(0.8, 1.0, 20)] * 24] * 25)
+        for load in range(10, 70)
+    ]
     page = Summary(summarise(reports), ()).write(tmp_path)
     assert page.stat().st_size < 1_000_000
 
@@ -427,7 +443,9 @@ def test_a_page_of_eight_stages_three_paths_and_five_seeds_is_below_five_megabyt
     questions = [(f"question-{at}", at // 4, float(at % 7 > 0)) for at in range(1000)]
     for path in ("icl", "rag", "sparse_memory"):
         for seed in range(5):
-            report = make_report(path, 0.8, seed=seed, load=480, matrix=[[0.8] * 8] * 9)
+            report = make_report(
+                path, 0.8, seed=seed, load=480, matrix=[[0.8] * 8] * 9, spread=[[(0.7, 0.9, 60)] * 8] * 9
+            )
             ages = {str(age): _metric(0.9 - age / 20) for age in range(8)}
             outcomes = {"retention": questions[seed * 9 :], "prior": questions[:400]}
             replace(report, ages=ages, outcomes=outcomes).write(tmp_path / path / str(seed))

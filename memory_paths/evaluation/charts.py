@@ -175,7 +175,7 @@ def chart(
     return "".join([*parts, "</svg>"])
 
 
-def heat_map(matrix: Sequence[Sequence[float | None]], title: str) -> str:
+def heat_map(matrix: Sequence[Sequence[Metric | None]], title: str) -> str:
     """Accuracy in percent by stage (rows, 0 before any) and experience (columns), as a table that is coloured; the cell
     just after learning is outlined."""
     shown, block = _reduced(matrix)
@@ -192,7 +192,8 @@ def heat_map(matrix: Sequence[Sequence[float | None]], title: str) -> str:
                 parts.append('<td class="void"></td>')
                 continue
             ring = ' class="ring"' if block == 1 and row == column + 1 else ""
-            parts.append(f'<td{ring} style="--v:{100 * value:.0f}%">{100 * value:.0f}</td>')
+            told = f' title="{escape(_told(matrix[row][column]))}"' if block == 1 else ""
+            parts.append(f'<td{ring}{told} style="--v:{100 * value:.0f}%">{100 * value:.0f}</td>')
         parts.append("</tr>")
     return "".join([*parts, "</tbody></table>"])
 
@@ -262,18 +263,28 @@ def _apart(
     return [(x, y, label, start, at) for (x, y, label, start, _, _), at in zip(boxes, tops, strict=True)]
 
 
-def _reduced(matrix: Sequence[Sequence[float | None]]) -> tuple[list[list[float | None]], int]:
+def _told(cell: Metric | None) -> str:
+    """A figure in one line, with its interval and its number."""
+    if cell is None:
+        return ""
+    return " ".join((*filter(None, score(cell)), *([f"n {cell.n}"] if cell.n else [])))
+
+
+def _reduced(matrix: Sequence[Sequence[Metric | None]]) -> tuple[list[list[float | None]], int]:
     """At most 24 x 24 cells, and how many rows and columns one stands for: of a larger matrix, means of blocks."""
     rows, columns = len(matrix), max((len(row) for row in matrix), default=0)
     block = max(1, math.ceil(max(rows, columns) / (_GREATEST_MATRIX + 1)))
     if block == 1:
-        return [list(row) for row in matrix], 1
+        return [[None if cell is None else cell.value for cell in row] for row in matrix], 1
     reduced: list[list[float | None]] = []
     for row in range(0, rows, block):
         line: list[float | None] = []
         for column in range(0, columns, block):
             cells = [
-                cell for each in matrix[row : row + block] for cell in each[column : column + block] if cell is not None
+                cell.value
+                for each in matrix[row : row + block]
+                for cell in each[column : column + block]
+                if cell is not None and cell.value is not None
             ]
             line.append(sum(cells) / len(cells) if cells else None)
         reduced.append(line)

@@ -205,6 +205,7 @@ class Evaluator:
             churn=measured.churn,
             misses={} if self._control else measured.misses,  # a control keeps nothing that it could miss
             outcomes=measured.outcomes,
+            spread=measured.spread,
             config=self._config or {"evaluation": {**self._settings, "unknown_threshold": self._threshold}},
             versions=versions(),
         )

@@ -43,9 +43,11 @@ from memory_paths.evaluation.statistics import (
     generator_for,
     mean_interval,
     paired_interval,
+    share_over_clusters,
 )
 
 Outcome = tuple[str, int, float]
+Spread = tuple[float, float, int]
 _SHUFFLES = 200
 _RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank")
 
@@ -125,6 +127,7 @@ class Measured:
     Args:
         metrics: By name.
         matrix: Of experiences + 1 rows; a cell that was not measured is None.
+        spread: Of each cell of the matrix: both ends of its interval over clusters, and its number of questions.
         ages: Retention by the number of experiences that were learnt since, from "0" on.
         churn: Of what was known before ("prior"), of reading ("skill"), and of what was taught ("taught": right after
             its own experience against after the last one).
@@ -135,6 +138,7 @@ class Measured:
 
     metrics: dict[str, Metric]
     matrix: list[list[float | None]]
+    spread: list[list[Spread | None]]
     ages: dict[str, Metric]
     churn: dict[str, Churn]
     misses: dict[str, int]
@@ -250,6 +254,7 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
     return Measured(
         metrics,
         cells.table(),
+        cells.spread(),
         ages,
         {name: found for name, found in churn.items() if found is not None},
         misses(rows, experiences=experiences),
@@ -480,6 +485,16 @@ class _Cells:
 
     def table(self) -> list[list[float | None]]:
         return [[_finite(cell) for cell in row] for row in self.matrix().tolist()]
+
+    def spread(self) -> list[list[Spread | None]]:
+        """Of each cell that was measured."""
+        found: list[Spread | None] = []
+        for sums, counts in zip(self.sums.T, self.counts.T, strict=True):
+            there = counts > 0
+            interval = share_over_clusters(sums[there], counts[there])
+            found.append((interval.low, interval.high, int(counts.sum())) if there.any() else None)
+        stages, experiences = self.shape
+        return [found[stage * experiences : (stage + 1) * experiences] for stage in range(stages)]
 
     @staticmethod
     def _looked_at(metric: _MatrixMetric, whole: np.ndarray, value: float) -> np.ndarray:

@@ -47,6 +47,7 @@ from memory_paths.evaluation.summary import (
 from memory_paths.evaluation.table import columns
 
 _MOST_MAPS = 36
+_WIDEST_TABLE = 12
 _MOST_LOADS = 4
 _MOST_FIGURES = 1500
 _CHURN = {
@@ -315,13 +316,22 @@ def _maps(lines: Sequence[Line]) -> list[Panel]:
     maps = [line for line in lines if any(cell is not None for row in line.matrix for cell in row)]
     if len(maps) > _MOST_MAPS:
         maps = [line for line in maps if line.load == lines[-1].load][:_MOST_MAPS]
-    return [
-        Panel(
-            f"{line.label}, {line.load} items",
-            charts.heat_map(line.matrix, f"Accuracy matrix of {line.label}, percent"),
-        )
-        for line in maps
+    panels = []
+    for line in maps:
+        title = f"Accuracy matrix of {line.label}"
+        drawing = charts.heat_map(line.matrix, f"{title}, percent")
+        table = _cells(line, f"{title}, with intervals") if len(line.matrix[0]) <= _WIDEST_TABLE else None
+        panels.append(Panel(f"{line.label}, {line.load} items", drawing, table=table, folded="Each cell"))
+    return panels
+
+
+def _cells(line: Line, caption: str) -> Table:
+    heads = [Head("stage"), *(Head(str(number)) for number in range(1, len(line.matrix[0]) + 1))]
+    rows = [
+        [number(float(stage), str(stage)), *(Cell("-") if cell is None else figure(cell) for cell in row)]
+        for stage, row in enumerate(line.matrix)
     ]
+    return Table(caption, heads, [("", rows)])
 
 
 def _ages(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_paths.evaluation.churn import Churn
-from memory_paths.evaluation.metrics import Metric, Outcome
+from memory_paths.evaluation.metrics import Metric, Outcome, Spread
 from memory_paths.evaluation.records import write_file
 
 SCHEMA = 1
@@ -42,6 +42,8 @@ class Report:
         misses: How many questions were answered rightly in the end, and why the others were not, see `misses.misses`.
         outcomes: For paired comparisons: of "retention" and "prior" for each question its key, the number of its
             cluster, and what its answer was worth in the end.
+        spread: Of each cell of the matrix: both ends of its interval, and on how many questions it rests. Empty in
+            reports of before.
         config: The settings of the run.
         versions: Of the packages that took part.
     """
@@ -60,6 +62,7 @@ class Report:
     churn: Mapping[str, Churn] = field(default_factory=dict)
     misses: Mapping[str, int] = field(default_factory=dict)
     outcomes: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
+    spread: list[list[Spread | None]] = field(default_factory=list)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,7 +93,8 @@ class Report:
                 if part in fields or part == "metrics":
                     fields[part] = {name: kind.from_json(figure) for name, figure in fields[part].items()}
             outcomes = {name: [(*each,) for each in found] for name, found in fields.pop("outcomes", {}).items()}
-            return Report(outcomes=outcomes, **fields)
+            spread = [[cell and (*cell,) for cell in row] for row in fields.pop("spread", ())]
+            return Report(outcomes=outcomes, spread=spread, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a report lacks a field or has one too many: {error}") from error
 

@@ -278,6 +278,17 @@ def over_clusters(sums: np.ndarray, counts: np.ndarray) -> Estimate:
     return Estimate(value, error, len(sums) - 1)
 
 
+def share_over_clusters(sums: np.ndarray, counts: np.ndarray) -> Interval:
+    """The interval of a share by Student's t over clusters, for where many are wanted: cheaper than `cluster_interval`.
+    Where nothing varies it is Wilson's with one trial a cluster; one cluster says nothing."""
+    if len(sums) < 2:
+        return Interval(*SHARE)
+    estimate = over_clusters(sums, counts)
+    if estimate.error < 1e-12:
+        return _of_no_variation(estimate.value, len(sums), SHARE, LEVEL)
+    return estimate.interval(SHARE)
+
+
 def over_seeds_and_clusters(means: np.ndarray) -> Estimate:
     """From differences of shape (seeds, clusters) where every seed was asked the same questions: both seeds and
     questions might have been others (two random effects; degrees of freedom by Satterthwaite 1946).

@@ -70,7 +70,7 @@ class Line:
         stream: Name of the stream.
         seeds: Of the runs that went in (their `seeds.order`), one for each.
         metrics: By name; with several seeds the interval is over seeds, with one it is over items only.
-        matrix: Mean over seeds, cell by cell.
+        matrix: Mean over seeds, cell by cell; None: not measured.
         cost: Mean over seeds.
         parameters: Of the language model; None where it does not say.
         ages: As in a report, over seeds like the metrics.
@@ -88,7 +88,7 @@ class Line:
     stream: str
     seeds: tuple[int, ...]
     metrics: Mapping[str, Metric]
-    matrix: list[list[float | None]]
+    matrix: list[list[Metric | None]]
     cost: Mapping[str, Any]
     parameters: int | None
     ages: Mapping[str, Metric]
@@ -214,6 +214,7 @@ class Summary:
                     part: {name: figure.to_json() for name, figure in getattr(line, part).items()}
                     for part in ("metrics", "ages", "churn")
                 },
+                "matrix": [[cell and cell.to_json() for cell in row] for row in line.matrix],
             }
             for line in self.lines
         ]
@@ -583,7 +584,7 @@ def _line(variant: str, reports: Sequence[Report]) -> Line:
         churn={name: _added([report.churn.get(name) for report in kept]) for name in first.churn},
         misses=dict(sum((Counter(report.misses) for report in kept), Counter())),
         outcomes={_seeds_of(report): report.outcomes for report in kept if report.outcomes},
-        matrix=_mean_matrix([report.matrix for report in kept]),
+        matrix=_mean_matrix(kept),
         cost=_mean_cost([report.cost for report in kept]),
         config=first.config,
         versions=first.versions,
@@ -636,15 +637,24 @@ def _added(churns: Sequence[Churn | None]) -> Churn:
     return sum((churn for churn in churns if churn is not None), Churn(0, 0, 0, 0))
 
 
-def _mean_matrix(matrices: Sequence[list[list[float | None]]]) -> list[list[float | None]]:
+def _mean_matrix(reports: Sequence[Report]) -> list[list[Metric | None]]:
+    matrices = [_cells(report) for report in reports]
     if len({tuple(map(len, matrix)) for matrix in matrices}) != 1:
         return matrices[0]
 
-    def mean(cells: Iterable[float | None]) -> float | None:
+    def mean(cells: Iterable[Metric | None]) -> Metric | None:
         there = [cell for cell in cells if cell is not None]
-        return fmean(there) if there else None
+        return _over_seeds("", there) if there else None
 
     return [[mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def _cells(report: Report) -> list[list[Metric | None]]:
+    spread = report.spread or [[None] * len(row) for row in report.matrix]
+    return [
+        [None if value is None else Metric(value, *(cell or ())) for value, cell in zip(*rows, strict=True)]
+        for rows in zip(report.matrix, spread, strict=True)
+    ]
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
