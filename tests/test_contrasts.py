@@ -84,6 +84,15 @@ def test_data_that_do_not_vary_are_few_and_not_certain() -> None:
     assert close.words != "better"
 
 
+def test_graded_scores_that_vary_are_as_certain_as_they_vary() -> None:
+    generator = np.random.default_rng(7)
+    low = generator.normal(0.05, 0.02, 18)
+    paths = {"one": _of((low + generator.normal(0.25, 0.08, 18)).tolist()), "other": _of(low.tolist())}
+    (contrast,) = adjusted([contrasts_of("w", 18, "retention", paths)])
+    assert contrast.words == "better"
+    assert contrast.minimum_detectable < 0.1
+
+
 def test_among_equals_somebody_is_better_in_one_of_twenty_cases_at_most() -> None:
     generator = np.random.default_rng(4)
     found = 0

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -402,6 +403,35 @@ def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) ->
     part = page.partition(">By the definition of continual learning</h2>")[2].partition("</section>")[0]
     assert re.findall(r">(\.75|-)<", part) == ["-", ".75", ".75", ".75", ".75", "-"], "the score, and what it is of"
     assert "composes: no such questions (rag)" in part
+
+
+def test_several_streams_are_shown_side_by_side_and_each_by_itself(tmp_path: Path) -> None:
+    """One table of all before the parts of each, to which one link leads; and one more stream changes no verdict on
+    another."""
+    of_paths = {"full": 14, "rag": 24}
+    reports = {
+        stream: [
+            make_report(
+                path,
+                right / 24,
+                stream=stream,
+                outcomes={"retention": [(f"{at}", at, float(at < right)) for at in range(24)]},
+            )
+            for path, right in of_paths.items()
+        ]
+        for stream in ("first", "second")
+    }
+    for number, report in enumerate([*reports["first"], *reports["second"]]):
+        report.write(tmp_path / str(number))
+    both = collect(tmp_path)
+    page = both.write(tmp_path).read_text()
+    assert page.index("Stream by stream</h2>") < page.index("All paths: first on embedded</h2>")
+    assert page.count(">first on embedded</a>") == page.count(">second on embedded</a>") == 1
+    assert "All paths: first on embedded</a>" not in page
+    for number in (2, 3):
+        shutil.rmtree(tmp_path / str(number))
+    (first,) = {one for one in both.contrasts if one.family == "first on embedded"}
+    assert collect(tmp_path).contrasts == (first,)
 
 
 def test_parts_that_old_reports_lack_are_left_out(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def contrasts_of(family: str, load: int, metric: str, by_path: Mapping[str, Outc
 
 
 def adjusted(groups: Sequence[Sequence[Contrast]]) -> tuple[Contrast, ...]:
-    """All contrasts of a page with their p-values adjusted together, and put into words.
+    """All contrasts of an experiment with their p-values adjusted together, and put into words.
 
     Args:
         groups: Each what `contrasts_of` gave. Who is best was seen in the data, so that every pair of a group's paths
@@ -155,7 +155,7 @@ def _difference(first: Outcomes, second: Outcomes) -> tuple[Estimate, int] | Non
     if len(seeds) > 1 and not crossed:
         clusters = sum(len({cluster for cluster, _ in seed.values()}) for seed in seeds)
         means = [float(np.mean([value for _, value in seed.values()])) for seed in seeds]
-        return over_seeds(means).floored(clusters), questions
+        return _floored(over_seeds(means), [value for seed in seeds for _, value in seed.values()], clusters), questions
     names = list(same)
     index = np.unique([same[key] for key in names], return_inverse=True)[1]
     if index.max() < 1:
@@ -163,9 +163,16 @@ def _difference(first: Outcomes, second: Outcomes) -> tuple[Estimate, int] | Non
     values = np.array([[seed[key][1] for key in names] for seed in seeds])
     counts = np.bincount(index)
     if len(seeds) == 1:
-        return over_clusters(np.bincount(index, values[0]), counts).floored(len(counts)), questions
-    by_cluster = np.array([np.bincount(index, row) / counts for row in values])
-    return over_seeds_and_clusters(by_cluster).floored(len(counts)), questions
+        estimate = over_clusters(np.bincount(index, values[0]), counts)
+    else:
+        estimate = over_seeds_and_clusters(np.array([np.bincount(index, row) / counts for row in values]))
+    return _floored(estimate, values.ravel(), len(counts)), questions
+
+
+def _floored(estimate: Estimate, values: Sequence[float] | np.ndarray, trials: int) -> Estimate:
+    """Right and wrong may by chance not vary where nothing is certain; graded scores that vary speak for themselves."""
+    graded = bool(np.any(np.asarray(values) % 1.0))
+    return estimate if graded and estimate.error > 0.0 else estimate.floored(trials)
 
 
 def _by_key(outcomes: Sequence[Outcome]) -> list[tuple[str, float]]:

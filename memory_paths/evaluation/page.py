@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from memory_paths.evaluation.summary import (
     matched_in_words,
     verdict_parts,
 )
-from memory_paths.evaluation.table import columns
+from memory_paths.evaluation.table import columns, pivoted
 
 _MOST_MAPS = 36
 _WIDEST_TABLE = 12
@@ -110,20 +111,23 @@ def _sections(summary: Summary, folder: Path | None) -> list[Section]:
     for line in summary.lines:
         families.setdefault(line.family, []).append(line)
     sections = [Section("By the definition of continual learning", _DEFINITION, _standings(summary, numbers))]
+    if len(families) > 1:
+        sections.append(Section("Stream by stream", _STREAMS, _by_stream(summary)))
     for family, lines in families.items():
-        where = f": {family}" if len(families) > 1 else ""
-        sections += [
-            Section(f"Learning against forgetting{where}", _LEARNING, _learning(lines, numbers), "grid"),
-            Section(f"What learning costs, effort by effort{where}", _EFFORT, _efforts(summary, family), "grid"),
-            Section(f"All paths{where}", _ALL, _all(summary, lines, numbers)),
-            Section(f"Load{where}", _LOAD, _loads(lines, numbers), "grid"),
-            Section(f"Accuracy matrices{where}", _MAPS, _maps(lines), "maps"),
-            Section(f"Retention by age{where}", _AGES, _ages(lines, numbers), "grid"),
-            Section(f"Cost{where}", _COST, _costs(lines, numbers)),
-            Section(f"Gained and lost{where}", _GAINED, _churn(lines, numbers)),
-            Section(f"Why answers were wrong{where}", _MISSES, _misses(lines, numbers)),
-            Section(f"Which differences are real{where}", _CONTRASTS, _contrasts(summary, family, numbers)),
+        own = [
+            Section("Learning against forgetting", _LEARNING, _learning(lines, numbers), "grid"),
+            Section("What learning costs, effort by effort", _EFFORT, _efforts(summary, family), "grid"),
+            Section("All paths", _ALL, _all(summary, lines, numbers)),
+            Section("Load", _LOAD, _loads(lines, numbers), "grid"),
+            Section("Accuracy matrices", _MAPS, _maps(lines), "maps"),
+            Section("Retention by age", _AGES, _ages(lines, numbers), "grid"),
+            Section("Cost", _COST, _costs(lines, numbers)),
+            Section("Gained and lost", _GAINED, _churn(lines, numbers)),
+            Section("Why answers were wrong", _MISSES, _misses(lines, numbers)),
+            Section("Which differences are real", _CONTRASTS, _contrasts(summary, family, numbers)),
         ]
+        named = len(families) > 1
+        sections += [replace(one, title=f"{one.title}: {family}", part=family) if named else one for one in own]
     return [
         *sections,
         Section("When a dear write pays off", _PAYS, _break_even(summary, numbers)),
@@ -136,6 +140,7 @@ _DEFINITION = (
     "Five desiderata, each in [0, 1] and measured against the same model with the right items in its prompt; the score "
     "of a path is the least of them, for none can pay for another."
 )
+_STREAMS = "A row for each stream, a column for each path; below, all that there is of each stream by itself."
 _LEARNING = (
     "Up: more of the new items is kept. Left of the dotted line: knowledge from before was lost. The dashed line is "
     "the front: no path is both above and to the right of it."
@@ -161,8 +166,9 @@ _GAINED = (
 )
 _MISSES = "Of all that was taught and asked about in the end: where on its way to the answer each missed one was lost."
 _CONTRASTS = (
-    "The best path against each other one on the same questions. p is corrected for the number of comparisons on this "
-    "page (Holm); the last column is the least true difference that these data would have shown in four cases of five."
+    "The best path against each other one on the same questions. p is corrected for the number of comparisons of "
+    "this stream (Holm); the last column is the least true difference that these data would have shown in four cases "
+    "of five."
 )
 _SETTINGS = "All options of each path, of the first of its runs."
 _PAYS = (
@@ -188,6 +194,28 @@ def _standings(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
         if metric.reason
     ]
     return [Panel(table=Table("The five desiderata", heads, [("", rows)], reasons))] if rows else []
+
+
+def _by_stream(summary: Summary) -> list[Panel]:
+    panels = []
+    for name, title in (("retention", "Retention"), ("prior_change", "Change of what was known before")):
+        paths, found = pivoted(summary, name)
+        heads = [Head("stream"), *(Head(path) for path in paths)]
+        rows = [
+            [
+                Cell(family, family, (f"{load} items",)),
+                *(figure(cells[path], is_signed(name)) if path in cells else Cell("") for path in paths),
+            ]
+            for (family, load), cells in found.items()
+        ]
+        reasons = dict.fromkeys(
+            f"{path}, {family}: {metric.reason}"
+            for (family, _), cells in found.items()
+            for path, metric in cells.items()
+            if metric.reason
+        )
+        panels.append(Panel(title, table=Table(title, heads, [("", rows)], list(reasons))))
+    return panels
 
 
 def _learning(lines: Sequence[Line], numbers: Mapping[str, int]) -> list[Panel]:

@@ -75,12 +75,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: its panels stand side by side where `kind` is "grid" or "maps"."""
+    """A section of the page: its panels stand side by side where `kind` is "grid" or "maps". Those of one `part` are
+    led to as one."""
 
     title: str
     lead: str
     panels: Sequence[Panel]
     kind: str = ""
+    part: str = ""
 
 
 def path_cell(label: str, numbers: Mapping[str, int], *notes: str) -> Cell:

@@ -35,7 +35,15 @@ from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Bou
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
     *("none", "oracle", "shuffled", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
-    *("sparse_memory", "sparse_memory_frequency", "sparse_memory_random", "lora", "full", "full_rehearsal"),
+    *(
+        "sparse_memory",
+        "sparse_memory_thorough",
+        "sparse_memory_frequency",
+        "sparse_memory_random",
+        "lora",
+        "full",
+        "full_rehearsal",
+    ),
 )
 _TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "shuffled", "full_context")
@@ -152,12 +160,14 @@ class Summary:
 
     @cached_property
     def contrasts(self) -> tuple[Contrast, ...]:
-        """The path that keeps most against each other one, and likewise what was known before, for each load."""
-        found = []
+        """The path that keeps most against each other one, and likewise what was known before, for each load; adjusted for
+        how many are looked at of a stream, each of which is an experiment by itself."""
+        found: dict[str, list[list[Contrast]]] = {}
         for metric in ("retention", "prior"):
             for (family, load), group in _groups(self.lines):
-                found.append(contrasts_of(family, load, metric, _outcomes(group, metric)))
-        return adjusted(found)
+                compared = contrasts_of(family, load, metric, _outcomes(group, metric))
+                found.setdefault(family, []).append(compared)
+        return tuple(contrast for groups in found.values() for contrast in adjusted(groups))
 
     @cached_property
     def chances(self) -> list[dict[str, Any]]:

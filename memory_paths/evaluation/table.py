@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory_paths.evaluation.costs import unit
+from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.summary import PATH_ORDER, Line, Summary, amount, is_signed, score
 
 
@@ -146,6 +147,15 @@ def render_markdown(summary: Summary, names: Sequence[str] = ()) -> str:
     return "\n".join([*lines, "", *(f"{note}  " for note in notes)]).rstrip()
 
 
+def pivoted(summary: Summary, name: str) -> tuple[list[str], dict[tuple[str, int], dict[str, Metric]]]:
+    """All paths in their order, and one figure of each by stream and load."""
+    labels = [line.label for line in summary.lines]
+    rows: dict[tuple[str, int], dict[str, Metric]] = {}
+    for line in summary.lines:
+        rows.setdefault((line.family, line.load), {})[line.label] = line.metric(name)
+    return [path for path in dict.fromkeys((*PATH_ORDER, *labels)) if path in labels], rows
+
+
 def render_pivot(summary: Summary, name: str) -> str:
     """One figure as a Markdown table: a row for each stream and load, a column for each path.
 
@@ -155,22 +165,18 @@ def render_pivot(summary: Summary, name: str) -> str:
     known = sorted({name for line in summary.lines for name in line.metrics})
     if name not in known:
         raise ValueError(f"no run has a metric named {name}; there are {', '.join(known)}")
-    paths = [path for path in PATH_ORDER if any(line.label == path for line in summary.lines)]
-    paths += [line.label for line in summary.lines if line.label not in paths]
     reasons: dict[str, str] = {}
-    rows: dict[tuple[str, int], dict[str, str]] = {}
-    for line in summary.lines:
-        metric = line.metric(name)
-        shown = " ".join(filter(None, score(metric, is_signed(name))))
+
+    def shown(metric: Metric) -> str:
         if metric.value is None:
-            shown = f"- {reasons.setdefault(metric.reason, _letter(len(reasons)))}"
-        rows.setdefault((line.family, line.load), {})[line.label] = shown
-    paths = list(dict.fromkeys(paths))
+            return f"- {reasons.setdefault(metric.reason, _letter(len(reasons)))}"
+        return " ".join(filter(None, score(metric, is_signed(name))))
+
+    paths, rows = pivoted(summary, name)
     lines = [f"| {name.replace('_', ' ')} | items | {' | '.join(paths)} |", "|---" * (len(paths) + 2) + "|"]
-    lines += [
-        f"| {family} | {load} | {' | '.join(cells.get(path, '') for path in paths)} |"
-        for (family, load), cells in rows.items()
-    ]
+    for (family, load), found in rows.items():
+        cells = [shown(found[path]) if path in found else "" for path in paths]
+        lines.append(f"| {family} | {load} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"{letter}: {reason}  " for reason, letter in reasons.items())]).rstrip()
 
 
