@@ -160,8 +160,8 @@ class Summary:
 
     @cached_property
     def contrasts(self) -> tuple[Contrast, ...]:
-        """The path that keeps most against each other one, and likewise what was known before, for each load; adjusted for
-        how many are looked at of a stream, each of which is an experiment by itself."""
+        """The path that keeps most against each other one, and likewise what was known before, for each load; adjusted
+        for how many are looked at of a stream, each of which is an experiment by itself."""
         found: dict[str, list[list[Contrast]]] = {}
         for metric in ("retention", "prior"):
             for (family, load), group in _groups(self.lines):
