@@ -3,7 +3,9 @@
 After "Defining Continual Learning" (I. Lichkovski, PrimeIntellect, 2026). Who learns continually keeps what was there,
 learns one thing after the other, also what is unlike anything before, from little, and puts together what was learnt
 apart. What a path reaches is measured against the same model with the right items in its prompt (`oracle`): the model's
-own limits are not the path's. A mean would let one desideratum pay for another, so the score is the least.
+own limits are not the path's. Of a model that cannot read, choices among given answers are measured, against the
+untouched model and against choosing rightly always. A mean would let one desideratum pay for another, so the score is
+the least.
 
 This file reads reports of one world at three distances (`stream.shift`); it knows nothing of runs or pages.
 """
@@ -79,8 +81,11 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
         return ()
     found = []
     for (path, lm, load), seeds in runs.items():
-        ceilings = runs.get(("oracle", lm, load), {})
-        by_seed = [_of_seed(shifts, ceilings.get(seed, {})) for seed, shifts in seeds.items()]
+        beside = {other: by_seed for (other, *rest), by_seed in runs.items() if rest == [lm, load]}
+        by_seed = [
+            _of_seed(shifts, {other: of.get(seed, {}) for other, of in beside.items()})
+            for seed, shifts in seeds.items()
+        ]
         desiderata = {name: _over([each[name] for each in by_seed]) for name in DESIDERATA}
         found.append(Standing(path, lm, load, desiderata, _over([_least(each.values()) for each in by_seed])))
     return tuple(
@@ -88,48 +93,95 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
     )
 
 
-def _of_seed(shifts: Mapping[str, list[Report]], ceilings: Mapping[str, list[Report]]) -> dict[str, Metric]:
-    plain, ceiling = _most_effort(shifts.get("none")), _most_effort(ceilings.get("none"))
-    if plain is None or ceiling is None:
-        missing = undefined("not run without a shift" if plain is None else "the oracle was not run with the same seed")
-        return dict.fromkeys(DESIDERATA, missing)
-    away: list[Metric] = []
-    for shift in _SHIFTS:
-        report, limit = _most_effort(shifts.get(shift)), _most_effort(ceilings.get(shift))
-        if report is None or limit is None:
-            away.append(undefined(f"not run with the shift {shift!r}"))
-        else:
-            away += [_relative(report, limit, "average_accuracy"), _preserved(report)]
-    stages = len(plain.matrix) - 1
+_Shifts = Mapping[str, Sequence[Report]]
+"""Runs of a path with one seed by their shift; several where they differ in effort."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    kept: Metric
+    learnt: Metric
+    composed: Metric
+    acquired: Metric
+
+
+def _of_seed(own: _Shifts, by_path: Mapping[str, _Shifts]) -> dict[str, Metric]:
+    """The desiderata of a path's runs, given those of all paths."""
+
+    def control(name: str, shift: str) -> Report | None:
+        return _most_effort(by_path.get(name, {}).get(shift))
+
+    oracle = control("oracle", "none")
+    if "none" not in own or oracle is None:
+        missing = "not run without a shift" if "none" not in own else "the oracle was not run with the same seed"
+        return dict.fromkeys(DESIDERATA, undefined(missing))
+    judge = _by_answers if _reads(oracle, control("none", "none")) else _by_choices
+
+    def judged(report: Report | None, shift: str) -> _Judged:
+        oracle = control("oracle", shift)
+        if report is None or oracle is None:
+            return _Judged(*[undefined(f"not run with the shift {shift!r}")] * 4)
+        return judge(report, oracle, control("none", shift))
+
+    plain, *away = (judged(_most_effort(own.get(shift)), shift) for shift in ("none", *_SHIFTS))
+    acquired = {path: judged(_most_effort(of.get("none")), "none").acquired for path, of in by_path.items()}
+    goal = acquired["oracle"] if judge is _by_answers else _most(acquired.values())
+    stages = len(own["none"][0].matrix) - 1
     return {
-        "preserves": _preserved(plain),
-        "sequential": _relative(plain, ceiling, "average_accuracy")
+        "preserves": plain.kept,
+        "sequential": plain.learnt
         if stages >= FEWEST_STAGES
         else undefined(f"{stages} experiences are fewer than {FEWEST_STAGES}"),
-        "shifted": _least(away),
-        "efficient": _efficiency(shifts["none"], ceiling),
-        "composes": _relative(plain, ceiling, "composition"),
+        "shifted": _least(figure for each in away for figure in (each.learnt, each.kept)),
+        "efficient": _efficiency([(report, judged(report, "none").acquired) for report in own["none"]], goal),
+        "composes": plain.composed,
     }
 
 
-def _preserved(report: Report) -> Metric:
-    return _least(
+def _reads(oracle: Report, untouched: Report | None) -> bool:
+    """Whether the right item in the prompt helps the model at all; where it does not, free answers say nothing."""
+    told, without = (report.metrics["retention"] if report else undefined("not run") for report in (oracle, untouched))
+    if told.value is None or without.value is None:
+        return True
+    return (told.value if told.low is None else told.low) > without.value
+
+
+def _by_answers(report: Report, oracle: Report, untouched: Report | None) -> _Judged:
+    """Against the same model with the right items in its prompt."""
+
+    def relative(name: str) -> Metric:
+        return _ratio(report.metrics[name], oracle.metrics[name])
+
+    kept = _least(
         _ratio(report.metrics[f"{what}_after"], report.metrics[f"{what}_before"]) for what in ("prior", "skill")
     )
+    return _Judged(kept, relative("average_accuracy"), relative("composition"), relative("acquisition"))
 
 
-def _relative(report: Report, ceiling: Report, name: str) -> Metric:
-    return _ratio(report.metrics[name], ceiling.metrics[name])
+def _by_choices(report: Report, oracle: Report, untouched: Report | None) -> _Judged:
+    """Of what is left to be gained over the untouched model in choosing the right one of several answers by its
+    likelihood, and by how much less likely ordinary texts have become, for each token."""
+
+    def gained(name: str) -> Metric:
+        metric = report.metrics.get(name, undefined("not measured"))
+        chance = untouched.metrics.get(name, metric) if untouched else metric
+        if metric.value is None or chance.value is None:
+            return metric if metric.value is None else chance
+        if chance.value == 1.0:
+            return undefined("the untouched model chooses rightly already")
+        return Metric(min(1.0, max(0.0, (metric.value - chance.value) / (1.0 - chance.value))), n=metric.n)
+
+    kept = _ratio(report.metrics["prior_perplexity_before"], report.metrics["prior_perplexity_after"])
+    return _Judged(kept, gained("choice"), gained("composition_choice"), gained("choice"))
 
 
-def _efficiency(reports: Iterable[Report], ceiling: Report) -> Metric:
-    """By the logarithm of how often an item was read in the cheapest run that reaches nine tenths of the ceiling."""
-    goal, enough = ceiling.metrics["acquisition"].value, []
-    for report in reports:
-        reached = report.metrics["acquisition"].value
-        if not goal or reached is None or not report.item_tokens:
+def _efficiency(runs: Iterable[tuple[Report, Metric]], goal: Metric) -> Metric:
+    """By the logarithm of how often an item was read in the cheapest run that reaches nine tenths of the goal."""
+    enough = []
+    for report, acquired in runs:
+        if not goal.value or acquired.value is None or not report.item_tokens:
             return undefined("the runs do not say how long the items are, or nothing was acquired at all")
-        if reached >= 0.9 * goal:
+        if acquired.value >= 0.9 * goal.value:
             enough.append(max(1.0, report.cost["write"]["lm"]["tokens"] / report.item_tokens))
     return Metric(max(0.0, 1 - math.log(min(enough), EXPOSURES)) if enough else 0.0)
 
@@ -140,6 +192,11 @@ def _ratio(metric: Metric, reference: Metric) -> Metric:
     if reference.value == 0.0:
         return undefined("what it is measured against is 0")
     return Metric(min(1.0, metric.value / reference.value), n=metric.n)
+
+
+def _most(metrics: Iterable[Metric]) -> Metric:
+    found = [metric for metric in metrics if metric.value is not None]
+    return max(found, key=lambda metric: metric.value or 0.0) if found else undefined("nothing was acquired")
 
 
 def _least(metrics: Iterable[Metric]) -> Metric:

@@ -239,8 +239,9 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         anything,
         "the stream asks nothing that is never taught",
     )
-    scored = retained & np.isfinite(rows.choice_correct)
-    metrics["choice"] = share("choice", scored, "no choices were scored", rows.choice_correct)
+    for name, asked in (("choice", retained), ("composition_choice", last & (rows.kind == "composition"))):
+        scored = asked & np.isfinite(rows.choice_correct)
+        metrics[name] = share(name, scored, "no choices were scored", rows.choice_correct)
     for name, kind in (("loglikelihood_gain", "direct"), ("paraphrase_gain", "paraphrase"), ("prior_gain", "prior")):
         metrics[name] = change(name, kind, rows.loglikelihood_per_token, UNBOUNDED, unscored)
     for name, stage in (("before", first), ("after", last)):

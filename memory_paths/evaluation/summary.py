@@ -35,15 +35,8 @@ from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Bou
 LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
     *("none", "oracle", "shuffled", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
-    *(
-        "sparse_memory",
-        "sparse_memory_thorough",
-        "sparse_memory_frequency",
-        "sparse_memory_random",
-        "lora",
-        "full",
-        "full_rehearsal",
-    ),
+    *("sparse_memory", "sparse_memory_thorough", "sparse_memory_frequency", "sparse_memory_random"),
+    *("lora", "full", "full_rehearsal"),
 )
 _TEXT_PATHS = ("icl", "rag")
 CONTROLS = ("none", "oracle", "shuffled", "full_context")
@@ -61,7 +54,7 @@ RETRIEVAL = (
     *("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank"),
     *("answer_offered", "answer_shown", "unknown_offered"),
 )
-_UNREAD = ("choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
+_UNREAD = ("choice", "composition_choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
 _CLASS = "._target_"
 _PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads", "sinks")
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from memory_paths.streams.mapping import date, entries, fill, fitting, listed, value
+from memory_paths.streams.shift import Shift, reworded
 from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question, QuestionKind, Stream
 
 LOGGER = logging.getLogger(__name__)
 CONTINUED_WORDS = 40
-ORDERS = ("file", "time")
+ORDERS = ("file", "time", "shuffled")
 DEFAULT_ITEM = {"id": "{id}", "text": "{text}"}
 ITEM_TEXTS = ("id", "kind", "key", "source", "cue")
 ITEM_DATES = ("valid_from", "valid_until")
@@ -59,7 +60,8 @@ class Plan:
             field `by`, whatever their order.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
         dates: How dates are written, as `datetime.strptime` has it, tried in this order; in UTC. None: ISO 8601.
-        order: Items arrive in the order of the file, or of `time`: of their `valid_from`.
+        order: Items arrive in the order of the file, or of `time`: of their `valid_from`, or `shuffled`: in one that
+            the stream's seed draws.
     """
 
     item: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_ITEM))
@@ -80,6 +82,8 @@ def jsonl(
     texts: str | Path | None = None,
     texts_limit: int = 50,
     name: str | None = None,
+    shift: Shift = "none",
+    seed: int = 0,
 ) -> Stream:
     """A stream from a JSON-lines file (plain or .gz).
 
@@ -97,17 +101,21 @@ def jsonl(
             it finds the second half of each after the first is measured before and after, as its prior.
         texts_limit: Only the first so many of them.
         name: What tables and records call the stream; None: the file's name.
+        shift: How far it is from what the model was trained on, see `shift.reworded`.
+        seed: Of a shuffled order, and of a shift.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: An empty file, one that is no UTF-8 text, a line that is no JSON object, a field that a record lacks
-            (file, line and field are named), the same id twice with different texts, a mapping with unknown entries, or
-            one by which no record is an item.
+        ValueError: An unknown shift, an empty file, one that is no UTF-8 text, a line that is no JSON object, a field
+            that a record lacks (file, line and field are named), the same id twice with different texts, a mapping with
+            unknown entries, or one by which no record is an item.
     """
     source = Path(file)
     plan = _plan(mapping or {})
     groups = _groups(source, plan.group)
     made = _made(plan, groups, source)
+    if plan.order == "shuffled":
+        made = random.Random(f"{source.name}/order/{seed}").sample(made, len(made))
     if not 0 <= untaught < len(made):
         raise ValueError(f"{source}: untaught must be between 0 and {len(made) - 1}, got {untaught}")
     if untaught and any("file" in spec for spec in plan.questions):
@@ -121,7 +129,7 @@ def jsonl(
     left_out = 0
     for spec in plan.questions:
         found = _found(spec, plan, taught, source, optional=not mapping)
-        if "others" in spec:
+        if "others" in spec and _is_own(spec):
             found = _with_others(found, int(spec["others"]), source)
         for questions, more in zip(asked, found, strict=False):
             questions += more
@@ -129,14 +137,17 @@ def jsonl(
             apart = _found(spec, plan, _Taught(made[rest:], groups), source, optional=not mapping)
             unknown += [_without_answer(question) for questions in apart for question in questions]
             continue
-        for record in (group[0] for group in groups):
-            for question in _questions(spec, plan, record, taught, source):
-                if question.ids:
-                    asked[taught.last(question.ids)].append(question)
-                elif question.kind == "unknown":
-                    unknown.append(question)
-                else:
-                    left_out += 1
+        about = [question for group in groups for question in _questions(spec, plan, group[0], taught, source)]
+        unknown += [question for question in about if not question.ids and question.kind == "unknown"]
+        left_out += sum(not question.ids and question.kind != "unknown" for question in about)
+        about = [question for question in about if question.ids]
+        if "others" in spec:
+            about = [
+                question
+                for (question,) in _with_others([[question] for question in about], int(spec["others"]), source)
+            ]
+        for question in about:
+            asked[taught.last(question.ids)].append(question)
     if left_out:
         LOGGER.warning("%s: %d questions are about no item that is taught, and are left out", source, left_out)
     asked = [_merged(questions) for questions in asked]
@@ -157,7 +168,14 @@ def jsonl(
         )
     ordinary = read_texts(Path(texts))[:texts_limit] if texts is not None else []
     prior = tuple(_continuation(number, text) for number, text in enumerate(ordinary) if len(text.split()) > 1)
-    return Stream(name=name or source.name.split(".")[0], experiences=tuple(steps), prior=prior, unknown=tuple(unknown))
+    called = name or source.name.split(".")[0]
+    stream = Stream(
+        name=called if shift == "none" else f"{called}-{shift}",
+        experiences=tuple(steps),
+        prior=prior,
+        unknown=tuple(unknown),
+    )
+    return reworded(stream, shift, seed)
 
 
 def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasing]:
@@ -201,8 +219,8 @@ def _plan(mapping: Mapping[str, Any]) -> Plan:
                 "a question of a mapping has question, and answer or answers unless its kind is 'unknown'; got"
                 f" {dict(spec)}"
             )
-        if not _is_own(spec) and ("others" in spec or "file" in spec):
-            raise ValueError("others and file go with questions about a record's own item; leave them out, or about")
+        if not _is_own(spec) and "file" in spec:
+            raise ValueError("file goes with questions about a record's own item; leave it out, or about")
         if _is_own(spec) and "each" in item:
             raise ValueError(
                 "where item has each, a record has many items: a question needs about, to say which of them it is about"

@@ -47,7 +47,7 @@ def editing(experiences: int = 6, *, edits: int = 5, world_seed: int = 0, order_
 
 
 def retrieval(
-    experiences: int = 6, *, sources: int = 2, entries: int = 3, world_seed: int = 0, order_seed: int = 0
+    experiences: int = 16, *, sources: int = 2, entries: int = 2, world_seed: int = 0, order_seed: int = 0
 ) -> Stream:
     """Registers of new people, entry by entry, as a bank of sources would hold them; from the second experience on half
     of them are new editions of earlier ones, all of whose entries change.
@@ -85,7 +85,7 @@ def retrieval(
     return twin.stream(unknown=[twin.asked(fact, "unknown") for fact in strangers])
 
 
-def tools(experiences: int = 6, *, calls: int = 6, world_seed: int = 0, order_seed: int = 0) -> Stream:
+def tools(experiences: int = 16, *, calls: int = 3, world_seed: int = 0, order_seed: int = 0) -> Stream:
     """Which tool (a firm) is to be called for which request (a trade or a pastime). From the third experience on a
     third of what arrives replaces a tool that was taught before: the interface has changed, and the old call is stale.
 

@@ -1,14 +1,14 @@
 """The same facts told differently: names of another kind, or another language, to see what strangeness costs.
 
-A shift changes what is taught and asked about it, and leaves alone what was known before. This file knows nothing of
-the world that a stream comes from, but for the words that its language model has.
+A shift changes what is taught and asked about it, and leaves alone what was known before: of the biographies world by
+the words that its language model has (`shifted`), of anything else by its own words (`reworded`).
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -17,6 +17,8 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Question, Stream
 
 Shift = Literal["none", "names", "language"]
 _WORD = re.compile(r"[A-Za-z]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_BEGIN = re.compile(r"(^|[.?!])\W*$")
 _NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
 
 
@@ -36,8 +38,7 @@ def shifted(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
     Raises:
         ValueError: An unknown shift.
     """
-    if shift not in get_args(Shift):
-        raise ValueError(f"shift must be one of {get_args(Shift)}, got {shift!r}")
+    _check(shift)
     if shift == "none":
         return stream
     names = _other_names(stream, seed)
@@ -48,6 +49,68 @@ def shifted(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
             text = text.replace(name, names.get(name, name))
         return _WORD.sub(lambda word: words.get(word[0], word[0]), text)
 
+    return _told(stream, told)
+
+
+def reworded(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
+    """Any stream at some distance from what a model was trained on, by other words of its own.
+
+    Args:
+        stream: In whatever words.
+        shift: "none": as it is. "names": every word that the stream writes with a capital alone, and not only where a
+            sentence begins, is another one of them, so that names are none that anybody bears. "language": every other
+            word is another one too, the same one everywhere: a language with the stream's words and none of their
+            sense.
+        seed: Which words.
+
+    Returns:
+        As many items and questions, in the same order, with the same ids. `prior` and `skill` are as they were.
+
+    Raises:
+        ValueError: An unknown shift.
+    """
+    _check(shift)
+    if shift == "none":
+        return stream
+    texts = list(_texts(stream))
+    every = {word for text in texts for word in _LETTERS.findall(text)}
+    small = {word for word in every if word == word.lower()}
+    within = {word[0] for text in texts for word in _LETTERS.finditer(text) if not _BEGIN.search(text[: word.start()])}
+    names = {word for word in within if word.lower() not in small}
+    generator = random.Random(f"shift/{shift}/{seed}")
+    words = _turned(names, generator)
+    if shift == "language":
+        words |= _turned(small, generator)
+        openers = every - names - small
+        words |= {word: words[word.lower()].capitalize() for word in openers if word.lower() in small}
+        words |= _turned((word for word in openers if word.lower() not in small), generator)
+    return _told(stream, lambda text: _LETTERS.sub(lambda word: words.get(word[0], word[0]), text))
+
+
+def _check(shift: str) -> None:
+    if shift not in get_args(Shift):
+        raise ValueError(f"shift must be one of {get_args(Shift)}, got {shift!r}")
+
+
+def _turned(words: Iterable[str], generator: random.Random) -> dict[str, str]:
+    """Another one of them for each, none for itself, if there are several."""
+    found = sorted(words)
+    order = generator.sample(found, len(found))
+    return dict(zip(order, [*order[1:], *order[:1]], strict=True))
+
+
+def _texts(stream: Stream) -> Iterator[str]:
+    for experience in stream.experiences:
+        for item in experience.items:
+            yield item.text
+            for phrasing in item.phrasings:
+                yield from (phrasing.prompt, phrasing.completion)
+    asked = [*stream.unknown, *(question for experience in stream.experiences for question in experience.questions)]
+    for question in asked:
+        yield from (question.query.text, *question.targets, *question.stale, *question.choices)
+
+
+def _told(stream: Stream, told: Callable[[str], str]) -> Stream:
     return replace(
         stream,
         experiences=tuple(_experience(experience, told) for experience in stream.experiences),
@@ -99,11 +162,9 @@ def _cipher(seed: int) -> Mapping[str, str]:
         for text in (*wordings.statements, *wordings.questions, *wordings.new_questions)
     ]
     bare = [re.sub(r"\{\w+\}", "", text) for text in texts]
-    every = sorted({word for text in bare for word in _WORD.findall(text)})
+    every = {word for text in bare for word in _WORD.findall(text)}
     generator = random.Random(f"shift/language/{seed}")
     found: dict[str, str] = {}
     for capital in (False, True):
-        words = [word for word in every if word[0].isupper() == capital]
-        order = generator.sample(words, len(words))
-        found |= dict(zip(order, [*order[1:], order[0]], strict=True))
+        found |= _turned((word for word in every if word[0].isupper() == capital), generator)
     return found

@@ -36,7 +36,7 @@ ROLES = (
 
 
 def text_classification(
-    experiences: int = 6, *, classes: int = 2, cues: int = 3, world_seed: int = 0, order_seed: int = 0
+    experiences: int = 16, *, classes: int = 1, cues: int = 3, world_seed: int = 0, order_seed: int = 0
 ) -> Stream:
     """Which firm a letter is for, by the pastime of its writer, several for each firm. Class-incremental: the
     candidates are the firms of all experiences. Asked are letters of other writers, in a wording not studied for that
@@ -59,7 +59,7 @@ def text_classification(
 
 
 def relations(
-    experiences: int = 8, *, classes: int = 1, cues: int = 4, world_seed: int = 0, order_seed: int = 0
+    experiences: int = 14, *, classes: int = 1, cues: int = 4, world_seed: int = 0, order_seed: int = 0
 ) -> Stream:
     """Which relation joins the two names of a sentence: several words state each, and each goes by the name of the town
     where it is kept on record. Class-incremental, and asked with other names. For the arguments see
@@ -234,7 +234,7 @@ TABLE = (
 )
 
 
-def instructions(experiences: int = 6, *, examples: int = 6, world_seed: int = 0, order_seed: int = 0) -> Stream:
+def instructions(experiences: int = 9, *, examples: int = 12, world_seed: int = 0, order_seed: int = 0) -> Stream:
     """Small skills, each called by a word of its own: a third of them is to look something up in a table (asked in a
     held-out wording), a third to tell one thing about a known person (asked of others), a third to repeat a part of a
     name (asked of others).
