@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from test_report import make_report
 from memory_paths.evaluation.desiderata import DESIDERATA, Standing, render_standings, standings
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.report import Report
-from memory_paths.streams.shift import shifted
+from memory_paths.streams.shift import reworded, shifted
 from memory_paths.streams.world import biographies
+from memory_paths.types import Experience, Knowledge, Query, Question, Stream
 
 
 def _report(path: str, shift: str, seed: int = 0, *, stages: int = 8, tokens: float = 480.0, **values: float) -> Report:
@@ -58,6 +60,29 @@ def test_efficiency_is_that_of_the_least_effort_that_is_enough() -> None:
     away = [_report("lora", shift) for shift in ("names", "language")]
     assert _stand(cheap, dear, *away, *ORACLE)["lora"].desiderata["efficient"].value == pytest.approx(1 / 3)
     assert _stand(cheap, *away, *ORACLE)["lora"].desiderata["efficient"].value == 0.0
+
+
+def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouched_one() -> None:
+    """An oracle that answers no more than no memory does says nothing of a path; what was chosen by likelihood does."""
+
+    def unread(path: str, shift: str, choice: float, composed: float = 0.25, after: float = 4.0) -> Report:
+        report = _report(path, shift, choice=choice, composition_choice=composed)
+        perplexity = {"prior_perplexity_before": Metric(4.0), "prior_perplexity_after": Metric(after)}
+        blind = {"retention": Metric(0.0, 0.0, 0.05, n=80)}
+        return replace(report, metrics={**report.metrics, **perplexity, **blind})
+
+    runs = [
+        unread(path, shift, *figures)
+        for shift in ("none", "names", "language")
+        for path, *figures in (("none", 0.25), ("oracle", 0.31), ("full", 0.7, 0.55, 8.0), ("rag", 0.2))
+    ]
+    found = _stand(*runs)
+    assert {name: metric.value for name, metric in found["full"].desiderata.items()} == pytest.approx(
+        {"preserves": 0.5, "sequential": 0.6, "shifted": 0.5, "efficient": 1.0, "composes": 0.4}
+    )
+    assert found["rag"].desiderata["sequential"].value == 0.0, "not below choosing as without it"
+    assert found["rag"].desiderata["efficient"].value == 0.0
+    assert found["oracle"].desiderata["sequential"].value == pytest.approx(0.08)
 
 
 def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> None:
@@ -107,5 +132,31 @@ def test_a_shifted_stream_tells_the_same_of_others_in_another_language() -> None
     again = biographies(48, shift="language")
     assert again == language
     assert biographies(48, shift="language", world_seed=1) != language
-    with pytest.raises(ValueError, match="shift must be one of"):
-        shifted(plain, "cipher")  # type: ignore[arg-type]
+    for shift in (shifted, reworded):
+        with pytest.raises(ValueError, match="shift must be one of"):
+            shift(plain, "cipher")  # type: ignore[arg-type]
+
+
+def test_any_stream_is_told_in_other_words_of_its_own() -> None:
+    """Names by names and small words by small words, the same everywhere, so that answers still follow from items."""
+    texts = {"Who founded Ford?": "Ford was founded by Ann Bo.", "Who leads Ypsilon?": "Ypsilon is led by Cy."}
+    answers = ("Ann Bo", "Cy")
+    items = tuple(Knowledge(f"{number}", text) for number, text in enumerate(texts.values()))
+    questions = tuple(
+        Question(Query(asked), (answer,), "direct", (item.id,), choices=answers)
+        for asked, answer, item in zip(texts, answers, items, strict=True)
+    )
+    plain = Stream("real", (Experience("all", items, questions),))
+    assert reworded(plain, "none") == plain
+    names, language = (reworded(plain, shift).experiences[0] for shift in ("names", "language"))
+    assert [question.query.text.split()[:2] for question in names.questions] == [["Who", "founded"], ["Who", "leads"]]
+    for step in (names, language):
+        assert [item.id for item in step.items] == ["0", "1"]
+        for item, question in zip(step.items, step.questions, strict=True):
+            assert question.targets[0] in item.text
+            assert question.targets[0] in question.choices
+            assert question.targets[0] not in answers
+    words = [re.findall("[A-Za-z]+", step.items[0].text) for step in (plain.experiences[0], names, language)]
+    assert [one == other for one, other in zip(*words[:2], strict=True)] == [False, True, True, True, False, False]
+    assert not any(one == other for one, other in zip(words[0], words[2], strict=True))
+    assert reworded(plain, "language", seed=1) != reworded(plain, "language")

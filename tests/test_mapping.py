@@ -199,6 +199,57 @@ def test_the_number_of_a_choice_gives_the_answer(tmp_path: Path) -> None:
         jsonl(file, mapping={"questions": [{**spec, "answer": "{id}"}]})
 
 
+CHAINS = [
+    {"chain": name, "links": [{"of": name, "to": f"{name} {n}", "n": n} for n in range(3)], "end": f"{name} end"}
+    for name in ("Ann", "Bo", "Cy", "Di")
+]
+LINKS = {
+    "order": "shuffled",
+    "item": {
+        "each": "links",
+        "id": "{chain}/{n}",
+        "text": "Link {n} of {of} is {to}.",
+        "metadata": {"chain": "{chain}", "link": "{n}"},
+    },
+    "questions": [
+        {
+            "each": "links",
+            "about": {"chain": "{chain}", "link": "{n}"},
+            "question": "What is link {n} of {of}?",
+            "answer": "{to}",
+            "others": 2,
+        },
+        {
+            "kind": "composition",
+            "about": {"chain": "{chain}"},
+            "question": "Where does {chain} end?",
+            "answer": "{end}",
+        },
+    ],
+}
+
+
+def test_links_of_a_chain_arrive_in_an_order_of_each_seed_and_the_chain_is_asked_when_all_are_there(
+    tmp_path: Path,
+) -> None:
+    file = _write(tmp_path / "chains.jsonl", *CHAINS)
+    first, second = (jsonl(file, mapping=LINKS, experiences=6, seed=seed) for seed in (0, 1))
+    assert [item.id for item in _items(first)] != [item.id for item in _items(second)]
+    assert {item.id for item in _items(first)} == {item.id for item in _items(second)}
+    answers = {link["to"] for chain in CHAINS for link in chain["links"]}
+    for number, step in enumerate(first.experiences):
+        taught = {item.id for earlier in first.experiences[: number + 1] for item in earlier.items}
+        for question in step.questions:
+            assert set(question.ids) <= taught
+            assert set(question.ids) & {item.id for item in step.items}, "not before, and not later"
+            if question.kind == "direct":
+                assert len(set(question.choices)) == 3
+                assert set(question.choices) <= answers
+                assert question.targets[0] in question.choices
+    whole = [question for question in _questions(first) if question.kind == "composition"]
+    assert [len(question.ids) for question in whole] == [3] * 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -207,9 +258,9 @@ def test_the_number_of_a_choice_gives_the_answer(tmp_path: Path) -> None:
         ({"item": {"match": {"n": "9"}}}, "no record fits match of the mapping's item"),
         ({"item": {"text": [{"match": {"n": "9"}, "text": "x"}]}}, "fits none of the alternatives of item.text"),
         ({"dates": ["%Y"]}, "line 1: '1:56 pm on 8 May, 2023' is no date of the form %Y; give its form in `dates`"),
-        ({"order": "size"}, r"order of a mapping must be one of \('file', 'time'\), got 'size'"),
+        ({"order": "size"}, r"order of a mapping must be one of \('file', 'time', 'shuffled'\), got 'size'"),
         ({"questions": [{"question": "q", "answer": "a"}]}, "a question needs about"),
-        ({"questions": [{"question": "q", "about": {}, "others": 3, "answer": "a"}]}, "others and file go with"),
+        ({"questions": [{"question": "q", "about": {}, "file": "f", "answer": "a"}]}, "file goes with"),
         ({"questions": [{"question": "q", "answer": "a", "answers": "b"}]}, "answer .* or answers"),
         ({"questions": [{"question": "q", "about": {}}]}, "answer or answers unless its kind is 'unknown'"),
         ({"questions": [{"question": "q", "answer": "a", "kind": "unknown"}]}, "unless its kind is 'unknown'"),
