@@ -143,6 +143,37 @@ def test_matrix_figures_equal_those_of_other_libraries(matrix: list[list[float]]
         assert float(MATRIX_METRICS[name].function(np.array(matrix))) == pytest.approx(expected, abs=1e-12), name
 
 
+SEAL = (
+    (0.3309, 0.3214, 0.2756, 0.3258, 0.3299, 0.3366, 0.2868, 0.2529),
+    (0.3825,),
+    (0.3641, 0.4988),
+    (0.2879, 0.4342, 0.4462),
+    (0.2715, 0.3654, 0.3664, 0.4397),
+    (0.2350, 0.2948, 0.2811, 0.3536, 0.3764),
+    (0.2331, 0.2873, 0.2218, 0.2775, 0.3595, 0.4489),
+    (0.1858, 0.2294, 0.2183, 0.2462, 0.2808, 0.3559, 0.3846),
+    (0.1894, 0.2190, 0.1641, 0.2372, 0.2206, 0.2745, 0.3349, 0.3397),
+)
+"""Accuracy after each of eight self-edits, mean over 64 sequences (Zweiger et al. 2025, SEAL, arXiv 2506.10943; its results
+file continual_self_edits/overall_results.json, as kept by zi-wa/Mega-SEAL at b438c21): row 0 is the base model, and what
+was not edited in yet was not asked."""
+PUBLISHED = {
+    "average_accuracy": 0.2474,
+    "average_incremental_accuracy": 0.3370,
+    "learning_accuracy": 0.4146,
+    "backward_transfer": -0.1911,
+    "forgetting": 0.1911,
+    "forgetting_from_maximum": 0.1911,
+}
+
+
+def test_a_published_matrix_of_sequential_edits_has_its_known_figures() -> None:
+    matrix = np.array([[*row, *[math.nan] * (8 - len(row))] for row in SEAL])
+    found = {name: round(float(MATRIX_METRICS[name].function(matrix)), 4) for name in PUBLISHED}
+    assert found == PUBLISHED
+    assert float(matrix[0].mean()) == pytest.approx(0.3075, abs=5e-5)
+
+
 def _brute_force(matrix: np.ndarray) -> dict[str, float]:
     stages = matrix.shape[1]
     cell = {
