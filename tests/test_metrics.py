@@ -154,9 +154,9 @@ SEAL = (
     (0.1858, 0.2294, 0.2183, 0.2462, 0.2808, 0.3559, 0.3846),
     (0.1894, 0.2190, 0.1641, 0.2372, 0.2206, 0.2745, 0.3349, 0.3397),
 )
-"""Accuracy after each of eight self-edits, mean over 64 sequences (Zweiger et al. 2025, SEAL, arXiv 2506.10943; its results
-file continual_self_edits/overall_results.json, as kept by zi-wa/Mega-SEAL at b438c21): row 0 is the base model, and what
-was not edited in yet was not asked."""
+"""Accuracy after each of eight self-edits, mean over 64 sequences (Zweiger et al. 2025, SEAL, arXiv 2506.10943; its
+results file continual_self_edits/overall_results.json, as kept by zi-wa/Mega-SEAL at b438c21). Row 0 is the base model;
+what was not edited in yet was not asked."""
 PUBLISHED = {
     "average_accuracy": 0.2474,
     "average_incremental_accuracy": 0.3370,
