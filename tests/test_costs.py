@@ -46,7 +46,7 @@ def test_an_answer_is_charged_what_torch_counts_and_every_token(lm: CausalLM) ->
     assert charged == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-@pytest.mark.parametrize("path", ["full", "sparse_memory"])
+@pytest.mark.parametrize("path", ["full", "lora", "sparse_memory"])
 def test_a_step_of_training_is_charged_what_torch_counts(path: str) -> None:
     """Between two efforts, so that what a write measures of itself, which is not charged, falls out."""
     charged, counted = [], []
