@@ -445,6 +445,8 @@ class Stream:
         Raises:
             ValueError: There is no such experience.
         """
+        if type(number) is not int:
+            raise ValueError(f"alone must be the number of an experience, got {number!r}")
         if not 1 <= number <= len(self.experiences):
             raise ValueError(f"alone must be between 1 and {len(self.experiences)}, got {number}")
         experience = self.experiences[number - 1]
@@ -617,6 +619,10 @@ class Trains(Protocol):
 
     def forward_flops(self, tokens: int) -> float:
         """Floating point operations of reading `tokens` tokens."""
+        ...
+
+    def share_after(self, place: str) -> float:
+        """Share of a forward pass's work that is done after the block in which the submodule `place` lies."""
         ...
 
     def altered(self) -> AbstractContextManager[None]:

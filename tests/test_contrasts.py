@@ -93,6 +93,12 @@ def test_graded_scores_that_vary_are_as_certain_as_they_vary() -> None:
     assert contrast.minimum_detectable < 0.1
 
 
+def test_one_graded_answer_among_right_and_wrong_ones_makes_them_no_more_certain() -> None:
+    for found, other in (([1, 1, 1], [0.02, 0, 0]), ([1] * 8, [0.99, *[1] * 7])):
+        (contrast,) = adjusted([contrasts_of("w", len(found), "retention", {"one": _of(found), "other": _of(other)})])
+        assert contrast.words == "underpowered"
+
+
 def test_among_equals_somebody_is_better_in_one_of_twenty_cases_at_most() -> None:
     generator = np.random.default_rng(4)
     found = 0

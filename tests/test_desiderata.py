@@ -66,7 +66,7 @@ def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouche
     """An oracle that answers no more than no memory does says nothing of a path; what was chosen by likelihood does."""
 
     def unread(path: str, shift: str, choice: float, composed: float = 0.25, after: float = 4.0) -> Report:
-        report = _report(path, shift, choice=choice, composition_choice=composed)
+        report = _report(path, shift, choice=choice, acquisition_choice=choice, composition_choice=composed)
         perplexity = {"prior_perplexity_before": Metric(4.0), "prior_perplexity_after": Metric(after)}
         blind = {"retention": Metric(0.0, 0.0, 0.05, n=80)}
         return replace(report, metrics={**report.metrics, **perplexity, **blind})
@@ -78,11 +78,42 @@ def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouche
     ]
     found = _stand(*runs)
     assert {name: metric.value for name, metric in found["full"].desiderata.items()} == pytest.approx(
-        {"preserves": 0.5, "sequential": 0.6, "shifted": 0.5, "efficient": 1.0, "composes": 0.4}
+        {"preserves": 0.5, "sequential": 0.6, "shifted": 0.5, "efficient": 0.0, "composes": 0.4}
     )
     assert found["rag"].desiderata["sequential"].value == 0.0, "not below choosing as without it"
-    assert found["rag"].desiderata["efficient"].value == 0.0
+    assert found["rag"].judged == "choices"
     assert found["oracle"].desiderata["sequential"].value == pytest.approx(0.08)
+    assert "chosen rightly" in render_standings([found["rag"]])
+    quick = [run for run in runs if run.path != "full"] + [
+        replace(run, metrics={**run.metrics, "acquisition_choice": Metric(0.95)}) for run in runs if run.path == "full"
+    ]
+    assert _stand(*quick)["full"].desiderata["efficient"].value == 1.0, "right after learning, not in the end"
+    without = _stand(*(run for run in runs if run.path != "none" or run.config["stream"]["shift"] == "none"))
+    assert "'none' was not run" in without["full"].desiderata["shifted"].reason, "a control that lacks is no figure"
+
+
+def test_all_seeds_are_judged_in_one_way_and_each_stream_by_itself() -> None:
+    def of(path: str, seed: int, low: float, stream: str = "real") -> list[Report]:
+        blind = {"retention": Metric(low, low, low + 0.1, n=80), "prior_perplexity_before": Metric(4.0)}
+        chosen = dict.fromkeys(("choice", "acquisition_choice", "composition_choice"), Metric(0.5))
+        more = {**blind, "prior_perplexity_after": Metric(4.0), **chosen}
+        reports = [_report(path, shift, seed) for shift in ("none", "names", "language")]
+        return [
+            replace(one, stream=f"{stream}-{one.config['stream']['shift']}", metrics={**one.metrics, **more})
+            for one in reports
+        ]
+
+    runs = [*of("none", 0, 0.0), *of("none", 1, 0.0), *of("oracle", 0, 0.0), *of("oracle", 1, 0.01)]
+    runs += [*of("full", 0, 0.0), *of("full", 1, 0.0)]
+    assert {one.judged for one in standings([(run, "") for run in runs])} == {"choices"}
+    runs += [run for path, low in (("none", 0.0), ("oracle", 0.9), ("full", 0.4)) for run in of(path, 0, low, "other")]
+    found = standings([(run, "") for run in runs])
+    assert [(one.stream, one.judged) for one in found if one.path == "full"] == [
+        ("other", "answers"),
+        ("real", "choices"),
+    ]
+    table = render_standings(found)
+    assert table.index("other on embedded, 48 items") < table.index("real on embedded, 48 items")
 
 
 def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> None:
@@ -102,7 +133,7 @@ def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> 
     short = [_report("rag", shift, stages=4) for shift in ("none", "names")]
     lacking = _stand(*short, *ORACLE)["rag"]
     assert "fewer than 8" in lacking.desiderata["sequential"].reason
-    assert "'language'" in lacking.desiderata["shifted"].reason
+    assert "stream.shift=language" in lacking.desiderata["shifted"].reason
     assert lacking.score.value is None
     assert "a:" not in render_standings([found])
     assert lacking.desiderata["sequential"].reason in render_standings([lacking])

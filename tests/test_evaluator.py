@@ -170,6 +170,9 @@ def test_one_experience_alone_is_a_stream(tmp_path: Path) -> None:
     assert [len(row) for row in report.matrix] == [1, 1]
     with pytest.raises(ValueError, match="between 1 and 4, got 6"):
         stream.one(6)
+    for wrong in ("second", 1.5, True):
+        with pytest.raises(ValueError, match="alone must be the number of an experience, got"):
+            stream.one(wrong)  # type: ignore[arg-type]
 
 
 def test_answers_are_taken_again_where_nothing_has_changed_and_the_record_says_so(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_links_of_a_chain_arrive_in_an_order_of_each_seed_and_the_chain_is_asked
     tmp_path: Path,
 ) -> None:
     file = _write(tmp_path / "chains.jsonl", *CHAINS)
-    first, second = (jsonl(file, mapping=LINKS, experiences=6, seed=seed) for seed in (0, 1))
+    first, second = (jsonl(file, mapping=LINKS, experiences=6, order_seed=seed) for seed in (0, 1))
     assert [item.id for item in _items(first)] != [item.id for item in _items(second)]
     assert {item.id for item in _items(first)} == {item.id for item in _items(second)}
     answers = {link["to"] for chain in CHAINS for link in chain["links"]}

@@ -289,6 +289,28 @@ def test_a_figure_of_the_matrix_rests_on_the_answers_of_its_own_cells() -> None:
     assert [found.ages[age].n for age in ("0", "1", "2")] == [12, 8, 4]
 
 
+def test_each_cell_of_the_matrix_has_an_interval_over_its_own_clusters_and_its_number_of_questions() -> None:
+    right = {"a": [1, 1, 0], "b": [0, 1], "c": [1, 1, 1]}
+    rows = [
+        _row(1, 1, key=f"{cluster}/{number}", cluster=cluster, correct=bool(worth))
+        for cluster, answers in right.items()
+        for number, worth in enumerate(answers)
+    ]
+    rows += [_row(2, 1, key=f"a/{number}", cluster="a") for number in range(3)]
+    rows += [_row(2, 2, key=f"{cluster}/new", cluster=cluster) for cluster in "abcd"]
+    found = _measure(rows, 2)
+    assert [[cell and cell[2] for cell in row] for row in found.spread] == [[None, None], [8, None], [3, 4]]
+    cell, alone, same = found.spread[1][0], found.spread[2][0], found.spread[2][1]
+    assert cell is not None
+    assert same is not None
+    residuals = np.array([2 - 3 * 0.75, 1 - 2 * 0.75, 3 - 3 * 0.75]) / (8 / 3)
+    half = 4.302652730 * math.sqrt(float((residuals**2).sum()) / 2 / 3)
+    assert cell[:2] == pytest.approx((0.75 - half, 1.0))
+    assert alone == (0.0, 1.0, 3), "one cluster says nothing of others"
+    assert same[0] == pytest.approx(4 / (4 + 1.959963985**2)), "Wilson's, of four trials"
+    assert same[1] == 1.0
+
+
 def test_mcnemar_counts_only_what_changed() -> None:
     assert Churn(gained=0, lost=0, kept=50, never=3).p_value == 1.0
     assert Churn(gained=1, lost=9, kept=0, never=0).p_value == pytest.approx(2 * 11 / 2**10)

@@ -176,6 +176,7 @@ def test_what_is_drawn_has_a_name_and_what_is_written_an_order_for_who_listens(p
     assert "Retention by age, 48 items" in images
     tables = named("table")
     assert "Accuracy matrix of rag, percent" in tables
+    assert "Accuracy matrix of rag, with intervals" in tables
     assert all([*images, *tables, *named("button", "link", "navigation", "region")])
     assert {"banner", "navigation", "main", "contentinfo", "region"} <= {_told(node, "role") for node in nodes}
     levels = [_level(node) for node in nodes if _told(node, "role") == "heading"]

@@ -248,17 +248,23 @@ def test_what_learning_in_steps_costs_is_measured_against_learning_at_once() -> 
 
 
 def test_what_was_learnt_before_helps_by_what_each_experience_reaches_alone() -> None:
-    whole = make_report("full", 0.4, seed=1)
-    metrics = {**whole.metrics, "learning_accuracy": Metric(0.7, n=10)}
-    steps = replace(
-        whole, metrics=metrics, matrix=[[0.0, 0.0, 0.0], [0.8, 0.0, 0.1], [0.4, 0.6, 0.2], [0.3, 0.5, 0.9]], spread=[]
-    )
+    matrix = [[0.0, 0.0, 0.0], [0.8, 0.0, 0.1], [0.4, 0.6, 0.2], [0.3, 0.5, 0.9]]
+    spread = [[(0.0, 1.0, 12)] * 3] * 4
+    whole = make_report("full", 0.4, seed=1, matrix=matrix, spread=spread)
+    steps = replace(whole, metrics={**whole.metrics, "learning_accuracy": Metric(0.7, n=10)})
     second, third = (
-        replace(steps, matrix=[[0.0], [score]], load=3, config={**steps.config, "alone": number})
-        for number, score in ((2, 0.9), (3, 0.7))
+        replace(steps, matrix=[[0.0], [score]], spread=[[cell] for cell in spread[0][:2]], load=3, config=config)
+        for score, config in ((0.9, {**steps.config, "alone": 2}), (0.7, {**steps.config, "alone": 3}))
     )
     (line,) = summarise([steps, second, third])
-    assert line.metric("learning_transfer").value == pytest.approx(((0.6 - 0.9) + (0.9 - 0.7)) / 2)
+    transfer = line.metric("learning_transfer")
+    assert transfer.value == pytest.approx(((0.6 - 0.9) + (0.9 - 0.7)) / 2)
+    assert transfer.n == 24, "the first experience is in no difference"
+    for other in ((0.0, 1.0, 9), None):
+        (unlike,) = summarise([steps, second, replace(third, spread=[[other], [other]])])
+        assert "experience 3 was asked other questions alone" in unlike.metric("learning_transfer").reason
+    (old,) = summarise([replace(steps, spread=[]), second, third])
+    assert "evaluate anew" in old.metric("learning_transfer").reason
     (lacking,) = summarise([steps, second])
     assert "alone=2,3" in lacking.metric("learning_transfer").reason
     assert [one.is_control for one in summarise([second, third])] == [True, True], "lines of their own without a whole"
@@ -397,12 +403,13 @@ def test_the_page_is_one_small_valid_file_that_asks_no_network(sweep: Path) -> N
 
 def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) -> None:
     desiderata = {**dict.fromkeys(DESIDERATA, _metric(0.75)), "composes": undefined("no such questions")}
-    standing = Standing("rag", "embedded", 48, desiderata, undefined("no such questions"))
+    standing = Standing("rag", "embedded", "world-48", 48, "answers", desiderata, undefined("no such questions"))
     page = Summary(summarise([make_report("rag", 0.9)]), (), standings=(standing,)).write(tmp_path).read_text()
     _WellFormed().check(page)
     part = page.partition(">By the definition of continual learning</h2>")[2].partition("</section>")[0]
     assert re.findall(r">(\.75|-)<", part) == ["-", ".75", ".75", ".75", ".75", "-"], "the score, and what it is of"
     assert "composes: no such questions (rag)" in part
+    assert "against the same model with the right items in its prompt" in part
 
 
 def test_several_streams_are_shown_side_by_side_and_each_by_itself(tmp_path: Path) -> None:

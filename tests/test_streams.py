@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
-from memory_paths.build import compose
+from memory_paths.build import build_stream, compose
 from memory_paths.ledger import Ledger
 from memory_paths.streams.files import jsonl, texts
 from memory_paths.streams.words import FIRST_NAMES, LAST_NAMES, PERSON_ATTRIBUTES, VALUES, WORDINGS
@@ -268,6 +268,17 @@ def test_choices_that_cannot_be_drawn_are_refused(tmp_path: Path, spec: dict[str
     file = _write(tmp_path / "facts.jsonl", *({"id": name, "text": name} for name in "ab"))
     with pytest.raises(ValueError, match=message):
         jsonl(file, mapping={"questions": [{"question": "q {id}", "answer": "{id}", **spec}]})
+
+
+def test_a_configuration_teaches_all_at_once_or_one_experience_alone_and_not_both() -> None:
+    small = ("stream.facts=24", "stream.experiences=3")
+    whole = build_stream(compose(*small))
+    assert build_stream(compose(*small, "alone=2")).experiences[0].items == whole.experiences[1].items
+    assert build_stream(compose(*small, "joint=true")) == whole.together()
+    with pytest.raises(ValueError, match="joint=true teaches everything at once, alone=2 one experience: choose"):
+        build_stream(compose(*small, "joint=true", "alone=2"))
+    with pytest.raises(ValueError, match="alone must be the number of an experience, got 'last'"):
+        build_stream(compose(*small, "alone=last"))
 
 
 def test_a_question_asked_twice_is_asked_once_and_accepts_both_answers(tmp_path: Path) -> None:

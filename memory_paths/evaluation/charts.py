@@ -192,7 +192,8 @@ def heat_map(matrix: Sequence[Sequence[Metric | None]], title: str) -> str:
                 parts.append('<td class="void"></td>')
                 continue
             ring = ' class="ring"' if block == 1 and row == column + 1 else ""
-            told = f' title="{escape(_told(matrix[row][column]))}"' if block == 1 else ""
+            cell = matrix[row][column] if block == 1 else None
+            told = f' title="{escape(_told(cell))}"' if cell is not None else ""
             parts.append(f'<td{ring}{told} style="--v:{100 * value:.0f}%">{100 * value:.0f}</td>')
         parts.append("</tr>")
     return "".join([*parts, "</tbody></table>"])
@@ -263,10 +264,8 @@ def _apart(
     return [(x, y, label, start, at) for (x, y, label, start, _, _), at in zip(boxes, tops, strict=True)]
 
 
-def _told(cell: Metric | None) -> str:
+def _told(cell: Metric) -> str:
     """A figure in one line, with its interval and its number."""
-    if cell is None:
-        return ""
     return " ".join((*filter(None, score(cell)), *([f"n {cell.n}"] if cell.n else [])))
 
 

@@ -170,8 +170,9 @@ def _difference(first: Outcomes, second: Outcomes) -> tuple[Estimate, int] | Non
 
 
 def _floored(estimate: Estimate, values: Sequence[float] | np.ndarray, trials: int) -> Estimate:
-    """Right and wrong may by chance not vary where nothing is certain; graded scores that vary speak for themselves."""
-    graded = bool(np.any(np.asarray(values) % 1.0))
+    """Right and wrong may by chance not vary where nothing is certain; scores that are graded for the most part, and
+    vary, speak for themselves."""
+    graded = float(np.mean(np.asarray(values) % 1.0 != 0.0)) > 0.5
     return estimate if graded and estimate.error > 0.0 else estimate.floored(trials)
 
 

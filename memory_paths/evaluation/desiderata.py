@@ -7,7 +7,7 @@ own limits are not the path's. Of a model that cannot read, choices among given 
 untouched model and against choosing rightly always. A mean would let one desideratum pay for another, so the score is
 the least.
 
-This file reads reports of one world at three distances (`stream.shift`); it knows nothing of runs or pages.
+This file reads reports of a stream at three distances (`stream.shift`); it knows nothing of runs or pages.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from memory_paths.evaluation.curves import EFFORT
 from memory_paths.evaluation.metrics import Metric, undefined
@@ -34,7 +35,17 @@ DESIDERATA = {
     "efficient": f"1 where an item is read once until nine tenths are right, 0 where {EXPOSURES:.0f} times or never",
     "composes": "right where an answer needs two items of different experiences",
 }
+CHOICES = {
+    **DESIDERATA,
+    "preserves": "how likely ordinary texts are still, for each token",
+    "sequential": f"of what the untouched model chose wrongly, the share that is chosen rightly in the end, after "
+    f"{FEWEST_STAGES} or more experiences, each seen once",
+    "efficient": f"1 where an item is read once until nine tenths of that are, 0 where {EXPOSURES:.0f} times or never",
+    "composes": "the same where an answer needs items of different experiences",
+}
+"""What the desiderata are of a model that cannot read, and so has to choose among answers that are given."""
 _SHIFTS = ("names", "language")
+Judged = Literal["answers", "choices"]
 
 
 @dataclass(frozen=True)
@@ -44,21 +55,31 @@ class Standing:
     Args:
         path: Its label.
         lm: The language model.
+        stream: What was taught, without the shift.
         load: Number of items taught.
+        judged: By its free answers, see `DESIDERATA`, or, of a model that cannot read, by what it chooses, see
+            `CHOICES`.
         desiderata: By name of `DESIDERATA`, in [0, 1], over seeds.
         score: The least of them for each seed, over seeds.
     """
 
     path: str
     lm: str
+    stream: str
     load: int
+    judged: Judged
     desiderata: Mapping[str, Metric]
     score: Metric
+
+    @property
+    def where(self) -> str:
+        """Stream and model."""
+        return f"{self.stream.removesuffix(f'-{self.load}')} on {self.lm}"
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in summary.json."""
         found = {name: metric.to_json() for name, metric in self.desiderata.items()}
-        return {"path": self.path, "lm": self.lm, "load": self.load, "desiderata": found, "score": self.score.to_json()}
+        return {**vars(self), "desiderata": found, "score": self.score.to_json()}
 
 
 def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
@@ -69,28 +90,42 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
             several efforts are one path: its efficiency is that of the least effort that is enough, all else that of
             the greatest.
     """
-    runs: dict[tuple[str, str, int], dict[str, dict[str, list[Report]]]] = {}
+    groups: dict[tuple[str, str, int], dict[str, dict[str, dict[str, list[Report]]]]] = {}
     for report, variant in labelled:
         shift = flattened(report.config).get("stream.shift")
-        if shift is None or any(map(report.config.get, ("joint", "alone"))):
+        if shift is None:
             continue
         parts = [part for part in variant.split() if not part.startswith(("budget.effort=", "stream.", "shift="))]
-        seeds = runs.setdefault((" ".join([report.path, *parts]), report.lm, report.load), {})
+        paths = groups.setdefault((report.lm, report.stream.replace(f"-{shift}", "", 1), report.load), {})
+        seeds = paths.setdefault(" ".join([report.path, *parts]), {})
         seeds.setdefault(str(report.config.get("seeds", report.seed)), {}).setdefault(str(shift), []).append(report)
-    if not any(len(shifts) > 1 for seeds in runs.values() for shifts in seeds.values()):
-        return ()
     found = []
-    for (path, lm, load), seeds in runs.items():
-        beside = {other: by_seed for (other, *rest), by_seed in runs.items() if rest == [lm, load]}
-        by_seed = [
-            _of_seed(shifts, {other: of.get(seed, {}) for other, of in beside.items()})
-            for seed, shifts in seeds.items()
-        ]
-        desiderata = {name: _over([each[name] for each in by_seed]) for name in DESIDERATA}
-        found.append(Standing(path, lm, load, desiderata, _over([_least(each.values()) for each in by_seed])))
+    for (lm, stream, load), paths in groups.items():
+        if not any(len(shifts) > 1 for seeds in paths.values() for shifts in seeds.values()):
+            continue
+        judged = _judged(paths)
+        for path, seeds in paths.items():
+            by_seed = [
+                _of_seed(shifts, {other: of.get(seed, {}) for other, of in paths.items()}, judged)
+                for seed, shifts in seeds.items()
+            ]
+            desiderata = {name: _over([each[name] for each in by_seed]) for name in DESIDERATA}
+            score = _over([_least(each.values()) for each in by_seed])
+            found.append(Standing(path, lm, stream, load, judged, desiderata, score))
     return tuple(
-        sorted(found, key=lambda standing: -(standing.score.value if standing.score.value is not None else -1))
+        sorted(
+            found,
+            key=lambda one: (one.where, one.load, -(one.score.value if one.score.value is not None else -1.0)),
+        )
     )
+
+
+def reads(oracle: Metric, untouched: Metric) -> bool:
+    """Whether the right item in the prompt makes a model answer more than it does without any memory, by what each of
+    them retains. Where it does not, free answers say nothing of a path. True where it is not known."""
+    if oracle.value is None or untouched.value is None:
+        return True
+    return (oracle.value if oracle.low is None else oracle.low) > untouched.value
 
 
 _Shifts = Mapping[str, Sequence[Report]]
@@ -98,55 +133,49 @@ _Shifts = Mapping[str, Sequence[Report]]
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Reached:
     kept: Metric
     learnt: Metric
     composed: Metric
     acquired: Metric
 
 
-def _of_seed(own: _Shifts, by_path: Mapping[str, _Shifts]) -> dict[str, Metric]:
-    """The desiderata of a path's runs, given those of all paths."""
+def _judged(paths: Mapping[str, Mapping[str, _Shifts]]) -> Judged:
+    """One measure for all seeds and paths of a model and a stream."""
 
-    def control(name: str, shift: str) -> Report | None:
-        return _most_effort(by_path.get(name, {}).get(shift))
+    def retained(path: str) -> Metric:
+        runs = [_most_effort(shifts.get("none")) for shifts in paths.get(path, {}).values()]
+        return _over([run.metrics["retention"] for run in runs if run is not None] or [undefined("not run")])
 
-    oracle = control("oracle", "none")
-    if "none" not in own or oracle is None:
-        missing = "not run without a shift" if "none" not in own else "the oracle was not run with the same seed"
-        return dict.fromkeys(DESIDERATA, undefined(missing))
-    judge = _by_answers if _reads(oracle, control("none", "none")) else _by_choices
+    return "answers" if reads(retained("oracle"), retained("none")) else "choices"
 
-    def judged(report: Report | None, shift: str) -> _Judged:
-        oracle = control("oracle", shift)
-        if report is None or oracle is None:
-            return _Judged(*[undefined(f"not run with the shift {shift!r}")] * 4)
-        return judge(report, oracle, control("none", shift))
 
-    plain, *away = (judged(_most_effort(own.get(shift)), shift) for shift in ("none", *_SHIFTS))
-    acquired = {path: judged(_most_effort(of.get("none")), "none").acquired for path, of in by_path.items()}
-    goal = acquired["oracle"] if judge is _by_answers else _most(acquired.values())
-    stages = len(own["none"][0].matrix) - 1
+def _of_seed(own: _Shifts, by_path: Mapping[str, _Shifts], judged: Judged) -> dict[str, Metric]:
+    """The desiderata of a path's runs, given those of all paths with the same seed."""
+    control, judge = ("oracle", _by_answers) if judged == "answers" else ("none", _by_choices)
+
+    def reached(report: Report | None, shift: str) -> _Reached:
+        reference = _most_effort(by_path.get(control, {}).get(shift))
+        if report is None or reference is None:
+            who = "it" if report is None else f"{control!r}"
+            return _Reached(*[undefined(f"{who} was not run with the same seed and stream.shift={shift}")] * 4)
+        return judge(report, reference)
+
+    plain, *away = (reached(_most_effort(own.get(shift)), shift) for shift in ("none", *_SHIFTS))
+    runs = own.get("none", ())
+    stages = len(runs[0].matrix) - 1 if runs else FEWEST_STAGES
     return {
         "preserves": plain.kept,
         "sequential": plain.learnt
         if stages >= FEWEST_STAGES
         else undefined(f"{stages} experiences are fewer than {FEWEST_STAGES}"),
         "shifted": _least(figure for each in away for figure in (each.learnt, each.kept)),
-        "efficient": _efficiency([(report, judged(report, "none").acquired) for report in own["none"]], goal),
+        "efficient": _efficiency([(report, reached(report, "none").acquired) for report in runs]),
         "composes": plain.composed,
     }
 
 
-def _reads(oracle: Report, untouched: Report | None) -> bool:
-    """Whether the right item in the prompt helps the model at all; where it does not, free answers say nothing."""
-    told, without = (report.metrics["retention"] if report else undefined("not run") for report in (oracle, untouched))
-    if told.value is None or without.value is None:
-        return True
-    return (told.value if told.low is None else told.low) > without.value
-
-
-def _by_answers(report: Report, oracle: Report, untouched: Report | None) -> _Judged:
+def _by_answers(report: Report, oracle: Report) -> _Reached:
     """Against the same model with the right items in its prompt."""
 
     def relative(name: str) -> Metric:
@@ -155,35 +184,44 @@ def _by_answers(report: Report, oracle: Report, untouched: Report | None) -> _Ju
     kept = _least(
         _ratio(report.metrics[f"{what}_after"], report.metrics[f"{what}_before"]) for what in ("prior", "skill")
     )
-    return _Judged(kept, relative("average_accuracy"), relative("composition"), relative("acquisition"))
+    return _Reached(kept, relative("average_accuracy"), relative("composition"), relative("acquisition"))
 
 
-def _by_choices(report: Report, oracle: Report, untouched: Report | None) -> _Judged:
-    """Of what is left to be gained over the untouched model in choosing the right one of several answers by its
-    likelihood, and by how much less likely ordinary texts have become, for each token."""
+def _by_choices(report: Report, untouched: Report) -> _Reached:
+    """Of what the untouched model chooses wrongly among several answers, by their likelihoods, the share that is chosen
+    rightly; and by how much less likely ordinary texts have become, for each token."""
+
+    def figure(of: Report, name: str) -> Metric:
+        return of.metrics.get(name) or undefined("not measured: evaluation.likelihoods=true")
 
     def gained(name: str) -> Metric:
-        metric = report.metrics.get(name, undefined("not measured"))
-        chance = untouched.metrics.get(name, metric) if untouched else metric
+        metric, chance = figure(report, name), figure(untouched, name)
         if metric.value is None or chance.value is None:
             return metric if metric.value is None else chance
         if chance.value == 1.0:
             return undefined("the untouched model chooses rightly already")
         return Metric(min(1.0, max(0.0, (metric.value - chance.value) / (1.0 - chance.value))), n=metric.n)
 
-    kept = _ratio(report.metrics["prior_perplexity_before"], report.metrics["prior_perplexity_after"])
-    return _Judged(kept, gained("choice"), gained("composition_choice"), gained("choice"))
+    kept = _ratio(figure(report, "prior_perplexity_before"), figure(report, "prior_perplexity_after"))
+    return _Reached(kept, gained("choice"), gained("composition_choice"), gained("acquisition_choice"))
 
 
-def _efficiency(runs: Iterable[tuple[Report, Metric]], goal: Metric) -> Metric:
-    """By the logarithm of how often an item was read in the cheapest run that reaches nine tenths of the goal."""
-    enough = []
+def _efficiency(runs: Iterable[tuple[Report, Metric]]) -> Metric:
+    """By the logarithm of how often an item was read in the cheapest run that acquires nine tenths."""
+    enough: list[tuple[float, int]] = []
+    lacking = undefined("not run without a shift")
     for report, acquired in runs:
-        if not goal.value or acquired.value is None or not report.item_tokens:
-            return undefined("the runs do not say how long the items are, or nothing was acquired at all")
-        if acquired.value >= 0.9 * goal.value:
-            enough.append(max(1.0, report.cost["write"]["lm"]["tokens"] / report.item_tokens))
-    return Metric(max(0.0, 1 - math.log(min(enough), EXPOSURES)) if enough else 0.0)
+        if acquired.value is None:
+            return acquired
+        if not report.item_tokens:
+            return undefined("the runs do not say how long the items are")
+        lacking = Metric(0.0, n=acquired.n)
+        if acquired.value >= 0.9:
+            enough.append((max(1.0, report.cost["write"]["lm"]["tokens"] / report.item_tokens), acquired.n))
+    if not enough:
+        return lacking
+    exposures, asked = min(enough)
+    return Metric(max(0.0, 1 - math.log(exposures, EXPOSURES)), n=asked)
 
 
 def _ratio(metric: Metric, reference: Metric) -> Metric:
@@ -192,11 +230,6 @@ def _ratio(metric: Metric, reference: Metric) -> Metric:
     if reference.value == 0.0:
         return undefined("what it is measured against is 0")
     return Metric(min(1.0, metric.value / reference.value), n=metric.n)
-
-
-def _most(metrics: Iterable[Metric]) -> Metric:
-    found = [metric for metric in metrics if metric.value is not None]
-    return max(found, key=lambda metric: metric.value or 0.0) if found else undefined("nothing was acquired")
 
 
 def _least(metrics: Iterable[Metric]) -> Metric:
@@ -224,7 +257,14 @@ def _most_effort(reports: Sequence[Report] | None) -> Report | None:
 
 
 def render_standings(found: Sequence[Standing]) -> str:
-    """A Markdown table: for each path its desiderata and the least of them, with intervals over seeds."""
+    """A Markdown table for each stream and model: for each path its desiderata and the least of them, with intervals
+    over seeds."""
+    groups = [list(group) for _, group in groupby(found, key=lambda standing: (standing.where, standing.load))]
+    titles = [f"{group[0].where}, {group[0].load} items\n\n" if len(groups) > 1 else "" for group in groups]
+    return "\n\n".join(title + _rendered(group) for title, group in zip(titles, groups, strict=True))
+
+
+def _rendered(group: Sequence[Standing]) -> str:
     reasons: dict[str, str] = {}
 
     def cell(metric: Metric) -> str:
@@ -237,7 +277,12 @@ def render_standings(found: Sequence[Standing]) -> str:
     lines += [
         f"| {standing.path} | {' | '.join(cell(standing.desiderata[name]) for name in DESIDERATA)} "
         f"| {cell(standing.score)} |"
-        for standing in found
+        for standing in group
     ]
     notes = [f"{letter}: {reason}  " for reason, letter in reasons.items()]
-    return "\n".join([*lines, "", *(f"{name}: {what}  " for name, what in DESIDERATA.items()), *notes])
+    return "\n".join([*lines, "", *(f"{name}: {what}  " for name, what in meanings(group[0].judged).items()), *notes])
+
+
+def meanings(judged: Judged) -> Mapping[str, str]:
+    """What each desideratum says, by how it was judged."""
+    return DESIDERATA if judged == "answers" else CHOICES

@@ -239,7 +239,8 @@ def measure(rows: Rows, *, experiences: int, unknown_threshold: float = 0.5, see
         anything,
         "the stream asks nothing that is never taught",
     )
-    for name, asked in (("choice", retained), ("composition_choice", last & (rows.kind == "composition"))):
+    composed = last & (rows.kind == "composition")
+    for name, asked in (("choice", retained), ("acquisition_choice", own & direct), ("composition_choice", composed)):
         scored = asked & np.isfinite(rows.choice_correct)
         metrics[name] = share(name, scored, "no choices were scored", rows.choice_correct)
     for name, kind in (("loglikelihood_gain", "direct"), ("paraphrase_gain", "paraphrase"), ("prior_gain", "prior")):

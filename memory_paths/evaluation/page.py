@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from memory_paths.evaluation import charts
 from memory_paths.evaluation.charts import Axis, Point
 from memory_paths.evaluation.costs import COMPONENTS, Action, unit
 from memory_paths.evaluation.curves import ANSWERS
-from memory_paths.evaluation.desiderata import DESIDERATA
+from memory_paths.evaluation.desiderata import meanings
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.misses import CAUSES
 from memory_paths.evaluation.panels import (
@@ -136,10 +137,18 @@ def _sections(summary: Summary, folder: Path | None) -> list[Section]:
     ]
 
 
-_DEFINITION = (
-    "Five desiderata, each in [0, 1] and measured against the same model with the right items in its prompt; the score "
-    "of a path is the least of them, for none can pay for another."
-)
+_DEFINITION = "Five desiderata, each in [0, 1]; the score of a path is the least of them, for none can pay for another."
+_JUDGED = {
+    "answers": "Measured against the same model with the right items in its prompt.",
+    "choices": "This model cannot read, so that what it chooses among given answers is measured, against the untouched "
+    "model and against choosing rightly always.",
+}
+_ACROSS = {
+    "retention": "Retention",
+    "prior_change": "Change of what was known before",
+    "choice": "Chosen rightly among several answers, by likelihood",
+    "prior_gain": "Change of how likely ordinary texts are, in nats per token",
+}
 _STREAMS = "A row for each stream, a column for each path; below, all that there is of each stream by itself."
 _LEARNING = (
     "Up: more of the new items is kept. Left of the dotted line: knowledge from before was lost. The dashed line is "
@@ -166,9 +175,9 @@ _GAINED = (
 )
 _MISSES = "Of all that was taught and asked about in the end: where on its way to the answer each missed one was lost."
 _CONTRASTS = (
-    "The best path against each other one on the same questions. p is corrected for the number of comparisons of "
-    "this stream (Holm); the last column is the least true difference that these data would have shown in four cases "
-    "of five."
+    "The best path against each other one on the same questions. p is corrected for the number of comparisons of this "
+    "stream (Holm), not for the number of streams; the last column is the least true difference that these data would "
+    "have shown in four cases of five."
 )
 _SETTINGS = "All options of each path, of the first of its runs."
 _PAYS = (
@@ -178,28 +187,37 @@ _PAYS = (
 
 
 def _standings(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
-    models = {standing.lm for standing in summary.standings}
-    rows = [
-        [
-            path_cell(standing.path, numbers, standing.lm if len(models) > 1 else ""),
-            *(figure(metric, track=True) for metric in (standing.score, *standing.desiderata.values())),
+    panels = []
+    for (where, load), found in groupby(summary.standings, key=lambda standing: (standing.where, standing.load)):
+        group = list(found)
+        rows = [
+            [
+                path_cell(standing.path, numbers),
+                *(figure(metric, track=True) for metric in (standing.score, *standing.desiderata.values())),
+            ]
+            for standing in group
         ]
-        for standing in summary.standings
-    ]
-    heads = [Head("path"), Head("score", "the least of the others"), *(Head(*each) for each in DESIDERATA.items())]
-    reasons = [
-        f"{name}: {metric.reason} ({standing.path})"
-        for standing in summary.standings
-        for name, metric in standing.desiderata.items()
-        if metric.reason
-    ]
-    return [Panel(table=Table("The five desiderata", heads, [("", rows)], reasons))] if rows else []
+        told = meanings(group[0].judged)
+        heads = [Head("path"), Head("score", "the least of the others"), *(Head(*each) for each in told.items())]
+        reasons = [
+            f"{name}: {metric.reason} ({standing.path})"
+            for standing in group
+            for name, metric in standing.desiderata.items()
+            if metric.reason
+        ]
+        title = f"{where}, {load} items"
+        table = Table(f"The five desiderata, {title}", heads, [("", rows)], reasons)
+        panels.append(Panel(title, words=(_JUDGED[group[0].judged],), table=table))
+    return panels
 
 
 def _by_stream(summary: Summary) -> list[Panel]:
     panels = []
-    for name, title in (("retention", "Retention"), ("prior_change", "Change of what was known before")):
-        paths, found = pivoted(summary, name)
+    for name, title in _ACROSS.items():
+        paths, everywhere = pivoted(summary, name)
+        found = {
+            place: cells for place, cells in everywhere.items() if any(one.value is not None for one in cells.values())
+        }
         heads = [Head("stream"), *(Head(path) for path in paths)]
         rows = [
             [
@@ -214,7 +232,8 @@ def _by_stream(summary: Summary) -> list[Panel]:
             for path, metric in cells.items()
             if metric.reason
         )
-        panels.append(Panel(title, table=Table(title, heads, [("", rows)], list(reasons))))
+        if rows:
+            panels.append(Panel(title, table=Table(title, heads, [("", rows)], list(reasons))))
     return panels
 
 

@@ -25,7 +25,7 @@ from memory_paths.evaluation.churn import Churn
 from memory_paths.evaluation.contrasts import Contrast, adjusted, chances_of_best, contrasts_of
 from memory_paths.evaluation.costs import MEASURES, break_even, rescaled, unit
 from memory_paths.evaluation.curves import ANSWERS, LIKELIHOODS, Curve, curves_of, matched
-from memory_paths.evaluation.desiderata import Standing, standings
+from memory_paths.evaluation.desiderata import Standing, reads, standings
 from memory_paths.evaluation.matrix import intransigence, learning_transfer
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
@@ -54,7 +54,16 @@ RETRIEVAL = (
     *("recall_at_1", "recall_at_5", "recall_offered", "recall_shown", "reciprocal_rank"),
     *("answer_offered", "answer_shown", "unknown_offered"),
 )
-_UNREAD = ("choice", "composition_choice", *_GAINS, *_PERPLEXITIES, *_MEASURED, "chance", *RETRIEVAL)
+_UNREAD = (
+    "choice",
+    "acquisition_choice",
+    "composition_choice",
+    *_GAINS,
+    *_PERPLEXITIES,
+    *_MEASURED,
+    "chance",
+    *RETRIEVAL,
+)
 _CLASS = "._target_"
 _PLACES = ("file", "folder", "dir", "ledger", "statistics", "progress", "threads", "sinks")
 
@@ -102,7 +111,7 @@ class Line:
     @property
     def is_control(self) -> bool:
         """Whether it says what others are to be measured against, and is itself no way to remember."""
-        return self.path in CONTROLS or any(map(self.config.get, ("joint", "alone")))
+        return self.path in CONTROLS or _learns_otherwise(self.config)
 
     @property
     def label(self) -> str:
@@ -217,7 +226,8 @@ class Summary:
                     part: {name: figure.to_json() for name, figure in getattr(line, part).items()}
                     for part in ("metrics", "ages", "churn")
                 },
-                "matrix": [[cell and cell.to_json() for cell in row] for row in line.matrix],
+                "matrix": [[cell and cell.value for cell in row] for row in line.matrix],
+                "spread": [[cell and (cell.low, cell.high, cell.n) for cell in row] for row in line.matrix],
             }
             for line in self.lines
         ]
@@ -273,12 +283,13 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
     reports = [report for _, report in found]
     groups = _same_name(reports)
     labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
+    in_steps = [(report, variant) for report, variant in labelled if not _is_reference(report)]
     lines = _without_reading(summarise(reports, ignore))
     read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
     curves = tuple(
         curve
         for measure in (ANSWERS, LIKELIHOODS)
-        for curve in curves_of(labelled, measure)
+        for curve in curves_of(in_steps, measure)
         if ((curve.family, curve.load) in read) == (measure == ANSWERS)
     )
     labels = {id(report): f"{report.path} {variant}".strip() for report, variant in labelled}
@@ -287,7 +298,7 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         for name, report in found
         if name
     )
-    return Summary(lines, tuple(failures), curves, standings(labelled), runs)
+    return Summary(lines, tuple(failures), curves, standings(in_steps), runs)
 
 
 def reports_of(folder: str | Path) -> tuple[list[Report], list[Failure]]:
@@ -349,13 +360,22 @@ def _against_references(reports: Sequence[Report]) -> list[Report]:
         run = _apart_from_references(report)
         if report.config.get("alone") is not None and run in whole:
             continue
-        in_steps = not any(map(report.config.get, ("joint", "alone")))
+        reference = _is_reference(report)
         against = {
-            "intransigence": _intransigence(report, joint.get(run) if in_steps else None),
-            "learning_transfer": _learning_transfer(report, alone.get(run, {}) if in_steps else {}),
+            "intransigence": _intransigence(report, None if reference else joint.get(run)),
+            "learning_transfer": _learning_transfer(report, {} if reference else alone.get(run, {})),
         }
         found.append(replace(report, metrics={**report.metrics, **against}))
     return found
+
+
+def _is_reference(report: Report) -> bool:
+    return _learns_otherwise(report.config)
+
+
+def _learns_otherwise(config: Mapping[str, Any]) -> bool:
+    """Whether everything was taught at once, or one experience alone: what learning in steps is measured against."""
+    return bool(config.get("joint")) or config.get("alone") is not None
 
 
 def _apart_from_references(report: Report) -> str:
@@ -379,8 +399,15 @@ def _learning_transfer(report: Report, alone: Mapping[int, Report]) -> Metric:
         return undefined("needs an experience that follows another, and was asked right after it was taught")
     if missing := [number for number in later if number not in alone]:
         return undefined(f"no run of it learnt experience {missing[0]} alone (alone={','.join(map(str, later))})")
-    scores = [np.nan, *(_as_array(alone[number].matrix)[-1, 0] for number in later)]
-    return Metric(float(learning_transfer(_as_array(report.matrix), np.array(scores))), n=learnt.n)
+    if not all(each.spread for each in (report, *alone.values())):
+        return undefined("its reports do not say how much was asked of each experience; evaluate anew")
+    asked = {number: (report.spread[number][number - 1], alone[number].spread[-1][0]) for number in later}
+    for number, (whole, apart) in asked.items():
+        if whole is None or apart is None or whole[2] != apart[2]:
+            return undefined(f"experience {number} was asked other questions alone: some need earlier ones")
+    scores = np.array([np.nan, *(alone[number].matrix[-1][0] for number in later)], dtype=float)
+    count = sum(whole[2] for whole, _ in asked.values() if whole is not None)
+    return Metric(float(learning_transfer(_as_array(report.matrix), scores)), n=count)
 
 
 def _learnt(report: Report) -> Metric:
@@ -549,7 +576,7 @@ def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
         if none is None or oracle is None or none.value is None or oracle.value is None:
             judged += group
             continue
-        if (oracle.low if oracle.low is not None else oracle.value) > none.value:
+        if reads(oracle, none):
             judged += group
             continue
         reason = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from memory_paths.streams.mapping import date, entries, fill, fitting, listed, value
-from memory_paths.streams.shift import Shift, reworded
+from memory_paths.streams.shift import Shift, check_shift, reworded
 from memory_paths.types import Experience, Knowledge, Phrasing, Query, Question, QuestionKind, Stream
 
 LOGGER = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class Plan:
             field `by`, whatever their order.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
         dates: How dates are written, as `datetime.strptime` has it, tried in this order; in UTC. None: ISO 8601.
-        order: Items arrive in the order of the file, or of `time`: of their `valid_from`, or `shuffled`: in one that
-            the stream's seed draws.
+        order: Items arrive in the order of the file, or of `time`: of their `valid_from`, or `shuffled`: in one of
+            each order seed.
     """
 
     item: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_ITEM))
@@ -83,7 +83,8 @@ def jsonl(
     texts_limit: int = 50,
     name: str | None = None,
     shift: Shift = "none",
-    seed: int = 0,
+    world_seed: int = 0,
+    order_seed: int = 0,
 ) -> Stream:
     """A stream from a JSON-lines file (plain or .gz).
 
@@ -102,7 +103,8 @@ def jsonl(
         texts_limit: Only the first so many of them.
         name: What tables and records call the stream; None: the file's name.
         shift: How far it is from what the model was trained on, see `shift.reworded`.
-        seed: Of a shuffled order, and of a shift.
+        world_seed: Of a shift.
+        order_seed: Of a shuffled order, from which `limit` and `untaught` then count.
 
     Raises:
         FileNotFoundError: No such file.
@@ -111,11 +113,12 @@ def jsonl(
             unknown entries, or one by which no record is an item.
     """
     source = Path(file)
+    check_shift(shift)
     plan = _plan(mapping or {})
     groups = _groups(source, plan.group)
     made = _made(plan, groups, source)
     if plan.order == "shuffled":
-        made = random.Random(f"{source.name}/order/{seed}").sample(made, len(made))
+        made = random.Random(f"{source.name}/order/{order_seed}").sample(made, len(made))
     if not 0 <= untaught < len(made):
         raise ValueError(f"{source}: untaught must be between 0 and {len(made) - 1}, got {untaught}")
     if untaught and any("file" in spec for spec in plan.questions):
@@ -175,7 +178,7 @@ def jsonl(
         prior=prior,
         unknown=tuple(unknown),
     )
-    return reworded(stream, shift, seed)
+    return reworded(stream, shift, world_seed)
 
 
 def texts(file: str | Path, *, skip: int = 50, limit: int = 500) -> list[Phrasing]:

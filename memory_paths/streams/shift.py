@@ -18,7 +18,7 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Question, Stream
 Shift = Literal["none", "names", "language"]
 _WORD = re.compile(r"[A-Za-z]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
-_BEGIN = re.compile(r"(^|[.?!])\W*$")
+_BEGIN = re.compile(r"(^|[^\W\d_]{2}[.?!])\W*$")  # what stands before the first word of a sentence; no initial
 _NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
 
 
@@ -38,7 +38,7 @@ def shifted(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
     Raises:
         ValueError: An unknown shift.
     """
-    _check(shift)
+    check_shift(shift)
     if shift == "none":
         return stream
     names = _other_names(stream, seed)
@@ -58,9 +58,9 @@ def reworded(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
     Args:
         stream: In whatever words.
         shift: "none": as it is. "names": every word that the stream writes with a capital alone, and not only where a
-            sentence begins, is another one of them, so that names are none that anybody bears. "language": every other
-            word is another one too, the same one everywhere: a language with the stream's words and none of their
-            sense.
+            sentence begins, is another one of them, so that nothing bears the name that it is known by. Acronyms stay.
+            "language": every other word is another one too, the same one everywhere: a language with the stream's words
+            and none of their sense.
         seed: Which words.
 
     Returns:
@@ -69,14 +69,16 @@ def reworded(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
     Raises:
         ValueError: An unknown shift.
     """
-    _check(shift)
+    check_shift(shift)
     if shift == "none":
         return stream
     texts = list(_texts(stream))
     every = {word for text in texts for word in _LETTERS.findall(text)}
     small = {word for word in every if word == word.lower()}
-    within = {word[0] for text in texts for word in _LETTERS.finditer(text) if not _BEGIN.search(text[: word.start()])}
-    names = {word for word in within if word.lower() not in small}
+    found = [(text, word) for text in texts for word in _LETTERS.finditer(text)]
+    within = {word[0] for text, word in found if not _BEGIN.search(text[max(0, word.start() - 8) : word.start()])}
+    every = {word for word in every if len(word) == 1 or word != word.upper()}
+    names = {word for word in within & every if word.lower() not in small}
     generator = random.Random(f"shift/{shift}/{seed}")
     words = _turned(names, generator)
     if shift == "language":
@@ -87,7 +89,12 @@ def reworded(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
     return _told(stream, lambda text: _LETTERS.sub(lambda word: words.get(word[0], word[0]), text))
 
 
-def _check(shift: str) -> None:
+def check_shift(shift: str) -> None:
+    """Refuses what is no shift.
+
+    Raises:
+        ValueError: With those that there are.
+    """
     if shift not in get_args(Shift):
         raise ValueError(f"shift must be one of {get_args(Shift)}, got {shift!r}")
 
@@ -102,7 +109,7 @@ def _turned(words: Iterable[str], generator: random.Random) -> dict[str, str]:
 def _texts(stream: Stream) -> Iterator[str]:
     for experience in stream.experiences:
         for item in experience.items:
-            yield item.text
+            yield from (item.text, item.cue)
             for phrasing in item.phrasings:
                 yield from (phrasing.prompt, phrasing.completion)
     asked = [*stream.unknown, *(question for experience in stream.experiences for question in experience.questions)]
@@ -130,7 +137,7 @@ def _item(item: Knowledge, told: Callable[[str], str]) -> Knowledge:
     phrasings = tuple(
         Phrasing(told(phrasing.completion), told(phrasing.prompt), phrasing.asks) for phrasing in item.phrasings
     )
-    return replace(item, text=told(item.text), phrasings=phrasings)
+    return replace(item, text=told(item.text), cue=told(item.cue), phrasings=phrasings)
 
 
 def _question(question: Question, told: Callable[[str], str]) -> Question:
