@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from test_report import make_report
 
-from memory_paths.evaluation.desiderata import DESIDERATA, Standing, render_standings, standings
-from memory_paths.evaluation.metrics import Metric
+from memory_paths.evaluation.desiderata import DESIDERATA, Standing, reads, render_standings, standings
+from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report
 from memory_paths.streams.shift import reworded, shifted
 from memory_paths.streams.world import biographies
@@ -68,7 +68,7 @@ def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouche
     def unread(path: str, shift: str, choice: float, composed: float = 0.25, after: float = 4.0) -> Report:
         report = _report(path, shift, choice=choice, acquisition_choice=choice, composition_choice=composed)
         perplexity = {"prior_perplexity_before": Metric(4.0), "prior_perplexity_after": Metric(after)}
-        blind = {"retention": Metric(0.0, 0.0, 0.05, n=80)}
+        blind = {"retention": Metric(0.0, 0.0, 0.05, n=80), "skill_before": undefined("no reading tasks")}
         return replace(report, metrics={**report.metrics, **perplexity, **blind})
 
     runs = [
@@ -92,9 +92,19 @@ def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouche
     assert "'none' was not run" in without["full"].desiderata["shifted"].reason, "a control that lacks is no figure"
 
 
+def test_a_model_that_reads_may_not_believe_what_it_reads() -> None:
+    """By reading tasks, where there are any: who knows a fact otherwise answers no more with the new one in the prompt."""
+    nothing, little = Metric(0.0, 0.0, 0.11, n=30), Metric(0.11, 0.0, 0.24, n=30)
+    assert not reads(little, nothing, undefined("no reading tasks"))
+    assert reads(little, nothing, Metric(0.98, 0.9, 1.0, n=48))
+    assert not reads(Metric(0.5, 0.4, 0.6, n=30), nothing, nothing)
+    assert reads(undefined("not run"), nothing, undefined("no reading tasks"))
+
+
 def test_all_seeds_are_judged_in_one_way_and_each_stream_by_itself() -> None:
     def of(path: str, seed: int, low: float, stream: str = "real") -> list[Report]:
-        blind = {"retention": Metric(low, low, low + 0.1, n=80), "prior_perplexity_before": Metric(4.0)}
+        blind = {"retention": Metric(low, low, low + 0.1, n=80), "skill_before": undefined("no reading tasks")}
+        blind["prior_perplexity_before"] = Metric(4.0)
         chosen = dict.fromkeys(("choice", "acquisition_choice", "composition_choice"), Metric(0.5))
         more = {**blind, "prior_perplexity_after": Metric(4.0), **chosen}
         reports = [_report(path, shift, seed) for shift in ("none", "names", "language")]

@@ -120,9 +120,21 @@ def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
     )
 
 
-def reads(oracle: Metric, untouched: Metric) -> bool:
-    """Whether the right item in the prompt makes a model answer more than it does without any memory, by what each of
-    them retains. Where it does not, free answers say nothing of a path. True where it is not known."""
+def reads(oracle: Metric, untouched: Metric, skill: Metric) -> bool:
+    """Whether a model reads what stands in its prompt; where it does not, free answers say nothing of a path.
+
+    Args:
+        oracle: What is retained with the right item in the prompt. It may be little where the model reads: it may not
+            believe what it knows otherwise.
+        untouched: What is retained without any memory.
+        skill: What the untouched model is right about in reading tasks.
+
+    Returns:
+        Whether it is right in any reading task or, where none was asked, more with the right item than without. True
+        where neither is known.
+    """
+    if skill.value is not None:
+        return (skill.value if skill.low is None else skill.low) > 0.0
     if oracle.value is None or untouched.value is None:
         return True
     return (oracle.value if oracle.low is None else oracle.low) > untouched.value
@@ -143,11 +155,12 @@ class _Reached:
 def _judged(paths: Mapping[str, Mapping[str, _Shifts]]) -> Judged:
     """One measure for all seeds and paths of a model and a stream."""
 
-    def retained(path: str) -> Metric:
+    def figure(path: str, name: str) -> Metric:
         runs = [_most_effort(shifts.get("none")) for shifts in paths.get(path, {}).values()]
-        return _over([run.metrics["retention"] for run in runs if run is not None] or [undefined("not run")])
+        return _over([run.metrics[name] for run in runs if run is not None] or [undefined("not run")])
 
-    return "answers" if reads(retained("oracle"), retained("none")) else "choices"
+    able = reads(figure("oracle", "retention"), figure("none", "retention"), figure("none", "skill_before"))
+    return "answers" if able else "choices"
 
 
 def _of_seed(own: _Shifts, by_path: Mapping[str, _Shifts], judged: Judged) -> dict[str, Metric]:

@@ -568,15 +568,15 @@ def _value(metric: Metric) -> float:
 
 
 def _without_reading(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Where the oracle is no better than no memory, free answers say nothing: they are null with that reason."""
+    """Where the model does not read, free answers say nothing: they are null with that reason."""
     judged: list[Line] = []
     for _, group in _groups(lines):
-        controls = {line.path: line.metric("retention") for line in group if line.path in ("none", "oracle")}
-        none, oracle = controls.get("none"), controls.get("oracle")
-        if none is None or oracle is None or none.value is None or oracle.value is None:
+        controls = {line.path: line for line in group if line.path in ("none", "oracle")}
+        if len(controls) < 2:
             judged += group
             continue
-        if reads(oracle, none):
+        oracle, none = (controls[path].metric("retention") for path in ("oracle", "none"))
+        if reads(oracle, none, controls["none"].metric("skill_before")):
             judged += group
             continue
         reason = (
