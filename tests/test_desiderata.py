@@ -93,7 +93,7 @@ def test_of_a_model_that_does_not_read_choices_are_measured_against_the_untouche
 
 
 def test_a_model_that_reads_may_not_believe_what_it_reads() -> None:
-    """By reading tasks, where there are any: who knows a fact otherwise answers no more with the new one in the prompt."""
+    """By reading tasks, where there are any: who knows a fact otherwise may answer no more with it in sight."""
     nothing, little = Metric(0.0, 0.0, 0.11, n=30), Metric(0.11, 0.0, 0.24, n=30)
     assert not reads(little, nothing, undefined("no reading tasks"))
     assert reads(little, nothing, Metric(0.98, 0.9, 1.0, n=48))
