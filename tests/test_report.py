@@ -412,6 +412,13 @@ def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) ->
     assert "against the same model with the right items in its prompt" in part
 
 
+def test_a_model_in_a_folder_is_called_by_the_folder(tmp_path: Path) -> None:
+    (line,) = summarise([make_report("rag", 0.5, lm=str(tmp_path / "small_model"))])
+    assert line.family == "biographies on small_model"
+    (hub,) = summarise([make_report("rag", 0.5, lm="someone/small_model")])
+    assert hub.family == "biographies on someone/small_model"
+
+
 def test_several_streams_are_shown_side_by_side_and_each_by_itself(tmp_path: Path) -> None:
     """One table of all before the parts of each, to which one link leads; and one more stream changes no verdict on
     another."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memory_paths.evaluation.metrics import Metric, undefined
-from memory_paths.evaluation.report import Report, flattened
+from memory_paths.evaluation.report import Report, family_name, flattened
 from memory_paths.evaluation.statistics import DIFFERENCE, UNBOUNDED, Bounds, seeds_interval
 
 EFFORT = "path.memory.budget.effort"
@@ -112,9 +112,9 @@ def curves_of(labelled: Sequence[tuple[Report, str]], measure: Measure = ANSWERS
         if effort is None or not acquired or not changed or acquired.value is None or changed.value is None:
             continue
         others = " ".join(part for part in variant.split() if not part.startswith("budget.effort="))
-        family = f"{report.stream.removesuffix(f'-{report.load}')} on {report.lm}"
+        where = family_name(report.stream, report.load, report.lm)
         seed = json.dumps(report.config.get("seeds", report.seed), sort_keys=True)
-        by_seed = groups.setdefault((f"{report.path} {others}".strip(), report.load, family), {})
+        by_seed = groups.setdefault((f"{report.path} {others}".strip(), report.load, where), {})
         by_seed.setdefault(seed, {})[float(effort)] = (acquired.value, changed.value)
     curves = []
     for (label, load, family), by_seed in groups.items():

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from memory_paths.evaluation.curves import EFFORT
 from memory_paths.evaluation.metrics import Metric, undefined
-from memory_paths.evaluation.report import Report, flattened
+from memory_paths.evaluation.report import Report, family_name, flattened
 from memory_paths.evaluation.statistics import SHARE, seeds_interval, wilson
 
 FEWEST_STAGES = 8
@@ -73,8 +73,8 @@ class Standing:
 
     @property
     def where(self) -> str:
-        """Stream and model."""
-        return f"{self.stream.removesuffix(f'-{self.load}')} on {self.lm}"
+        """Stream and model, see `report.family_name`."""
+        return family_name(self.stream, self.load, self.lm)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in summary.json."""

@@ -141,6 +141,12 @@ def read_lines(file: str | Path) -> list[Report]:
     return reports
 
 
+def family_name(stream: str, load: int, lm: str) -> str:
+    """Stream and model, as a page calls them: without the load that a stream may carry in its name, and of a model that
+    lies in a folder the folder's name."""
+    return f"{stream.removesuffix(f'-{load}')} on {Path(lm).name if Path(lm).is_absolute() else lm}"
+
+
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level with dotted names."""
     flat: dict[str, Any] = {}

@@ -29,7 +29,7 @@ from memory_paths.evaluation.desiderata import Standing, reads, standings
 from memory_paths.evaluation.matrix import intransigence, learning_transfer
 from memory_paths.evaluation.metrics import Metric, Outcome, undefined
 from memory_paths.evaluation.records import RECORDS, write_file
-from memory_paths.evaluation.report import REPORT, Report, flattened, read_lines
+from memory_paths.evaluation.report import REPORT, Report, family_name, flattened, read_lines
 from memory_paths.evaluation.statistics import DIFFERENCE, SHARE, UNBOUNDED, Bounds, Interval, seeds_interval
 
 LOGGER = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ class Line:
 
     @property
     def family(self) -> str:
-        """Model and stream, without the load that a stream may carry in its name."""
-        return f"{self.stream.removesuffix(f'-{self.load}')} on {self.lm}"
+        """Stream and model, see `report.family_name`."""
+        return family_name(self.stream, self.load, self.lm)
 
     def metric(self, name: str) -> Metric:
         """A figure; undefined where the runs did not measure it."""
