@@ -44,7 +44,7 @@ def run(cfg: Any, folder: Path) -> None:
     from memory_paths.evaluation.records import compact
     from memory_paths.evaluation.report import REPORT, Report
 
-    config = build.plain(cfg)
+    config = _plain(cfg)
     config.pop("sinks", None)  # a run is the same whoever is told of it
     if (folder / REPORT).exists() and Report.read(folder).config == config:
         logger.info("%s is finished already", folder)
@@ -74,6 +74,22 @@ def run(cfg: Any, folder: Path) -> None:
     compact(folder)
 
 
+def _plain(cfg: Any) -> dict[str, Any]:
+    from omegaconf.errors import InterpolationResolutionError
+
+    from memory_paths import build
+
+    try:
+        return build.plain(cfg)
+    except InterpolationResolutionError as error:
+        if "MEMORY_PATHS_DATA" not in str(error):
+            raise
+        raise ValueError(
+            "this needs the data of others: set MEMORY_PATHS_DATA to the folder that holds them, one folder for each,"
+            " named as the files of conf/stream/ name it"
+        ) from error
+
+
 @hydra.main(config_path="pkg://memory_paths.conf", config_name="config", version_base="1.3")
 def _task(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
@@ -96,7 +112,8 @@ def _task(cfg: Any) -> None:
         told = {**described, "traceback": without_passwords(traceback.format_exc())}
         failed.write_text(json.dumps(told, indent=1))
         if settings.mode != RunMode.MULTIRUN:
-            raise
+            logger.error("failed: %s (traceback: %s)", described["error"], failed)
+            sys.exit(1)
         logger.error("job %s failed: %s", settings.job.num, described["error"])
 
 

@@ -113,7 +113,14 @@ def build_stream(cfg: Any) -> Stream:
 
 
 def build_run(cfg: Any) -> Run:
-    """Agent and stream of one evaluation."""
+    """Agent and stream of one evaluation.
+
+    Raises:
+        ValueError: A seed that is no whole number, or what `build_stream` refuses.
+    """
+    for name, seed in cfg.seeds.items():
+        if type(seed) is not int:
+            raise ValueError(f"seeds.{name}, which is seed unless it is given, must be a whole number, got {seed!r}")
     return Run(
         stream=build_stream(cfg),  # first, for it opens nothing that would have to be closed
         agent=build_agent(cfg),

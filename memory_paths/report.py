@@ -15,11 +15,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
-from memory_paths.evaluation.desiderata import render_standings
 from memory_paths.evaluation.records import export
 from memory_paths.evaluation.report import REPORT, Report, write_lines
 from memory_paths.evaluation.summary import Failure, Line, Summary, collect, matched_in_words, reports_of
-from memory_paths.evaluation.table import render_markdown, render_pivot, render_table
+from memory_paths.evaluation.table import render_markdown, render_pivot, render_standings, render_table
 
 _failed_folders: list[str] = []
 
@@ -85,7 +84,10 @@ class SweepTable(Callback):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit status 1 where a run failed, 2 where there is none or no such metric."""
     parser = argparse.ArgumentParser(prog="python -m memory_paths.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", help="folder of a run, or of a sweep, searched however deep; or a file of --keep")
+    parser.add_argument(
+        "folder",
+        help="folder of a run, or of a sweep, searched however deep; or a file of --keep, for which no page is written",
+    )
     parser.add_argument(
         "--markdown",
         nargs="*",

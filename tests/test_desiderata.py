@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from test_report import make_report
 
-from memory_paths.evaluation.desiderata import DESIDERATA, Standing, reads, render_standings, standings
+from memory_paths.evaluation.desiderata import DESIDERATA, Standing, reads, standings
 from memory_paths.evaluation.metrics import Metric, undefined
 from memory_paths.evaluation.report import Report
+from memory_paths.evaluation.table import render_standings
 from memory_paths.streams.shift import reworded, shifted
 from memory_paths.streams.world import biographies
 from memory_paths.types import Experience, Knowledge, Query, Question, Stream
@@ -138,7 +139,7 @@ def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> 
     assert sequential.value == pytest.approx(0.85)
     assert sequential.low is not None
     assert sequential.low < 0.8
-    assert "rag | 1.00" in render_standings([found])
+    assert "| rag | 1.0 [" in render_standings([found])
     json.dumps(found.to_json(), allow_nan=False)
     short = [_report("rag", shift, stages=4) for shift in ("none", "names")]
     lacking = _stand(*short, *ORACLE)["rag"]
@@ -148,6 +149,8 @@ def test_seeds_give_intervals_and_what_was_not_run_is_null_with_its_reason() -> 
     assert "a:" not in render_standings([found])
     assert lacking.desiderata["sequential"].reason in render_standings([lacking])
     assert standings([(_report("rag", "none"), "")]) == (), "one shift alone is no suite"
+    with pytest.raises(ValueError, match="suite=definition"):
+        render_standings(())
     assert set(found.desiderata) == set(DESIDERATA)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
 
@@ -46,6 +45,11 @@ CHOICES = {
 """What the desiderata are of a model that cannot read, and so has to choose among answers that are given."""
 _SHIFTS = ("names", "language")
 Judged = Literal["answers", "choices"]
+MEASURED: Mapping[Judged, str] = {
+    "answers": "Measured against the same model with the right items in its prompt.",
+    "choices": "This model cannot read, so that what it chooses among given answers is measured, against the untouched "
+    "model and against choosing rightly always.",
+}
 
 
 @dataclass(frozen=True)
@@ -267,33 +271,6 @@ def _over(metrics: Sequence[Metric]) -> Metric:
 
 def _most_effort(reports: Sequence[Report] | None) -> Report | None:
     return max(reports, key=lambda report: float(flattened(report.config).get(EFFORT) or 1.0)) if reports else None
-
-
-def render_standings(found: Sequence[Standing]) -> str:
-    """A Markdown table for each stream and model: for each path its desiderata and the least of them, with intervals
-    over seeds."""
-    groups = [list(group) for _, group in groupby(found, key=lambda standing: (standing.where, standing.load))]
-    titles = [f"{group[0].where}, {group[0].load} items\n\n" if len(groups) > 1 else "" for group in groups]
-    return "\n\n".join(title + _rendered(group) for title, group in zip(titles, groups, strict=True))
-
-
-def _rendered(group: Sequence[Standing]) -> str:
-    reasons: dict[str, str] = {}
-
-    def cell(metric: Metric) -> str:
-        if metric.value is None:
-            return f"- {reasons.setdefault(metric.reason, chr(ord('a') + len(reasons)))}"
-        within = "" if metric.low is None or metric.high is None else f" [{metric.low:.2f} {metric.high:.2f}]"
-        return f"{metric.value:.2f}{within}"
-
-    lines = [f"| path | {' | '.join(DESIDERATA)} | score |", "|---" * (len(DESIDERATA) + 2) + "|"]
-    lines += [
-        f"| {standing.path} | {' | '.join(cell(standing.desiderata[name]) for name in DESIDERATA)} "
-        f"| {cell(standing.score)} |"
-        for standing in group
-    ]
-    notes = [f"{letter}: {reason}  " for reason, letter in reasons.items()]
-    return "\n".join([*lines, "", *(f"{name}: {what}  " for name, what in meanings(group[0].judged).items()), *notes])
 
 
 def meanings(judged: Judged) -> Mapping[str, str]:

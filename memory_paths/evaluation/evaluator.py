@@ -227,7 +227,8 @@ class Evaluator:
         was, now = flattened(self._known()), flattened(wanted)
         different = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
         if different:
-            changed = ", ".join(f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in different)
+            told = [f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in different[:3]]
+            changed = ", ".join([*told, *([f"and {len(different) - 3} more"] if len(different) > 3 else [])])
             raise ValueError(f"{self.folder} holds the records of another run ({changed}); evaluate into a new folder")
 
     def _known(self) -> dict[str, Any]:

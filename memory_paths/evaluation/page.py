@@ -19,7 +19,7 @@ from memory_paths.evaluation import charts
 from memory_paths.evaluation.charts import Axis, Point
 from memory_paths.evaluation.costs import COMPONENTS, Action, unit
 from memory_paths.evaluation.curves import ANSWERS
-from memory_paths.evaluation.desiderata import meanings
+from memory_paths.evaluation.desiderata import MEASURED, meanings
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.misses import CAUSES
 from memory_paths.evaluation.panels import (
@@ -138,11 +138,6 @@ def _sections(summary: Summary, folder: Path | None) -> list[Section]:
 
 
 _DEFINITION = "Five desiderata, each in [0, 1]; the score of a path is the least of them, for none can pay for another."
-_JUDGED = {
-    "answers": "Measured against the same model with the right items in its prompt.",
-    "choices": "This model cannot read, so that what it chooses among given answers is measured, against the untouched "
-    "model and against choosing rightly always.",
-}
 _ACROSS = {
     "retention": "Retention",
     "prior_change": "Change of what was known before",
@@ -207,7 +202,7 @@ def _standings(summary: Summary, numbers: Mapping[str, int]) -> list[Panel]:
         ]
         title = f"{where}, {load} items"
         table = Table(f"The five desiderata, {title}", heads, [("", rows)], reasons)
-        panels.append(Panel(title, words=(_JUDGED[group[0].judged],), table=table))
+        panels.append(Panel(title, words=(MEASURED[group[0].judged],), table=table))
     return panels
 
 

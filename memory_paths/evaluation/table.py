@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from memory_paths.evaluation.costs import unit
+from memory_paths.evaluation.desiderata import DESIDERATA, MEASURED, Standing, meanings
 from memory_paths.evaluation.metrics import Metric
 from memory_paths.evaluation.summary import PATH_ORDER, Line, Summary, amount, is_signed, score
 
@@ -178,6 +180,40 @@ def render_pivot(summary: Summary, name: str) -> str:
         cells = [shown(found[path]) if path in found else "" for path in paths]
         lines.append(f"| {family} | {load} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"{letter}: {reason}  " for reason, letter in reasons.items())]).rstrip()
+
+
+def render_standings(found: Sequence[Standing]) -> str:
+    """How each path stands by the definition of continual learning, as a Markdown table for each stream and model.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not found:
+        raise ValueError(
+            "no runs at several distances from what the model knows: run suite=definition, or anything with"
+            " stream.shift=none,names,language and path=oracle beside others"
+        )
+    groups = [list(group) for _, group in groupby(found, key=lambda one: (one.where, one.load))]
+    titles = [f"{group[0].where}, {group[0].load} items\n\n" if len(groups) > 1 else "" for group in groups]
+    return "\n\n".join(title + _standings(group) for title, group in zip(titles, groups, strict=True))
+
+
+def _standings(group: Sequence[Standing]) -> str:
+    reasons: dict[str, str] = {}
+    told = {**meanings(group[0].judged), "score": "the least of these in each seed, mean over seeds"}
+
+    def cell(metric: Metric) -> str:
+        if metric.value is None:
+            return f"- {reasons.setdefault(metric.reason, _letter(len(reasons)))}"
+        return " ".join(filter(None, score(metric)))
+
+    lines = [f"| path | {' | '.join(told)} |", "|---" * (len(told) + 1) + "|"]
+    for standing in group:
+        figures = [*(standing.desiderata[name] for name in DESIDERATA), standing.score]
+        lines.append(f"| {standing.path} | {' | '.join(map(cell, figures))} |")
+    notes = [f"{name}: {what}  " for name, what in told.items()]
+    notes += [f"{letter}: {reason}  " for reason, letter in reasons.items()]
+    return "\n".join([*lines, "", *notes, MEASURED[group[0].judged]])
 
 
 def _cells(summary: Summary, shown: Sequence[Column]) -> tuple[list[list[tuple[str, str]]], list[str]]:
