@@ -112,8 +112,7 @@ def _task(cfg: Any) -> None:
         told = {**described, "traceback": without_passwords(traceback.format_exc())}
         failed.write_text(json.dumps(told, indent=1))
         if settings.mode != RunMode.MULTIRUN:
-            print(f"failed: {described['error']} (traceback: {failed})", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"failed: {described['error']} (traceback: {failed})")
         logger.error("job %s failed: %s", settings.job.num, described["error"])
 
 

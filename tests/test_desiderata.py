@@ -204,3 +204,17 @@ def test_any_stream_is_told_in_other_words_of_its_own() -> None:
     assert [one == other for one, other in zip(*words[:2], strict=True)] == [False, True, True, True, False, False]
     assert not any(one == other for one, other in zip(words[0], words[2], strict=True))
     assert reworded(plain, "language", seed=1) != reworded(plain, "language")
+
+
+def test_initials_end_no_sentence_and_acronyms_are_no_names() -> None:
+    items = (
+        Knowledge("1", "The CEO of Ford is George W. Bush.", cue="who leads Ford"),
+        Knowledge("2", "The CEO of Sony is Ann Lee. Ypsilon is led by Cy.", cue="who leads Sony"),
+    )
+    (step,) = reworded(Stream("real", (Experience("all", items),)), "names").experiences
+    first, second = (item.text for item in step.items)
+    assert first.startswith("The CEO of ")
+    assert "Bush." not in first, "a name after an initial is a name"
+    assert ". Ypsilon is led by " in second, "what only begins a sentence may be no name"
+    for item in step.items:
+        assert item.cue.split()[-1] == item.text.split()[3], "what an item is found by is told in the same words"
