@@ -52,12 +52,12 @@ class Plan:
             which those not accepted now were right once. `each` names a list field whose entries are asked one by one,
             and `match` says which. `choices` a list field of wrong answers; `among` instead a list field of all of
             them, of which `answer` is the number of the right one, from 0; `others` instead how many wrong answers are
-            drawn from what is right for questions of the same entry about other items. `as_of` is a date as of which is asked,
-            `where` as `Query.where` has it. `about` says by their metadata, in the same way, which items a question is
-            about, with `as_of` those that held then; without it, it is the record's own. A value that is one field
-            alone keeps its type: "{trial}", "{evidence}". `file` and `group`: another file whose n-th group of lines
-            asks about the n-th item; `file` and `by`: one whose lines ask about the item with the same value in the
-            field `by`, whatever their order.
+            drawn from what is right for questions of the same entry about other items. `as_of` is a date as of which is
+            asked, `where` as `Query.where` has it. `about` says by their metadata, in the same way, which items a
+            question is about, with `as_of` those that held then; without it, it is the record's own. A value that is
+            one field alone keeps its type: "{trial}", "{evidence}". `file` and `group`: another file whose n-th group
+            of lines asks about the n-th item; `file` and `by`: one whose lines ask about the item with the same value
+            in the field `by`, whatever their order.
         group: So many consecutive records are one item: the first gives the text, all of them the phrasings.
         dates: How dates are written, as `datetime.strptime` has it, tried in this order; in UTC. None: ISO 8601.
         order: Items arrive in the order of the file, or of `time`: of their `valid_from`, or `shuffled`: in one of
