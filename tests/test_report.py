@@ -542,9 +542,16 @@ def test_a_sweep_is_kept_as_one_file_that_says_the_same(sweep: Path, capsys: pyt
     assert collect(kept).lines == collect(sweep).lines
     assert entry.main([str(kept)]) == 0
     assert "The page" not in capsys.readouterr().out
+    packed = sweep / "kept.jsonl.gz"
+    assert entry.main([str(sweep), "--keep", str(packed)]) == 1
+    assert packed.stat().st_size < kept.stat().st_size / 5
+    assert collect(packed).lines == collect(sweep).lines
     kept.write_text(kept.read_text() + '{"schema": 1}\n')
     assert entry.main([str(kept)]) == 2
     assert "line 9 of" in capsys.readouterr().err
+    packed.write_bytes(packed.read_bytes()[:-9])
+    assert entry.main([str(packed)]) == 2
+    assert "holds no reports" in capsys.readouterr().err
 
 
 def test_the_command_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ This file knows how a report is written and read again; it knows nothing of how 
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,9 +121,11 @@ class Report:
 
 
 def write_lines(reports: Iterable[Report], file: str | Path) -> None:
-    """Write reports as JSON lines, as a whole or not at all: a sweep without its records, to be kept or passed on."""
+    """Write reports as JSON lines, as a whole or not at all: a sweep without its records, to be kept or passed on.
+    Compressed, and the same bytes for the same reports, where the file's name ends with .gz."""
     lines = [json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False) for report in reports]
-    write_file(Path(file), "".join(f"{line}\n" for line in lines).encode())
+    content = "".join(f"{line}\n" for line in lines).encode()
+    write_file(Path(file), gzip.compress(content, mtime=0) if Path(file).suffix == ".gz" else content)
 
 
 def read_lines(file: str | Path) -> list[Report]:
@@ -132,8 +135,13 @@ def read_lines(file: str | Path) -> list[Report]:
         FileNotFoundError: There is no such file.
         ValueError: A line is no report; the file and the line are named.
     """
+    content = Path(file).read_bytes()
+    try:
+        text = (gzip.decompress(content) if Path(file).suffix == ".gz" else content).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} holds no reports: {error}") from error
     reports = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             reports.append(Report.from_json(json.loads(line)))
         except ValueError as error:
