@@ -42,11 +42,12 @@ def run(cfg: Any, folder: Path) -> None:
     from memory_paths.evaluation.evaluator import Evaluator
     from memory_paths.evaluation.harness import Harness
     from memory_paths.evaluation.records import compact
-    from memory_paths.evaluation.report import REPORT, Report
+    from memory_paths.evaluation.report import REPORT, UNTOLD, Report
 
     config = _plain(cfg)
     config.pop("sinks", None)  # a run is the same whoever is told of it
-    if (folder / REPORT).exists() and Report.read(folder).config == config:
+    untold = dict.fromkeys(UNTOLD)
+    if (folder / REPORT).exists() and {**Report.read(folder).config, **untold} == {**config, **untold}:
         logger.info("%s is finished already", folder)
         return
     build.threads(cfg.threads)
@@ -93,6 +94,7 @@ def _plain(cfg: Any) -> dict[str, Any]:
 @hydra.main(config_path="pkg://memory_paths.conf", config_name="config", version_base="1.3")
 def _task(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import InstantiationException
     from hydra.types import RunMode
 
     settings = HydraConfig.get()
@@ -106,7 +108,9 @@ def _task(cfg: Any) -> None:
         again = f"hydra.sweep.dir={settings.sweep.dir}" if swept else f"hydra.run.dir={folder}"
         logger.error("interrupted; the same command with %s goes on where it stopped", again)
         sys.exit(130)
-    except Exception as error:
+    except Exception as raised:
+        # What Hydra says of a constructor's error is longer and no clearer than that.
+        error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
         overrides = [_without_password(override) for override in settings.overrides.task]
         described = {"error": without_passwords(f"{type(error).__name__}: {error}"), "overrides": overrides}
         told = {**described, "traceback": without_passwords(traceback.format_exc())}

@@ -98,6 +98,7 @@ def test_a_model_that_reads_may_not_believe_what_it_reads() -> None:
     nothing, little = Metric(0.0, 0.0, 0.11, n=30), Metric(0.11, 0.0, 0.24, n=30)
     assert not reads(little, nothing, undefined("no reading tasks"))
     assert reads(little, nothing, Metric(0.98, 0.9, 1.0, n=48))
+    assert reads(little, nothing, Metric(0.12, 0.0, 0.4, n=144)), "seeds that differ, and each is right in some"
     assert not reads(Metric(0.5, 0.4, 0.6, n=30), nothing, nothing)
     assert reads(undefined("not run"), nothing, undefined("no reading tasks"))
 
@@ -210,11 +211,15 @@ def test_initials_end_no_sentence_and_acronyms_are_no_names() -> None:
     items = (
         Knowledge("1", "The CEO of Ford is George W. Bush.", cue="who leads Ford"),
         Knowledge("2", "The CEO of Sony is Ann Lee. Ypsilon is led by Cy.", cue="who leads Sony"),
+        Knowledge("3", "The CEO of Ford is Mr. Lodge.", cue="who leads Ford"),
+        Knowledge("4", "The CEO of Sony since 1999. Lives were lost.", cue="who leads Sony"),
     )
     (step,) = reworded(Stream("real", (Experience("all", items),)), "names").experiences
-    first, second = (item.text for item in step.items)
+    first, second, third, fourth = (item.text for item in step.items)
     assert first.startswith("The CEO of ")
-    assert "Bush." not in first, "a name after an initial is a name"
+    assert not first.endswith("Bush."), "a name after an initial is a name"
     assert ". Ypsilon is led by " in second, "what only begins a sentence may be no name"
+    assert not third.endswith("Lodge."), "nor is a title the end of a sentence"
+    assert fourth.endswith("1999. Lives were lost."), "a number may be"
     for item in step.items:
         assert item.cue.split()[-1] == item.text.split()[3], "what an item is found by is told in the same words"

@@ -262,7 +262,9 @@ def test_what_was_learnt_before_helps_by_what_each_experience_reaches_alone() ->
     assert transfer.n == 24, "the first experience is in no difference"
     for other in ((0.0, 1.0, 9), None):
         (unlike,) = summarise([steps, second, replace(third, spread=[[other], [other]])])
-        assert "experience 3 was asked other questions alone" in unlike.metric("learning_transfer").reason
+        alone = other[2] if other else 0
+        reason = f"of experience 3 {alone} questions were asked alone and 12 in steps"
+        assert reason in unlike.metric("learning_transfer").reason
     (old,) = summarise([replace(steps, spread=[]), second, third])
     assert "evaluate anew" in old.metric("learning_transfer").reason
     (lacking,) = summarise([steps, second])
@@ -412,11 +414,17 @@ def test_the_page_says_how_each_path_stands_by_the_definition(tmp_path: Path) ->
     assert "against the same model with the right items in its prompt" in part
 
 
-def test_a_model_in_a_folder_is_called_by_the_folder(tmp_path: Path) -> None:
-    (line,) = summarise([make_report("rag", 0.5, lm=str(tmp_path / "small_model"))])
-    assert line.family == "biographies on small_model"
-    (hub,) = summarise([make_report("rag", 0.5, lm="someone/small_model")])
-    assert hub.family == "biographies on someone/small_model"
+def test_a_model_in_a_folder_is_called_by_the_folder_where_no_other_is(tmp_path: Path) -> None:
+    for number, lm in enumerate(("/one/small", "someone/small_model")):
+        make_report("rag", 0.5, lm=lm).write(tmp_path / str(number))
+    assert {line.family for line in collect(tmp_path).lines} == {
+        "biographies on small",
+        "biographies on someone/small_model",
+    }
+    make_report("rag", 0.9, lm="/two/small").write(tmp_path / "2")
+    both = {line.family: line.metric("retention").value for line in collect(tmp_path).lines}
+    assert both["biographies on /one/small"] == 0.5
+    assert both["biographies on /two/small"] == 0.9
 
 
 def test_several_streams_are_shown_side_by_side_and_each_by_itself(tmp_path: Path) -> None:
@@ -549,9 +557,11 @@ def test_a_sweep_is_kept_as_one_file_that_says_the_same(sweep: Path, capsys: pyt
     kept.write_text(kept.read_text() + '{"schema": 1}\n')
     assert entry.main([str(kept)]) == 2
     assert "line 9 of" in capsys.readouterr().err
-    packed.write_bytes(packed.read_bytes()[:-9])
-    assert entry.main([str(packed)]) == 2
-    assert "holds no reports" in capsys.readouterr().err
+    whole = packed.read_bytes()
+    for damaged in (whole[:-9], whole[:400] + bytes(40) + whole[440:], b"none"):
+        packed.write_bytes(damaged)
+        assert entry.main([str(packed)]) == 2
+        assert "holds no reports" in capsys.readouterr().err
 
 
 def test_the_command_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,25 @@ def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: 
 
 def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> None:
     done = run_module("memory_paths", "path=icl", "stream=jsonl", "stream.file=nothing.jsonl", cwd=tmp_path, expect=1)
-    assert "no file nothing.jsonl" in done.stderr
+    assert re.fullmatch(
+        r"failed: FileNotFoundError: no file nothing.jsonl; .* \(traceback: .*failed.json\)\n", done.stderr
+    )
+    done = run_module("memory_paths", "path=icl", "seed=first", cwd=tmp_path, expect=1)
+    assert "seeds.world, which is seed unless it is given, must be a whole number, got 'first'" in done.stderr
+    env = {name: value for name, value in os.environ.items() if name != "MEMORY_PATHS_DATA"}
+    done = run_module("memory_paths", "path=icl", "stream=zsre", cwd=tmp_path, expect=1, env=env)
+    assert "set MEMORY_PATHS_DATA to the folder" in done.stderr
+
+
+def test_a_suite_is_run_in_parts_and_with_any_threads(tmp_path: Path) -> None:
+    """The folder of a run is named by what it is, in whatever order and with whatever else a command says."""
+    small = ("stream.facts=12", "stream.experiences=2", "evaluation.samples=4")
+    suite = ("suite=definition", "seed=0", "stream.shift=none,names", *small, "hydra.sweep.dir=sweep")
+    run_module("memory_paths", *suite, "path=none", cwd=tmp_path)
+    done = run_module("memory_paths", "path=oracle,none", "threads=1", "progress=false", *suite, cwd=tmp_path)
+    assert done.stdout.count("is finished already") == 2
+    assert len(list((tmp_path / "sweep").glob("*/report.json"))) == 4
+    assert not list((tmp_path / "sweep").glob("*/failed.json"))
 
 
 @pytest.mark.parametrize("value", ["postgresql://ada:hush@127.0.0.1:1/memory", "postgresql://ada@h/m?password=hush"])

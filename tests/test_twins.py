@@ -42,7 +42,7 @@ FORMATS = {
     "translation": "chrf",
     "alignment": "choice",
 }
-SIZES = {  # experiences and items, where full finetuning loses too little of what was known in fewer
+SIZES = {  # experiences and items
     "text_classification": (16, 48),
     "relations": (14, 56),
     "instructions": (9, 108),

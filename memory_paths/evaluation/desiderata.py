@@ -87,7 +87,7 @@ class Standing:
 
 
 def standings(labelled: Sequence[tuple[Report, str]]) -> tuple[Standing, ...]:
-    """How each path stands, best first; empty where there are no runs at several shifts.
+    """How each path stands, by stream and model, best first; empty where there are no runs at several shifts.
 
     Args:
         labelled: Reports, each with the settings in which it differs from others of its path. Runs of one path at
@@ -134,11 +134,11 @@ def reads(oracle: Metric, untouched: Metric, skill: Metric) -> bool:
         skill: What the untouched model is right about in reading tasks.
 
     Returns:
-        Whether it is right in any reading task or, where none was asked, more with the right item than without. True
-        where neither is known.
+        Whether it is right in any reading task or, where none was asked, surely right more often with the right item
+        than without. True where that is not known.
     """
     if skill.value is not None:
-        return (skill.value if skill.low is None else skill.low) > 0.0
+        return skill.value > 0.0
     if oracle.value is None or untouched.value is None:
         return True
     return (oracle.value if oracle.low is None else oracle.low) > untouched.value

@@ -24,7 +24,7 @@ from memory_paths.evaluation.metrics import Metric, measure, measured_by_path, u
 from memory_paths.evaluation.misses import RELEARNT
 from memory_paths.evaluation.plan import Ask, Control, Plan, stream_hash
 from memory_paths.evaluation.records import ANSWERS, HARNESS, WRITES, RecordError, fingerprint
-from memory_paths.evaluation.report import Report, flattened, versions
+from memory_paths.evaluation.report import UNTOLD, Report, flattened, versions
 from memory_paths.evaluation.rows import Rows
 from memory_paths.evaluation.scoring import (
     LIKELIHOOD_SCORINGS,
@@ -218,7 +218,7 @@ class Evaluator:
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Make sure that what lies in the folder is of this run."""
         file = self._settings_file()
-        wanted = json.loads(json.dumps({**settings, "config": {**self._config, "progress": None}}))
+        wanted = json.loads(json.dumps({**settings, "config": {**self._config, **dict.fromkeys(UNTOLD)}}))
         if not file.exists():
             if records.finished_stages(self.folder):
                 raise RecordError(f"{self.folder} holds records but no {file.name}; evaluate into a new folder")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from memory_paths.evaluation.records import write_file
 
 SCHEMA = 1
 REPORT = "report.json"
+UNTOLD = ("progress", "threads")
+"""Settings in which two runs may differ and be the same: who watches, and how fast it goes."""
 _PACKAGES = ("memory-paths", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "numpy", "pyarrow")
 
 
@@ -138,7 +141,7 @@ def read_lines(file: str | Path) -> list[Report]:
     content = Path(file).read_bytes()
     try:
         text = (gzip.decompress(content) if Path(file).suffix == ".gz" else content).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} holds no reports: {error}") from error
     reports = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -150,9 +153,8 @@ def read_lines(file: str | Path) -> list[Report]:
 
 
 def family_name(stream: str, load: int, lm: str) -> str:
-    """Stream and model, as a page calls them: without the load that a stream may carry in its name, and of a model that
-    lies in a folder the folder's name."""
-    return f"{stream.removesuffix(f'-{load}')} on {Path(lm).name if Path(lm).is_absolute() else lm}"
+    """Stream and model, as a page calls them: without the load that a stream may carry in its name."""
+    return f"{stream.removesuffix(f'-{load}')} on {lm}"
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -280,10 +280,12 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         ValueError: The file holds something else.
     """
     found, failures = _found(Path(folder))
+    names = _model_names({report.lm for _, report in found})
+    found = [(name, replace(report, lm=names[report.lm])) for name, report in found]
     reports = [report for _, report in found]
     groups = _same_name(reports)
     labelled = [pair for group in groups for pair in zip(group, _variants(group, ignore), strict=True)]
-    in_steps = [(report, variant) for report, variant in labelled if not _is_reference(report)]
+    in_steps = [(report, variant) for report, variant in labelled if not _learns_otherwise(report.config)]
     lines = _without_reading(summarise(reports, ignore))
     read = {(line.family, line.load) for line in lines if line.metric("acquisition").value is not None}
     curves = tuple(
@@ -299,6 +301,13 @@ def collect(folder: str | Path, ignore: Sequence[str] = ()) -> Summary:
         if name
     )
     return Summary(lines, tuple(failures), curves, standings(in_steps), runs)
+
+
+def _model_names(models: Iterable[str]) -> dict[str, str]:
+    """What a page calls each model: one that lies in a folder by the folder's name, if no other has the same."""
+    short = {model: Path(model).name if Path(model).is_absolute() else model for model in models}
+    times = Counter(short.values())
+    return {model: name if times[name] == 1 else model for model, name in short.items()}
 
 
 def reports_of(folder: str | Path) -> tuple[list[Report], list[Failure]]:
@@ -360,17 +369,13 @@ def _against_references(reports: Sequence[Report]) -> list[Report]:
         run = _apart_from_references(report)
         if report.config.get("alone") is not None and run in whole:
             continue
-        reference = _is_reference(report)
+        reference = _learns_otherwise(report.config)
         against = {
             "intransigence": _intransigence(report, None if reference else joint.get(run)),
             "learning_transfer": _learning_transfer(report, {} if reference else alone.get(run, {})),
         }
         found.append(replace(report, metrics={**report.metrics, **against}))
     return found
-
-
-def _is_reference(report: Report) -> bool:
-    return _learns_otherwise(report.config)
 
 
 def _learns_otherwise(config: Mapping[str, Any]) -> bool:
@@ -402,9 +407,13 @@ def _learning_transfer(report: Report, alone: Mapping[int, Report]) -> Metric:
     if not all(each.spread for each in (report, *alone.values())):
         return undefined("its reports do not say how much was asked of each experience; evaluate anew")
     asked = {number: (report.spread[number][number - 1], alone[number].spread[-1][0]) for number in later}
-    for number, (whole, apart) in asked.items():
-        if whole is None or apart is None or whole[2] != apart[2]:
-            return undefined(f"experience {number} was asked other questions alone: some need earlier ones")
+    for number, cells in asked.items():
+        counts = [cell[2] if cell is not None else 0 for cell in cells]
+        if counts[0] != counts[1] or not counts[0]:
+            return undefined(
+                f"of experience {number} {counts[1]} questions were asked alone and {counts[0]} in steps: some need"
+                " earlier ones, or evaluation.samples is too small"
+            )
     scores = np.array([np.nan, *(alone[number].matrix[-1][0] for number in later)], dtype=float)
     count = sum(whole[2] for whole, _ in asked.values() if whole is not None)
     return Metric(float(learning_transfer(_as_array(report.matrix), scores)), n=count)

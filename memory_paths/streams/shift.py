@@ -18,7 +18,8 @@ from memory_paths.types import Experience, Knowledge, Phrasing, Question, Stream
 Shift = Literal["none", "names", "language"]
 _WORD = re.compile(r"[A-Za-z]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
-_BEGIN = re.compile(r"(^|[^\W\d_]{2}[.?!])\W*$")  # what stands before the first word of a sentence; no initial
+# What stands before the first word of a sentence: no initial, and no title.
+_BEGIN = re.compile(r"(^|(?<!\b[A-Z])(?<!\b[DMS][rt])(?<!\bMrs)[.?!])\W*$")
 _NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
 
 
