@@ -64,11 +64,7 @@ def reworded(stream: Stream, shift: Shift, seed: int = 0) -> Stream:
             and none of their sense.
         seed: Which words.
 
-    Returns:
-        As many items and questions, in the same order, with the same ids. `prior` and `skill` are as they were.
-
-    Raises:
-        ValueError: An unknown shift.
+    Returns and raises what `shifted` does.
     """
     check_shift(shift)
     if shift == "none":
