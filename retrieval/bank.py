@@ -97,8 +97,10 @@ class Bank:
         reranker: What puts the best candidates of the method, 4 top_k and at least 32, into their final order; None:
             the method's order holds.
         threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
-        exact_until: Most items that are all compared with a query. Beyond that, `flush` makes inverted lists, which
-            takes minutes for a million items, and a search then may miss one of the nearest in a hundred.
+        exact_until: Most items that are all compared with a query. Beyond that, inverted lists are made, which takes
+            minutes for a million items, and a search then may miss one of the nearest in a hundred. Where the bank
+            saves itself while it is written to, a thread makes them, and every item is compared until they are there;
+            `flush`, `save` and `close` wait for them.
 
     Raises:
         ValueError: An option out of its range, an empty name, a folder beside a ledger that is in memory, or diversity
@@ -140,6 +142,7 @@ class Bank:
         self.reranker = reranker
         self._folder = None if folder is None else Path(folder)
         self._guard = threading.RLock()
+        self._lists_maker: threading.Thread | None = None
         self._closed = False
         self._saved_position = -1
         self._start_anew()
@@ -284,12 +287,10 @@ class Bank:
         Raises:
             OSError: The disk is full; the snapshot before is still there, and the ledger has everything.
         """
+        self._wait_for_lists()
         with self._opened():
             self._catch_up()
-            if self._folder is not None and self._saved_position != self._position:
-                parts = self._snapshot(self._folder)  # which may put another index in the place of this one
-                self._vectors.rest_on(parts)
-                self._saved_position, self._unsaved = self._position, 0
+            self._save()
 
     def state_hash(self) -> str:
         """SHA-256 over the recallable items in order, how they stand, the encoder and the options, in hex.
@@ -316,6 +317,7 @@ class Bank:
             OSError: The disk is full.
         """
         folder = new_folder(folder)
+        self._wait_for_lists()
         with self._opened():
             self._catch_up()
             self._snapshot(folder)
@@ -351,6 +353,7 @@ class Bank:
 
     def close(self) -> None:
         """Save the index; the ledger stays open. Closing twice is harmless."""
+        self._wait_for_lists()
         with self._guard:
             if self._closed:
                 return
@@ -508,18 +511,46 @@ class Bank:
     def _above(self, hits: list[tuple[int, float]]) -> list[tuple[int, float]]:
         return hits if self.threshold is None else [hit for hit in hits if hit[1] >= self.threshold]
 
+    def _save(self, *, in_passing: bool = False) -> None:
+        if self._folder is None or self._saved_position == self._position:
+            return
+        parts = self._snapshot(self._folder, with_lists=not in_passing)
+        self._vectors.rest_on(parts)  # after the snapshot, which may put another index in the place of this one
+        self._saved_position, self._unsaved = self._position, 0
+
     def _snapshot_in_passing(self) -> None:
         try:
-            self.flush()
+            self._save(in_passing=True)
         except OSError as error:
             self._unsaved = 0  # the items are acknowledged and safe; try again when as many more have come
             _log.warning("bank %r could not save its index: %s", self.name, error)
+        if self._wants_lists() and self._lists_maker is None:
+            self._lists_maker = threading.Thread(target=self._make_lists_apart, args=[self._vectors])
+            self._lists_maker.start()
 
-    def _snapshot(self, folder: Path) -> dict[str, Part]:
+    def _wants_lists(self) -> bool:
+        vectors = self._vectors
+        return len(vectors) > self._exact_until and (vectors.is_exact or vectors.has_outgrown_its_lists)
+
+    def _make_lists_apart(self, vectors: VectorIndex) -> None:
+        try:
+            vectors.make_lists_apart(self._guard, lambda: vectors is self._vectors and not self._closed)
+        except Exception as error:
+            _log.warning("bank %r could not make its lists, flush tries again: %s", self.name, error)
+        with self._guard:
+            self._lists_maker, self._saved_position = None, -1
+
+    def _wait_for_lists(self) -> None:
+        """Not under the guard, which the thread needs to hand the lists over."""
+        maker = self._lists_maker
+        if maker is not None:
+            maker.join()
+
+    def _snapshot(self, folder: Path, *, with_lists: bool = True) -> dict[str, Part]:
         self._compact()
         if self.method != "dense":
             self._learn_words()
-        if len(self._vectors) > self._exact_until and (self._vectors.is_exact or self._vectors.has_outgrown_its_lists):
+        if with_lists and self._wants_lists():
             self._vectors.make_lists()
         parts: dict[str, Buffer | Part] = {"rows": self._rows.to_bytes(), **self._vectors.to_parts()}
         if self._words is not None:

@@ -6,7 +6,8 @@ new, and one that comes from a snapshot stays in its file, mapped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .approximate import InvertedLists
@@ -27,6 +28,7 @@ FEW_OF_MANY = 20_000  # the same, where there are lists to turn to
 RESCORED = 8  # times k: so many of the proposed rows are compared exactly
 LAGGING = 0.1  # of the rows that the lists on disk cover: so many more are added again on opening
 OUTGROWN = 2  # times the rows that lists were made for: then they are made anew
+AT_ONCE = 2048  # rows that lists made apart may lack when they are taken over: these are added while others wait
 
 
 class VectorIndex:
@@ -49,6 +51,8 @@ class VectorIndex:
         self._lists: InvertedLists | None = None
         self._listed = 0  # rows that the lists in a file cover
         self._files: dict[str, Part] = {}  # parts that lie in files as they are here
+        self._erased: list[Numbers] | None = None  # since lists are being made apart
+        self._truncated = 0  # how often
         for name, part in sorted((parts or {}).items()):
             if not name.startswith("vectors-"):
                 continue
@@ -109,6 +113,7 @@ class VectorIndex:
         """Let go of all rows from this one on."""
         if count < len(self):
             self._lists = None  # they are made anew
+            self._truncated += 1
             self._segments = self._segments[: -(-count // SEGMENT)]
             self._count = count
             self._files.clear()
@@ -126,6 +131,8 @@ class VectorIndex:
             changed[fresh[fresh // SEGMENT == number] % SEGMENT] = 0.0
             self._segments[number] = changed
             self._files.pop(_segment_name(number), None)
+        if self._erased is not None:
+            self._erased.append(fresh)
         if self._lists is not None and len(fresh):
             self._lists.remove(fresh)
             self._files.pop(self._lists_name, None)
@@ -134,6 +141,37 @@ class VectorIndex:
         """Make inverted lists for all rows; from now on a search may miss a row in a hundred."""
         self._files.pop(self._lists_name, None)
         self._lists = InvertedLists.build(len(self), self.vectors) if len(self) else None
+
+    def make_lists_apart(self, alone: AbstractContextManager[Any], wanted: Callable[[], bool]) -> None:
+        """The same in a thread of its own, while others search, add and erase: they wait for nothing but the end.
+
+        Args:
+            alone: The lock under which others use this index; it is taken for moments.
+            wanted: Whether it is still worth it; asked under the lock. Nor is it once rows were truncated.
+        """
+        import numpy as np
+
+        with alone:
+            copy, truncated = self._copy(), self._truncated
+            self._erased = []
+        lists = InvertedLists.build(len(copy), copy.vectors)
+        covered, lacking = len(copy), len(copy)
+        while True:
+            with alone:
+                if not wanted() or truncated != self._truncated:
+                    return
+                before, lacking = lacking, len(self) - covered
+                # Whoever writes faster than lists take rows up is made to wait for the rest.
+                if lacking <= AT_ONCE or lacking >= before:
+                    lists.remove(np.concatenate([np.zeros(0, np.int64), *(self._erased or [])]))
+                    self._files.pop(self._lists_name, None)
+                    self._lists, self._erased = lists, None
+                    self._add_to_lists(covered)
+                    return
+                copy = self._copy()
+            copy._lists = lists
+            copy._add_to_lists(covered)
+            covered = len(copy)
 
     def vectors(self, rows: Any) -> Vectors:
         """The vectors of rows (numbers, or a mask), float32 [n, dimension]."""
@@ -246,6 +284,12 @@ class VectorIndex:
     @property
     def _lists_name(self) -> str:
         return f"lists-{self._listed}"
+
+    def _copy(self) -> VectorIndex:
+        """The rows as they are now. The memory is shared: it is written to beyond them alone, until `truncate`."""
+        copy = VectorIndex(self.dimension)
+        copy._segments, copy._count = list(self._segments), self._count
+        return copy
 
     def _add_to_lists(self, start: int) -> None:
         """Rows from this one on."""

@@ -13,12 +13,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import BERGEN, OSLO, Clock, full_disk, run
 
 from memory_paths.ledger import Ledger
+from memory_paths.retrieval.approximate import InvertedLists
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.fusion import diverse, fuse
@@ -704,6 +706,90 @@ def test_a_damaged_index_is_noticed_and_made_anew(
     encoder = Counting(HashEncoder())
     Bank(None, ledger, encoder, folder=folder).close()
     assert encoder.encoded == []  # what was made anew was saved
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Lists are made once this is set, and a bank saves itself from 100 rows on."""
+    monkeypatch.setattr("memory_paths.retrieval.bank.SNAPSHOT_FROM", 100)
+    monkeypatch.setattr("memory_paths.retrieval.index.AT_ONCE", 10)
+    go_on, build = threading.Event(), InvertedLists.build
+
+    def later(*arguments: Any) -> InvertedLists:
+        assert go_on.wait(60)
+        return build(*arguments)
+
+    monkeypatch.setattr(InvertedLists, "build", staticmethod(later))
+    yield go_on
+    go_on.set()
+
+
+def coloured(numbers: range) -> list[Knowledge]:
+    return [Knowledge(f"{n}", f"Item {n} has colour {n % 7} and shape {n % 11}.") for n in numbers]
+
+
+def test_lists_are_made_while_the_bank_is_read_and_written(
+    ledger: Ledger, tmp_path: Path, held_up: threading.Event
+) -> None:
+    items = coloured(range(900))
+    options: dict[str, Any] = {"folder": tmp_path / "bank", "exact_until": 500}
+    bank = Bank(None, ledger, HashEncoder(64), **options)
+    bank.write(items[:600], "default")  # saves itself, and lists are being made from here on
+    assert bank._lists_maker is not None
+    bank.write(items[600:], "default")
+    bank.forget(["3", "700"], "default")
+    assert ids(bank, items[800].text)[0] == "800"
+    assert bank._vectors.is_exact
+    held_up.set()
+    bank.flush()
+    assert not bank._vectors.is_exact
+    assert bank._lists_maker is None
+    for opened in (bank, Bank(None, ledger, HashEncoder(64), **options)):
+        assert not opened._vectors.is_exact
+        assert [ids(opened, item.text)[0] for item in items[590:610]] == [item.id for item in items[590:610]]
+        assert not {"3", "700"} & {*ids(opened, items[3].text), *ids(opened, items[700].text)}
+        assert opened.verify() == []
+        opened.close()
+
+
+def test_lists_of_rows_that_are_not_there_any_more_are_not_taken_over(
+    ledger: Ledger, tmp_path: Path, held_up: threading.Event
+) -> None:
+    items = coloured(range(600))
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank", exact_until=500)
+    bank.write(items, "default")
+    making = bank._lists_maker
+    assert making is not None
+    bank.load(tmp_path / "bank")  # another index in the place of the one whose lists are being made
+    held_up.set()
+    making.join()
+    assert bank._vectors.is_exact
+    bank.flush()
+    assert not bank._vectors.is_exact
+    assert bank.verify() == []
+    bank.close()
+
+
+def test_lists_that_could_not_be_made_apart_are_made_by_flush(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("memory_paths.retrieval.bank.SNAPSHOT_FROM", 100)
+    build = InvertedLists.build
+
+    def no_memory(*arguments: Any) -> InvertedLists:
+        raise MemoryError("no memory for lists")
+
+    monkeypatch.setattr(InvertedLists, "build", staticmethod(no_memory))
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "bank", exact_until=500)
+    bank.write(coloured(range(600)), "default")
+    if (making := bank._lists_maker) is not None:
+        making.join()
+    assert "could not make its lists, flush tries again: no memory for lists" in caplog.text
+    assert ids(bank, coloured(range(600))[70].text)[0] == "70"
+    monkeypatch.setattr(InvertedLists, "build", staticmethod(build))
+    bank.flush()
+    assert not bank._vectors.is_exact
+    bank.close()
 
 
 def test_damaged_indexes_are_noticed_made_anew_and_read_the_same(
