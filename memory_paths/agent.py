@@ -18,7 +18,7 @@ from memory_paths.answering import ask, better, lay_out
 from memory_paths.conversation import Conversation
 from memory_paths.door import Door
 from memory_paths.files import whole_folder
-from memory_paths.ledger import Ledger
+from memory_paths.ledger import Ledger, check_ids
 from memory_paths.quarantine import Held, Quarantine
 from memory_paths.router import Fixed, Router
 from memory_paths.types import (
@@ -195,14 +195,14 @@ class Agent:
             ValueError: An id that is not kept apart, or what a path refuses; it stays where it is then.
         """
         with self._lock:
-            receipt = self._store(self._quarantine.items(ids, self.namespace))
+            receipt = self._store(self._quarantine.items(check_ids(ids), self.namespace))
             self._quarantine.drop(receipt.ids, self.namespace)
         return receipt
 
     def discard(self, ids: Sequence[str]) -> tuple[str, ...]:
         """Forget what is kept apart under these ids; those that were. `compact` erases their texts."""
         with self._lock:
-            return self._quarantine.drop(ids, self.namespace)
+            return self._quarantine.drop(check_ids(ids), self.namespace)
 
     def answer(
         self, queries: str | Sequence[str | Query], *, notes: Sequence[Sequence[str]] | None = None
@@ -345,7 +345,7 @@ class Agent:
         """
         with self._lock:
             under = self.ledger.under(keys, namespace=self.namespace) if keys else []
-            ids = [*ids, *(version.item.id for version in under)]
+            ids = [*check_ids(ids), *(version.item.id for version in under)]
             # An id that is kept apart may be a trusted item's too, which has another key and stays.
             aside = self._quarantine.under(keys, self.namespace) if keys else []
             for name in self.paths:
@@ -402,6 +402,7 @@ class Agent:
         Answering by itself is no use, since an evaluation must not change what is kept; a conversation counts what its
         answers were drawn from. Ids that are not held are ignored.
         """
+        ids = check_ids(ids)
         with self._lock:
             for path in self.paths.values():
                 if isinstance(path, CountsUse):
@@ -424,6 +425,7 @@ class Agent:
         for name in (source, target):
             if name not in self.paths:
                 raise ValueError(f"this agent has the paths {list(self.paths)}, got {name!r}")
+        ids = check_ids(ids)
         with self._lock:
             self._refuse_unforgettable(ids, source)
             self.paths[target].admit(self._held(ids, source), self.namespace)

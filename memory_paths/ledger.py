@@ -249,7 +249,7 @@ class Ledger:
             LedgerError: The file cannot be written; nothing has changed then.
         """
         _check_names(place=place, namespace=namespace)
-        ids = _check_ids(ids)
+        ids = check_ids(ids)
         if reason not in get_args(Removal):
             raise ValueError(f"reason must be one of {get_args(Removal)}, got {reason!r}")
         covered = "place = ? AND reason = ''"
@@ -294,7 +294,7 @@ class Ledger:
         """Every version that was ever written under one of these keys, at every place, in the order of writing; what
         was forgotten without its content. Looks at all versions of the namespace."""
         _check_names(namespace=namespace)
-        given = [key for key in _check_ids(keys) if key]
+        given = [key for key in check_ids(keys) if key]
         found: list[Version] = []
         for start in range(0, len(given), PART):
             part = given[start : start + PART]
@@ -326,7 +326,7 @@ class Ledger:
         moved = []
         with self._transaction():
             now = self._settled()
-            for id in _check_ids(ids):
+            for id in check_ids(ids):
                 here, there = (self._held(id, place, namespace) for place in (source, target))
                 if here is None and there is None:
                     raise ValueError(f"item {id!r} is held neither at {source!r} nor at {target!r}")
@@ -391,7 +391,7 @@ class Ledger:
         back = []
         with self._transaction():
             now = self._settled()
-            for id in _check_ids(ids):
+            for id in check_ids(ids):
                 rows = self._rows("namespace = ? AND place = ? AND id = ? ORDER BY version", namespace, place, id)
                 if not rows or rows[-1]["reason"] != "superseded":
                     continue
@@ -453,7 +453,7 @@ class Ledger:
     def held(self, ids: Sequence[str], *, place: str, namespace: str) -> dict[str, Knowledge]:
         """Those of these ids that are held at a place and valid now, in the order asked for."""
         _check_names(place=place, namespace=namespace)
-        ids, now = _check_ids(ids), self.now()
+        ids, now = check_ids(ids), self.now()
         found: dict[str, Knowledge] = {}
         for start in range(0, len(ids), PART):
             part = ids[start : start + PART]
@@ -1024,7 +1024,12 @@ def _check_names(**names: str) -> None:
             raise ValueError(f"{name} must be a non-empty string, got {value!r}")
 
 
-def _check_ids(ids: Sequence[str]) -> list[str]:
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Distinct ids in their order.
+
+    Raises:
+        TypeError: One string, whose characters would pass for ids.
+    """
     if isinstance(ids, str):
         raise TypeError(f"ids must be a sequence of ids, got one string {ids!r}; write [{ids!r}]")
     return list(dict.fromkeys(ids))

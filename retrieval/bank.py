@@ -98,9 +98,10 @@ class Bank:
             the method's order holds.
         threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
         exact_until: Most items that are all compared with a query. Beyond that, inverted lists are made, which takes
-            minutes for a million items, and a search then may miss one of the nearest in a hundred. Where the bank
-            saves itself while it is written to, a thread makes them, and every item is compared until they are there;
-            `flush`, `save` and `close` wait for them.
+            minutes for a million items, and a search then may miss one of the nearest in a hundred. A bank with a
+            folder makes them in a thread, when it is opened without them or saves itself while it is written to, and
+            compares every item until they are there; `flush`, `save` and `close` wait for them. One without a folder
+            makes them in `flush`.
 
     Raises:
         ValueError: An option out of its range, an empty name, a folder beside a ledger that is in memory, or diversity
@@ -282,7 +283,8 @@ class Bank:
             return nullcontext(lm)
 
     def flush(self) -> None:
-        """Save the index, so that the next opening need not encode. No acknowledged item depends on it.
+        """Save the index, so that the next opening need not encode, with inverted lists where there are many items. No
+        acknowledged item depends on it.
 
         Raises:
             OSError: The disk is full; the snapshot before is still there, and the ledger has everything.
@@ -358,7 +360,8 @@ class Bank:
             if self._closed:
                 return
             try:
-                self.flush()
+                if self._folder is not None:
+                    self.flush()
             except OSError as error:  # the ledger has everything: the next opening only takes longer
                 _log.warning("bank %r was closed without a snapshot of its index: %s", self.name, error)
             finally:
@@ -391,6 +394,7 @@ class Bank:
             _log.warning("bank %r makes its index anew: it did not hold what the ledger holds", self.name)
             self._start_anew()
             self._catch_up()
+        self._begin_lists()  # whoever wrote may have ended before they were made
 
     def _adopt(self, folder: Path) -> None:
         import numpy as np
@@ -512,7 +516,11 @@ class Bank:
         return hits if self.threshold is None else [hit for hit in hits if hit[1] >= self.threshold]
 
     def _save(self, *, in_passing: bool = False) -> None:
-        if self._folder is None or self._saved_position == self._position:
+        if self._folder is None:
+            if self._wants_lists():
+                self._vectors.make_lists()
+            return
+        if self._saved_position == self._position and (in_passing or not self._wants_lists()):
             return
         parts = self._snapshot(self._folder, with_lists=not in_passing)
         self._vectors.rest_on(parts)  # after the snapshot, which may put another index in the place of this one
@@ -524,7 +532,10 @@ class Bank:
         except OSError as error:
             self._unsaved = 0  # the items are acknowledged and safe; try again when as many more have come
             _log.warning("bank %r could not save its index: %s", self.name, error)
-        if self._wants_lists() and self._lists_maker is None:
+        self._begin_lists()
+
+    def _begin_lists(self) -> None:
+        if self._folder is not None and self._wants_lists() and self._lists_maker is None:
             self._lists_maker = threading.Thread(target=self._make_lists_apart, args=[self._vectors])
             self._lists_maker.start()
 

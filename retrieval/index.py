@@ -159,6 +159,7 @@ class VectorIndex:
         while True:
             with alone:
                 if not wanted() or truncated != self._truncated:
+                    self._erased = None
                     return
                 before, lacking = lacking, len(self) - covered
                 # Whoever writes faster than lists take rows up is made to wait for the rest.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_paths.ledger import Version
+from memory_paths.ledger import Version, check_ids
 from memory_paths.types import Knowledge, KnowledgeKind
 
 from .bank import Bank
@@ -60,12 +60,12 @@ class Names:
 
     def get(self, names: Sequence[str], namespace: str) -> dict[str, Knowledge]:
         """What is held under these names; those that hold nothing are left out."""
-        found = {name: current(self.versions(name, namespace)) for name in names}
+        found = {name: current(self.versions(name, namespace)) for name in check_ids(names)}
         return {name: version.item for name, version in found.items() if version is not None}
 
     def forget(self, names: Sequence[str], namespace: str) -> tuple[str, ...]:
         """Stop holding these names and all that ever stood under them. Returns those that held something."""
-        versions = {name: self.versions(name, namespace) for name in dict.fromkeys(names)}
+        versions = {name: self.versions(name, namespace) for name in check_ids(names)}
         self.bank.forget([version.item.id for found in versions.values() for version in found], namespace)
         return tuple(name for name, found in versions.items() if current(found))
 

@@ -88,6 +88,15 @@ def test_what_was_forgotten_is_not_recalled() -> None:
         assert agent.answer("What does Ben play?")[0].text == "unknown"
 
 
+@pytest.mark.parametrize("call", ["forget", "discard", "release", "use"])
+def test_one_string_does_not_pass_for_ids(call: str) -> None:
+    with _agent() as agent:
+        agent.learn([Knowledge("j", "Jasper lives in Oslo."), Knowledge("job", "Jasper works for Novaflow.")])
+        with pytest.raises(TypeError, match=r"one string 'job'; write \['job'\]"):
+            getattr(agent, call)("job")
+        assert [item.id for item in agent.ledger.active(namespace=agent.namespace)] == ["j", "job"]
+
+
 def test_given_notes_stand_in_place_of_what_the_path_recalls() -> None:
     with _agent() as agent:
         agent.learn(FACTS)

@@ -770,6 +770,26 @@ def test_lists_of_rows_that_are_not_there_any_more_are_not_taken_over(
     bank.close()
 
 
+def test_lists_that_a_killed_process_did_not_make_are_made_on_opening(
+    ledger: Ledger, tmp_path: Path, held_up: threading.Event
+) -> None:
+    options: dict[str, Any] = {"folder": tmp_path / "bank", "exact_until": 500}
+    killed = Bank(None, ledger, HashEncoder(64), **options)
+    killed.write(coloured(range(600)), "default")
+    shutil.copytree(tmp_path / "bank", tmp_path / "left")
+    held_up.set()
+    killed.close()
+    bank = Bank(None, ledger, HashEncoder(64), folder=tmp_path / "left", exact_until=500)
+    bank.flush()
+    bank.close()
+    for folder in (tmp_path / "left", None):
+        bank = Bank(None, ledger, HashEncoder(64), folder=folder, exact_until=500)
+        assert bank._vectors.is_exact is (folder is None)
+        bank.flush()
+        assert not bank._vectors.is_exact
+        bank.close()
+
+
 def test_lists_that_could_not_be_made_apart_are_made_by_flush(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
