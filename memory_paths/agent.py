@@ -341,6 +341,7 @@ class Agent:
             The ids that were held and what it cost: paths into weights may have to learn again what came after them.
 
         Raises:
+            TypeError: One string in place of ids or keys.
             ValueError: An id came to a path that cannot forget; nothing is forgotten then, on any path.
         """
         with self._lock:

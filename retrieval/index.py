@@ -154,25 +154,28 @@ class VectorIndex:
         with alone:
             copy, truncated = self._copy(), self._truncated
             self._erased = []
-        lists = InvertedLists.build(len(copy), copy.vectors)
-        covered, lacking = len(copy), len(copy)
-        while True:
+        try:
+            lists = InvertedLists.build(len(copy), copy.vectors)
+            covered, lacking = len(copy), len(copy)
+            while True:
+                with alone:
+                    if not wanted() or truncated != self._truncated:
+                        return
+                    before, lacking = lacking, len(self) - covered
+                    # Whoever writes faster than lists take rows up is made to wait for the rest.
+                    if lacking <= AT_ONCE or lacking >= before:
+                        lists.remove(np.concatenate([np.zeros(0, np.int64), *(self._erased or [])]))
+                        self._files.pop(self._lists_name, None)
+                        self._lists = lists
+                        self._add_to_lists(covered)
+                        return
+                    copy = self._copy()
+                copy._lists = lists
+                copy._add_to_lists(covered)
+                covered = len(copy)
+        finally:
             with alone:
-                if not wanted() or truncated != self._truncated:
-                    self._erased = None
-                    return
-                before, lacking = lacking, len(self) - covered
-                # Whoever writes faster than lists take rows up is made to wait for the rest.
-                if lacking <= AT_ONCE or lacking >= before:
-                    lists.remove(np.concatenate([np.zeros(0, np.int64), *(self._erased or [])]))
-                    self._files.pop(self._lists_name, None)
-                    self._lists, self._erased = lists, None
-                    self._add_to_lists(covered)
-                    return
-                copy = self._copy()
-            copy._lists = lists
-            copy._add_to_lists(covered)
-            covered = len(copy)
+                self._erased = None
 
     def vectors(self, rows: Any) -> Vectors:
         """The vectors of rows (numbers, or a mask), float32 [n, dimension]."""
