@@ -5,6 +5,10 @@ Pairs that say the same are rephrasings that others wrote: the questions of zsRE
 arXiv 2102.01017). Pairs that nearly do are made of the same texts. Half of the sources (facts of ParaRel, records of
 zsRE) tune the threshold; only the other half is told. Some ways of negating and of writing dates occur in that half
 alone. A second, harder table holds out whole relations of ParaRel with all their patterns.
+
+Beside them stand everyday sentences such as an assistant is told: rephrasings, and forty families of near-misses
+(units, times, ratios, roles, ...), written by one who had not seen the guard. Half of the families were looked at when
+the guard was made; only the others are told.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import math
 import random
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +29,10 @@ from typing import Any
 from memory_paths.types import Knowledge
 
 from .encoder import Encoder, SentenceEncoder
-from .merging import THRESHOLD, WEIGHTS, Merging, cosines, differences, score
+from .merging import THRESHOLD, WEIGHTS, Merging, cosines, score
+from .near_misses import differences
 
-TUNING_PRECISION = 0.997  # above the .99 that is wanted of texts it was not tuned on
+PRECISION, RECALL = 0.99, 0.85  # what is wanted of automatic merges of real texts
 RELATIONS = "P17 P30 P37 P47 P103 P108 P136 P138 P178 P190 P264 P276 P361 P407 P449 P530 P937 P1303 P1412".split()
 # For the harder table: those that share subjects or objects are in the same half.
 HELD_OUT_RELATIONS = "P37 P47 P103 P138 P190 P264 P407 P449 P530 P1412".split()
@@ -59,6 +65,7 @@ MONTHS = (
     "January February March April May June July August September October November December".split()
 )  # fmt: skip
 FACTS_OF_A_RELATION = 45
+EVERYDAY = "everyday/"
 # Told beside the figures: another relation between the same two names, and names that change places while the words
 # between them change as well. Only who understands the sentence can tell these from a rephrasing.
 BEYOND = ("relation", "roles, other words")
@@ -82,6 +89,22 @@ def labelled_pairs(folder: Path) -> list[Pair]:
     return [
         *_questions(folder / "zsre_portability" / "zsre.jsonl.gz", draw),
         *_facts(folder / "pararel" / "pararel.jsonl.gz", draw),
+        *everyday_pairs(),
+    ]
+
+
+def everyday_pairs() -> list[Pair]:
+    """Pairs of everyday sentences, a kind for each family of near-misses."""
+    return [
+        Pair(
+            record["first"],
+            record["second"],
+            record["same"],
+            f"{EVERYDAY}{record['kind']}",
+            f"{EVERYDAY}{number if record['same'] else record['kind']}",
+            record["held_out"],
+        )
+        for number, record in enumerate(_records(Path(__file__).with_name("everyday_pairs.jsonl.gz")))
     ]
 
 
@@ -303,23 +326,44 @@ class Outcome:
     merged: bool
 
 
-def table(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> str:
-    """Precision and recall of automatic merges over all pairs, then a row for each kind, in Markdown."""
-    judged = list(zip(pairs, outcomes, strict=True))
-    counted = [(pair.same, outcome.merged) for pair, outcome in judged if pair.kind not in BEYOND]
-    right = sum(same and merged for same, merged in counted)
-    said, there = sum(merged for _, merged in counted), sum(same for same, _ in counted)
-    lines = [
-        f"{len(counted)} pairs, {there} of them the same; merged {said}, {right} of them rightly:"
-        f" precision {share(right, said)}, recall {share(right, there)}.",
-        "",
-        "| kind | pairs | vetoed | merged |",
-        "|---|---|---|---|",
+@dataclass(frozen=True)
+class Counts:
+    """Of pairs: how many there are, how many of them say the same, were merged, and were merged rightly."""
+
+    pairs: int
+    same: int
+    merged: int
+    right: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} pairs, {self.same} of them the same; merged {self.merged}, {self.right} of them rightly:"
+            f" precision {share(self.right, self.merged)}, recall {share(self.right, self.same)}."
+        )
+
+
+def count(pairs: Sequence[Pair], outcomes: Sequence[Outcome], *, everyday: bool) -> Counts:
+    """Of everyday sentences or of real texts, those kinds left out that are told beside the figures."""
+    counted = [
+        (pair.same, outcome.merged)
+        for pair, outcome in zip(pairs, outcomes, strict=True)
+        if pair.kind not in BEYOND and pair.kind.startswith(EVERYDAY) is everyday
     ]
+    return Counts(
+        len(counted),
+        sum(same for same, _ in counted),
+        sum(merged for _, merged in counted),
+        sum(same and merged for same, merged in counted),
+    )
+
+
+def table(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> str:
+    """A row for each kind of pairs, in Markdown."""
+    lines = ["| kind | pairs | vetoed | merged |", "|---|---|---|---|"]
     for kind in dict.fromkeys(pair.kind for pair in pairs):
-        rows = [outcome for pair, outcome in judged if pair.kind == kind]
+        rows = [outcome for pair, outcome in zip(pairs, outcomes, strict=True) if pair.kind == kind]
         vetoed, merged = sum(row.vetoed for row in rows), sum(row.merged for row in rows)
-        lines.append(f"| {kind}{' (not counted above)' * (kind in BEYOND)} | {len(rows)} | {vetoed} | {merged} |")
+        lines.append(f"| {kind}{' (not counted)' * (kind in BEYOND)} | {len(rows)} | {vetoed} | {merged} |")
     return "\n".join(lines)
 
 
@@ -341,8 +385,12 @@ def in_a_bank(pairs: Sequence[Pair], merging: Merging, encoder: Encoder) -> str:
     return f"{len(sources)} texts in one bank: {len(found)} pairs merged, precision {share(right, len(found))}.{shown}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Tune on the one half, print the figures of the other, for either way to halve."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune on the one half, print the figures of the other, for either way to halve.
+
+    Returns:
+        1 if merges of real texts, held out by source, are right or found less often than is wanted, else 0.
+    """
     parser = argparse.ArgumentParser(description="How often merges are right, on labelled pairs of real texts.")
     parser.add_argument("folder", type=Path, help="holds the folders zsre_portability and pararel")
     pairs = labelled_pairs(parser.parse_args(arguments).folder)
@@ -352,24 +400,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     halves = {
         "Held out, by source": [pair.held_out for pair in pairs],
         "Held out, by relation": [
-            pair.source.split("/")[0] in HELD_OUT_RELATIONS or (pair.source.startswith("zsre/") and pair.held_out)
+            pair.source.split("/")[0] in HELD_OUT_RELATIONS
+            or (pair.source.startswith(("zsre/", EVERYDAY)) and pair.held_out)
             for pair in pairs
         ],
     }
+    met = dict[str, bool]()
     for name, held_out in halves.items():
         tuning, told = (
             [pair for pair, out in zip(pairs, held_out, strict=True) if out is half] for half in (False, True)
         )
         tuning = [pair for pair in tuning if pair in features and pair.kind not in BEYOND]
-        tuned = calibrate(tuning, [features[pair] for pair in tuning], precision=TUNING_PRECISION)
+        tuned = calibrate(tuning, [features[pair] for pair in tuning], precision=PRECISION)
         outcomes = [
             Outcome(pair not in features, pair in features and score(features[pair], tuned.weights) >= tuned.threshold)
             for pair in told
         ]
         weights = tuple(round(weight, 2) for weight in tuned.weights)
-        print(f"{name}: {table(told, outcomes)}\n\nTuned: {weights}, threshold {tuned.threshold:.3f}.\n", flush=True)
+        real, everyday = (count(told, outcomes, everyday=which) for which in (False, True))
+        met[name] = real.right >= PRECISION * real.merged and real.right >= RECALL * real.same
+        print(f"{name}. Real texts: {real}\n\nEveryday sentences: {everyday}\n\n{table(told, outcomes)}\n")
+        print(f"Tuned: {weights}, threshold {tuned.threshold:.3f}.\n", flush=True)
     print(f"In use: {WEIGHTS}, threshold {THRESHOLD}.", flush=True)
     print(in_a_bank([pair for pair in pairs if pair.held_out], Merging(encoder), encoder))
+    for name, is_met in met.items():
+        print(f"{name}: precision {PRECISION} and recall {RECALL} of real texts {'met' if is_met else 'MISSED'}")
+    return 0 if met["Held out, by source"] else 1
 
 
 def share(part: int, whole: int) -> str:
@@ -383,4 +439,4 @@ def share(part: int, whole: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,8 +14,9 @@ from conftest import Clock
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
-from memory_paths.retrieval.merging import Merging, Proposal, differences, merge, merged, rest, undo
-from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, labelled_pairs, share, table
+from memory_paths.retrieval.merging import Merging, Proposal, merge, merged, undo
+from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, count, labelled_pairs, share, table
+from memory_paths.retrieval.near_misses import differences, rest
 from memory_paths.types import Knowledge, Query
 
 NAMESPACE = "default"
@@ -63,6 +64,32 @@ def compare(merging: Merging, first: str, second: str, **fields: Any) -> Proposa
         ("Oslo is part of Norway.", "Norway is part of Oslo.", "order"),
         ("Oslo Festival is located in Oslo.", "Oslo is located in Oslo Festival.", "order"),
         ("The capital of Norway is Oslo.", "The capital of Oslo is Norway.", "order"),
+        ("It was -5 degrees.", "It was 5 degrees.", "number"),
+        ("They won 3:1.", "They won 1:3.", "number"),
+        ("She has twenty-one hens.", "She has twenty-two hens.", "number"),
+        ("The office is on the 3rd floor.", "The office is on the fourth floor.", "number"),
+        ("Henry IV was crowned.", "Henry VI was crowned.", "number"),
+        ("take 3 mg a day", "take 3 g a day", "number"),
+        ("the train leaves at 8:15 am", "the train leaves at 8:15 pm", "number"),
+        ("run it with --dry-run", "run it with --force", "number"),
+        ("write to a.berg@example.org", "write to e.berg@example.org", "number"),
+        ("the list has at least 3 names", "the list has at most 3 names", "quantifier"),
+        ("the fee is paid if it rains", "the fee is paid even if it rains", "quantifier"),
+        ("the mushroom is edible", "the mushroom is inedible", "negation"),
+        ("the paint is toxic", "the paint is non-toxic", "negation"),
+        ("she is the trainee", "she is the trainer", "negation"),
+        ("the pan is harmful", "the pan is harmless", "negation"),
+        ("we meet on monday", "we meet on tuesday", "opposite"),
+        ("the lamp hangs above the desk", "the lamp hangs below the desk", "opposite"),
+        ("the bus goes to Oslo", "the bus goes from Oslo", "opposite"),
+        ("she plays the piano", "she plays the harpsichord", "word"),
+        ("she owns a boat", "she owned a boat", "tense"),
+        ("the mill is a museum", "the mill was a museum", "tense"),
+        ("Ada hired Bob.", "Ada was hired by Bob.", "order"),
+        ("On Monday Ada saw Bob.", "Ada was seen by Bob on Monday.", "order"),
+        ("Ada stayed because Bob left.", "Ada left because Bob stayed.", "order"),
+        ("Ada's boss is Bob.", "Bob's boss is Ada.", "order"),
+        ("he told her", "she told him", "person"),
     ],
 )
 def test_a_near_miss_is_vetoed_for_what_it_differs_in(first: str, second: str, veto: str) -> None:
@@ -81,6 +108,17 @@ def test_a_near_miss_is_vetoed_for_what_it_differs_in(first: str, second: str, v
         ("Oslo borders with Bergen.", "Bergen borders with Oslo."),
         ("Ada plays the piano.", "Ada is a piano player."),
         ("What war did Ada fight in? World War II", "In what war did Ada fight? World War II"),
+        ("She has twenty-one hens.", "She has 21 hens."),
+        ("a dozen eggs are left", "12 eggs are left"),
+        ("the train leaves at 8:15 pm", "the train leaves at 20:15"),
+        ("tea is at a quarter past four", "tea is at 4:15"),
+        ("take 3mg a day", "take 3 milligrams a day"),
+        ("it costs $5", "it costs 5 dollars"),
+        ("the list has at least 3 names", "the list has 3 or more names"),
+        ("he has to leave on 4 May", "he must leave on May 4th"),
+        ("a big house", "a large house"),
+        ("Ada hired Bob.", "Bob was hired by Ada."),
+        ("Rice is Ada's favourite food.", "Ada's favourite food is rice."),
     ],
 )
 def test_another_way_to_write_the_same_is_not_vetoed(first: str, second: str) -> None:
@@ -103,7 +141,7 @@ def test_a_rephrasing_is_merged_and_a_neighbour_is_not(merging: Merging) -> None
     assert not compare(merging, "Ada plays the trumpet.", "Ada plays the violin.").automatic
     assert not compare(merging, "A cat sleeps.", "An engine burns fuel.").automatic
     vetoed = compare(merging, "Ada was born in 1815.", "Ada was born in 1816.")
-    assert (vetoed.score, vetoed.vetoes, vetoed.automatic) == (0.0, ("number",), False)
+    assert (vetoed.score, vetoed.vetoes, vetoed.automatic) == (0.0, ("number", "word"), False)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +238,9 @@ def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refus
     (vetoed,) = merging.compare([(ITEMS[3], ITEMS[5])])
     with pytest.raises(ValueError, match="'bob' and 'native' differ in name"):
         merge(merges, [vetoed], place=bank.name, namespace=NAMESPACE)
+    unsure = replace(rightly, automatic=False)
+    with pytest.raises(ValueError, match="not surely the same"):
+        merge(merges, [unsure], place=bank.name, namespace=NAMESPACE)
     with pytest.raises(ValueError, match="were not merged"):
         undo(merges, ["cat"], place=bank.name, namespace=NAMESPACE)
 
@@ -232,9 +273,17 @@ def test_near_misses_of_real_texts_are_vetoed_and_rephrasings_are_not(data_folde
             counted[pair.kind][0] += 1
             counted[pair.kind][1] += bool(differences(pair.first, pair.second))
     vetoed = {kind: count / total for kind, (total, count) in counted.items()}
-    assert vetoed["rephrasing"] < 0.05
+    assert vetoed["rephrasing"] < 0.1  # the price of what the guard cannot tell from a rival
     assert min(vetoed["number"], vetoed["date"]) == 1.0
     assert min(vetoed["entity"], vetoed["negation"]) > 0.9
+
+
+def test_the_guard_knows_most_near_misses_of_everyday_sentences(data_folder: Path) -> None:
+    pairs = [pair for pair in labelled_pairs(data_folder) if pair.kind.startswith("everyday/") and not pair.same]
+    for held_out, least in ((False, 0.95), (True, 0.9)):
+        found = [bool(differences(pair.first, pair.second)) for pair in pairs if pair.held_out is held_out]
+        assert len(found) >= 700
+        assert sum(found) / len(found) > least
 
 
 def test_the_threshold_is_the_lowest_that_keeps_the_precision() -> None:
@@ -251,5 +300,7 @@ def test_the_threshold_is_the_lowest_that_keeps_the_precision() -> None:
 def test_the_table_counts_what_was_merged() -> None:
     pairs = [Pair("a", "b", True, "rephrasing", "1", True), Pair("a", "c", False, "entity", "1", True)]
     outcomes = [Outcome(vetoed=False, merged=True), Outcome(vetoed=True, merged=False)]
+    assert str(count(pairs, outcomes, everyday=False)).startswith("2 pairs, 1 of them the same; merged 1, 1 of them")
+    assert count(pairs, outcomes, everyday=True).pairs == 0
     assert table(pairs, outcomes).splitlines()[-2:] == ["| rephrasing | 1 | 0 | 1 |", "| entity | 1 | 1 | 0 |"]
     assert share(95, 100) == "0.950 [0.888 0.978]"  # Wilson's interval, as in Newcombe 1998
