@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -28,6 +30,7 @@ from typing import Any, Literal, get_args
 from memory_paths.database import Database, Row, SqliteDatabase, check_kind, damage, explained, is_server
 from memory_paths.database import LedgerError as LedgerError
 from memory_paths.files import sync
+from memory_paths.pages import Cell, Pages, shortage, with_log
 from memory_paths.types import Knowledge
 
 Action = Literal["add", "remove", "plan"]
@@ -85,6 +88,7 @@ _VERSION = (
 _CHANGE = "position, place, version, action, reason, recorded_at"
 _COLUMNS = {"version": f"{_VERSION}, checksum", "change": f"{_CHANGE}, checksum, chain"}  # as the tables have them
 _NAMES = {"version": tuple(_VERSION.split(", ")), "change": tuple(_CHANGE.split(", "))}
+_TIMES = ("recorded_at", "valid_from", "valid_until", "ended_at")
 
 
 @dataclass(frozen=True)
@@ -905,60 +909,131 @@ class Ledger:
         self._database.insert(table, rows, len(rows[0]))
 
 
-def salvage(damaged: str | Path, file: str | Path) -> tuple[int, list[str]]:
-    """Write what can still be trusted of a damaged ledger into a new one: each version that matches its checksum, as it
-    stands, with a new log. The damaged file is not touched.
+@dataclass(frozen=True)
+class Salvaged:
+    """What `salvage` did.
+
+    Args:
+        saved: Versions that are in the new ledger.
+        lost: One line for each version that is not, as far as the log or a later version still tells of it.
+        doubts: One line for whatever says that there may have been more.
+    """
+
+    saved: int
+    lost: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def salvage(damaged: str | Path, file: str | Path) -> Salvaged:
+    """Write what can still be trusted of a damaged ledger into a new one: each version that is whole on some page and
+    matches its checksum, as it stands, with a new log.
+
+    The damaged file and its write-ahead log are not touched, and nobody may be writing to them.
 
     Args:
         damaged: The ledger.
         file: Where the new one goes.
 
-    Returns:
-        How many versions were saved, and one line for each that was not.
-
     Raises:
-        FileExistsError: The new file is there already.
+        FileExistsError: The new file is there already, or what SQLite would take for its log.
         FileNotFoundError: There is no damaged one.
-        LedgerError: So much is damaged that it cannot even be told how many versions there were.
+        OSError, LedgerError: No version can be saved, or the disk is full; there is no new file then.
     """
     old, path = Path(damaged), Path(file)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; salvage into a new file")
+    for ending in ("", "-wal", "-journal"):
+        if (there := path.with_name(path.name + ending)).exists():
+            raise FileExistsError(f"{there} exists; salvage into a new file")
     if not old.is_file():
         raise FileNotFoundError(f"there is no ledger {old}")
-    names = _NAMES["version"]
-    reason = names.index("reason")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
+        whole = with_log(old, Path(folder))
+        if not whole.stat().st_size:
+            raise LedgerError(damage(str(old), "it is empty"))
+        with (
+            whole.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            Ledger(Path(folder, "ledger")) as new,
+        ):
+            done = _salvaged(Pages(data), new)
+            if not done.saved:
+                raise LedgerError(damage(str(old), "there is no whole version of any item in it"))
+            new.save(path)
+    return replace(done, doubts=(*shortage(old), *done.doubts))
+
+
+def _salvaged(pages: Pages, new: Ledger) -> Salvaged:
+    """Fill an empty ledger."""
+    places: dict[int, int] = {}  # of versions
+    unlike: set[int] = set()  # versions that do not match their checksum
+    holding: dict[tuple[str, str, str], int] = {}  # the last version that is held under an id
+    forgotten: set[int] = set()  # by the log
+    last = 0
+    for place in pages.rows():
+        row = pages.read(place)
+        if (version := _stored("version", row)) is not None:
+            number, reason = version[0], version[-2]
+            last = max(last, number)
+            if number not in places or reason:  # of two states of one version, that in which it has ended is the later
+                places[number] = place
+            if not reason:
+                holding[version[1:4]] = max(number, holding.get(version[1:4], 0))
+        elif (change := _stored("change", row)) is not None:
+            last = max(last, change[2])
+            if change[4] == "forgotten":
+                forgotten.add(change[2])
+        elif row is not None and row.number is not None and len(row.values) > len(_NAMES["version"]):
+            unlike.add(row.number)
+    names: dict[int, str] = {}  # of versions that were not found, without a checksum
+    for place in pages.entries():
+        row = pages.read(place)
+        if row is not None and len(row.values) == 5 and isinstance(row.values[-1], int):  # of the index version_id
+            namespace, id, where, _, number = row.values
+            if number not in places:
+                names[number] = f"an index names it item {id!r} of namespace {namespace!r} at {where!r}"
     lost: list[str] = []
-    changes: list[tuple[Any, ...]] = []
-    with (
-        closing(sqlite3.connect(f"{old.resolve().as_uri()}?mode=ro", uri=True)) as raw,
-        Ledger(path) as new,
-        new._transaction(),
-    ):
-        try:
-            (count,) = raw.execute("SELECT coalesce(max(version), 0) FROM version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(damage(str(old), str(error))) from error
-        for number in range(1, count + 1):
-            try:
-                row = raw.execute(f"SELECT {_VERSION}, checksum FROM version WHERE version = ?", (number,)).fetchone()
-                if row is None or _checksum(row[:-1]) != row[-1]:
-                    raise sqlite3.DatabaseError("it is missing" if row is None else "it does not match its checksum")
-                fields = row[:-1]
-            except (sqlite3.DatabaseError, UnicodeError) as error:
-                lost.append(f"version {number} is lost: {error}")
+    position, chain = 0, ""
+    with new._transaction():
+        for number in range(1, last + 1):
+            version = _stored("version", pages.read(places[number])) if number in places else None
+            why = ""
+            if version is None:
+                why = "it does not match its checksum" if number in unlike else "it is missing"
+            elif number in forgotten and version[-2] != "forgotten":
+                why = "it was forgotten, and what is there is older"
+            elif not version[-2] and holding[version[1:4]] > number:
+                why = f"it was replaced by version {holding[version[1:4]]}, and what is there is older"
+            if version is None or why:
+                lost.append(f"version {number} is lost: {'; '.join(filter(None, (why, names.get(number))))}")
                 stand_in = Knowledge(f"lost-{number}", ERASED)
-                fields = (number, "lost", "lost", stand_in.id, "", stand_in.to_json(), 0.0, None, None, 0.0)
-                fields = (*fields, "forgotten", None)
-            new._insert("version", [(*fields, _checksum(fields))])
-            moves = [("add", "recorded"), ("remove", fields[reason])]
-            changes += [(fields[2], number, action, why, fields[6]) for action, why in moves if why]
-        chain = ""
-        for position, change in enumerate(changes, start=1):
-            checksum = _checksum((position, *change))
-            chain = _sha256(chain + checksum)
-            new._insert("change", [(position, *change, checksum, chain)])
-    return count - len(lost), lost
+                version = (number, "lost", "lost", stand_in.id, "", stand_in.to_json(), 0.0, None, None, 0.0)
+                version = (*version, "forgotten", None)
+            new._insert("version", [(*version, _checksum(version))])
+            for action, reason in (("add", "recorded"), ("remove", version[-2])):
+                if reason:
+                    position += 1
+                    fields = (position, version[2], number, action, reason, version[6])
+                    checksum = _checksum(fields)
+                    chain = _sha256(chain + checksum)
+                    new._insert("change", [(*fields, checksum, chain)])
+    doubts = [f"version {number}: {name}" for number, name in sorted(names.items()) if number > last]
+    return Salvaged(last - len(lost), tuple(lost), tuple(doubts))
+
+
+def _stored(table: Literal["version", "change"], row: Cell | None) -> tuple[Any, ...] | None:
+    """The fields of a row as its checksum has them; None: it is no row of the table, or does not match it."""
+    names = _NAMES[table]
+    if row is None or row.number is None or len(row.values) != len(_COLUMNS[table].split(", ")):
+        return None
+    # SQLite keeps the number of a row beside its values, and a time without a fraction as an integer.
+    fields = tuple(
+        float(value) if name in _TIMES and isinstance(value, int) else value
+        for name, value in zip(names, (row.number, *row.values[1:]), strict=False)
+    )
+    try:
+        return fields if _checksum(fields) == row.values[len(names)] else None
+    except TypeError:  # bytes, which no checksum was made of
+        return None
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
