@@ -36,6 +36,7 @@ from .slots import (
     Background,
     Gathering,
     Selector,
+    SlotUsage,
     TfIdf,
     address_hash,
     has_background,
@@ -182,6 +183,7 @@ class MemoryRows:
         self.seed = seed
         self._added: Attached | None = None
         self._background: dict[str, Background] = {}
+        self._usage: SlotUsage | None = None
         self._learnt: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, _Originals] = {}
         self.backward = 1.0
@@ -263,12 +265,19 @@ class MemoryRows:
         with self._in_place(lm.module):
             tables = self._tables(lm.module)
             if self.statistics is not None and has_background(self.statistics):
-                self._background = load_background(self.statistics, depends, _addresses(tables))
+                self._keep(load_background(self.statistics, depends, _addresses(tables)))
                 return 0
-            self._background, tokens = read_background(lm, tables, sequences, self.background_batch)
+            gathered, tokens = read_background(lm, tables, sequences, self.background_batch)
         if self.statistics is not None:
-            save_background(self.statistics, self._background, depends)
+            save_background(self.statistics, gathered, depends)
+        self._keep(gathered)
         return tokens
+
+    def _keep(self, background: Mapping[str, Background]) -> None:
+        """Keep of the statistics what selectors ask for; of the reads, which are as large, what they tell of use."""
+        reads = torch.cat([one.reads for one in background.values()])
+        self._usage = slot_usage(reads) if reads.any() else None
+        self._background = {name: one.without_reads() for name, one in background.items()}
 
     @contextmanager
     def _in_place(self, module: Any) -> Iterator[None]:
@@ -390,14 +399,9 @@ class MemoryRows:
             "weights_changed": float(sum(values.numel() for _, values in self._learnt.values())),
             "rows_touched": float(sum(len(rows) for rows, _ in self._learnt.values())),
         }
-        reads = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.reads for one in self._background.values())])
-        if not reads.any():
+        if self._usage is None:
             return measured
-        usage = slot_usage(reads)
-        return measured | {
-            "slots_in_use": usage.in_use,
-            "hub_reads": usage.hub_share,
-        }
+        return measured | {"slots_in_use": self._usage.in_use, "hub_reads": self._usage.hub_share}
 
     def fingerprint(self) -> str:
         """See `Weights`: the addresses of an added memory; those of the model's own are part of the model."""

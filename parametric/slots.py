@@ -21,7 +21,7 @@ from torch import Tensor
 from .memory_layer import ProductKeyMemory
 from .storage import is_stored, store, stored
 
-STATISTICS_VERSION = 1
+STATISTICS_VERSION = 2
 STORED = "background"
 
 
@@ -31,21 +31,25 @@ class Background:
 
     Args:
         batches: Number of background batches.
-        document_frequency: [slots] int64; how many of them read the slot at least once.
+        document_frequency: [slots] int32; how many of them read the slot at least once.
         address: What the statistics depend on, see `address_hash`.
-        reads: [slots] int64; how often the slot was read in all of them; empty where that is not known.
+        reads: [slots] int32; how often the slot was read in all of them; empty where that is not known.
         mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
     """
 
     batches: int
     document_frequency: Tensor
     address: str
-    reads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    reads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     mass: int | None = None
 
     def with_mass(self) -> Background:
         """The same, and the mass of the table."""
         return replace(self, mass=int(self.document_frequency.sum()) + len(self.document_frequency))
+
+    def without_reads(self) -> Background:
+        """The same but for `reads`, which no selector asks for."""
+        return replace(self, reads=self.reads[:0])
 
     def among(self, slots: Tensor) -> Background:
         """The statistics of these slots alone, in their order."""
@@ -169,15 +173,15 @@ class Gathering:
 
     def __init__(self, slots: int) -> None:
         self._batches = 0
-        self._frequency = torch.zeros(slots, dtype=torch.int64)
-        self._reads = torch.zeros(slots, dtype=torch.int64)
+        self._frequency = torch.zeros(slots, dtype=torch.int32)
+        self._reads = torch.zeros(slots, dtype=torch.int32)
 
     def add(self, read: Tensor) -> None:
         """What one background batch read: slots (int64), of any shape."""
         found, counts = (tensor.cpu() for tensor in read.unique(return_counts=True))
         self._batches += 1
         self._frequency[found] += 1
-        self._reads[found] += counts
+        self._reads[found] += counts.int()
 
     def background(self, address: str) -> Background:
         """Of all batches so far."""

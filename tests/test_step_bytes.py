@@ -26,8 +26,9 @@ ROWS, WIDTH = 48, 32
 def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of_the_slots(
     make_tiny_lm: Callable[..., CausalLM], options: dict[str, Any], moments: int
 ) -> None:
-    """Of the slots: four bytes for counts and four for places in the gradient, one for what was moved; with moments
-    four more for places in these. Room for moments grows by doubling."""
+    """Of the slots: four bytes for counts and four for places in the gradient, which are a step's, four for how many
+    background batches read them, one for what was moved; with moments four more for places in these. Room for moments
+    is of all rows that were ever moved, and grows by doubling."""
     lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=64, **options)
     weights.fit(lm)
     weights.prepare(lm, TEXTS)
@@ -51,6 +52,8 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
     assert gradients == [ROWS * row] * 2
     assert recorder._position.nbytes == recorder.counts().nbytes == 4 * slots
     assert originals.seen.nbytes == slots
+    (background,) = weights._background.values()
+    assert (background.document_frequency.nbytes, background.reads.nbytes) == (4 * slots, 0)
 
 
 def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(

@@ -192,9 +192,6 @@ def test_a_teacher_can_be_held_in_the_model_and_leaves_no_byte_behind(lm: Causal
 def test_a_write_tells_how_far_it_has_gone(lm: CausalLM, ledger: Ledger, kind: str) -> None:
     path = _path(lm, ledger, kind)
     measures = path.write(ITEMS, namespace="default").details["measures"]
-    state = path._weights.state()
-    learnt = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
-    assert measures["weights_changed"] == learnt > 0
     assert ("rows_touched" in measures) == kind.startswith("memory")
     batch = collate(lm, encode(lm, [Phrasing(item.text) for item in ITEMS]))
     with torch.no_grad():
@@ -748,10 +745,10 @@ def test_background_statistics_are_gathered_once_and_then_loaded(lm: CausalLM, t
     assert tokens > none == 0
     (name,) = gathered._background
     assert gathered._background[name].batches == again._background[name].batches == 5
-    for part in ("document_frequency", "reads"):
-        first, second = (getattr(one._background[name], part) for one in (gathered, again))
-        assert torch.equal(first, second)
-        assert first.any()
+    first, second = (one._background[name].document_frequency for one in (gathered, again))
+    assert torch.equal(first, second)
+    assert first.any()
+    assert gathered.measures()["hub_reads"] == again.measures()["hub_reads"] > 0
 
     def learnt(folder: Path | None) -> str:
         with Ledger() as ledger:
