@@ -136,7 +136,7 @@ class Agent:
         self.namespace = namespace
         self.config = dict(config) if config is not None else None
         self._max_new_tokens = max_new_tokens
-        self._door = Door(ledger, self._quarantine, namespace, ttl)
+        self._door = Door(ledger, self._quarantine, namespace, list(paths), ttl)
         self._lock = threading.RLock()
 
     @property
@@ -148,8 +148,9 @@ class Agent:
         """Store knowledge where the router says, unless it has to be kept apart.
 
         `details` of the receipt has what each path says of its write by the path's name and, where something was kept
-        apart, `quarantined`: by id the score and the reasons. A plain text that only says again what was recalled
-        lately is not stored once more: the receipt names the item that says it.
+        apart, `quarantined`: by id the score and the reasons. What only says again what is held, such as a text that
+        was recalled, is not stored once more, whatever its id: the receipt names the item that says it. An item with
+        a key, dates, metadata or a trust of its own is stored (see `memory_paths.door`).
 
         Args:
             items: Plain text, or items; a plain text becomes an item whose id is its content's hash.
@@ -230,7 +231,6 @@ class Agent:
                     questions = [asked[index] for index in indices]
                     new = ask(self.lm, self.paths[name], questions, given, max_new_tokens=self._max_new_tokens)
                     for index, answer in zip(indices, new, strict=True):
-                        self._door.note_recalled(answer.recalls)
                         answers[index] = better(answers[index], answer)
                 rank += 1
                 pending = [
@@ -254,7 +254,6 @@ class Agent:
         with self._lock:
             path, reserves = self.paths[self.path_name], [self._max_new_tokens]
             (shown,) = lay_out(self.lm, path, [asked], None, reserves=reserves, budget=budget)
-            self._door.note_recalled(shown.recalls)
         return shown.recalls
 
     @contextmanager
@@ -355,7 +354,7 @@ class Agent:
                 name: path.forget(ids, self.namespace) for name, path in self.paths.items() if path.capabilities.forgets
             }
             apart = self._quarantine.drop([*ids, *aside], self.namespace)
-            self._drop_derived(ids)
+            self._drop_derived()
         gone = {id for receipt in receipts.values() for id in receipt.ids}.union(apart)
         cost = sum((receipt.cost for receipt in receipts.values()), Cost())
         details = {name: dict(receipt.details) for name, receipt in receipts.items() if receipt.ids}
@@ -379,7 +378,7 @@ class Agent:
             gone = self.ledger.sweep(namespace=self.namespace, forget=forget)
             self.flush()
             if forget:
-                self._drop_derived(gone)
+                self._drop_derived()
         return gone
 
     def compact(self) -> int:
@@ -409,9 +408,8 @@ class Agent:
                 if isinstance(path, CountsUse):
                     path.use(ids, self.namespace)
 
-    def _drop_derived(self, ids: Sequence[str]) -> None:
+    def _drop_derived(self) -> None:
         """Let go of what is kept beside ledger and paths and might say forgotten words."""
-        self._door.forget(ids)
         if isinstance(self.lm, KeepsPrefixes):
             self.lm.drop_prefixes()
 
@@ -552,9 +550,11 @@ class Agent:
             )
 
     def _queries(self, queries: str | Sequence[str | Query]) -> list[Query]:
-        given = [queries] if isinstance(queries, str) else queries
+        given = [queries] if isinstance(queries, str | Query) else queries
         asked = [Query(query, self.namespace) if isinstance(query, str) else query for query in given]
         for query in asked:
+            if not isinstance(query, Query):
+                raise TypeError(f"an agent is asked texts and Query, got {type(query).__name__}: {query!r:.80}")
             if query.namespace not in ("", self.namespace):
                 raise ValueError(
                     f"this agent is bound to namespace {self.namespace!r}, the query says {query.namespace!r}"

@@ -1,24 +1,29 @@
 """What texts and items pass before any path of an agent sees them.
 
-Texts become items, times to live become dates, what was only just recalled is known already, and what must not get in
-is kept apart. This file knows nothing of paths.
+Texts become items, times to live become dates, what the paths say already is known, and what must not get in is kept
+apart. This file knows nothing of paths but their places in the ledger.
+
+What was recalled is never learnt again, whoever gives it back, in this process or after a restart: an item is known if
+one that is held says the same words, compared as `plain` does, and it has nothing of its own beside them. A kind (other
+than "fact"), key, cue, other phrasings, dates or metadata of which the held one has others, or a higher trust, make it
+an item of its own, which is learnt; another id or source do not. A text alone has nothing but its words.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from memory_paths.ledger import Ledger
 from memory_paths.quarantine import Held, Quarantine
-from memory_paths.types import Knowledge, KnowledgeKind, Recall
+from memory_paths.types import Knowledge, KnowledgeKind
 
 RECALLED_KEPT = 1024  # recalled texts that are remembered, the latest ones
 REPEATED = 4  # words from which on a part of a text is its repetition: fewer are an answer of their own
+BARE = Knowledge("bare", "What a text alone is.")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Door:
         ledger: Where the items will be.
         quarantine: Who is let in.
         namespace: Whose items.
+        places: Of the paths in the ledger.
         ttl: For how many seconds from their writing items of a kind hold; a kind that is not named holds for good.
 
     Raises:
@@ -52,18 +58,25 @@ class Door:
     """
 
     def __init__(
-        self, ledger: Ledger, quarantine: Quarantine, namespace: str, ttl: Mapping[KnowledgeKind, float] | None = None
+        self,
+        ledger: Ledger,
+        quarantine: Quarantine,
+        namespace: str,
+        places: Sequence[str],
+        ttl: Mapping[KnowledgeKind, float] | None = None,
     ) -> None:
         if strange := set(ttl or ()) - set(get_args(KnowledgeKind)):
             raise ValueError(f"ttl is by kind, one of {get_args(KnowledgeKind)}, got {sorted(strange)}")
         self._ledger = ledger
         self._quarantine = quarantine
         self._namespace = namespace
+        self._places = tuple(places)
         self._ttl = {kind: _checked(seconds) for kind, seconds in (ttl or {}).items()}
-        self._recalled: OrderedDict[str, str] = OrderedDict()  # ids by text, the latest last
+        self._said: dict[int, dict[str, None]] = {}  # ids by the hash of their words: whatever came to the places
+        self._position = 0
 
     def let_in(self, given: Sequence[Knowledge | str], ttl: float | None = None) -> Arrivals:
-        """See the module.
+        """See the module. The first call reads whatever the ledger has at the places, later ones what came since.
 
         Args:
             given: Texts and items.
@@ -78,35 +91,43 @@ class Door:
         ids: list[str] = []
         known: set[str] = set()
         items: list[Knowledge] = []
+        self._follow()
         for one in given:
             item = _as_knowledge(one)
-            recalled = self._known_as(one) if isinstance(one, str) else None
-            ids.append(recalled or item.id)
-            if recalled:
-                known.add(recalled)
+            said_by = self._known_as(item, 0.0 if isinstance(one, str) else item.trust)
+            ids.append(said_by or item.id)
+            if said_by:
+                known.add(said_by)
             else:
                 items.append(self._dated(item, ttl))
         passed, held = self._quarantine.sift(items, self._namespace)
         return Arrivals(tuple(dict.fromkeys(ids)), tuple(passed), frozenset(known), tuple(held))
 
-    def note_recalled(self, recalls: Iterable[Recall]) -> None:
-        """Remember what was shown to a model, so that its words are not learnt again as a new item."""
-        for recall in recalls:
-            text = plain(recall.item.text)
-            self._recalled[text] = recall.item.id
-            self._recalled.move_to_end(text)
-        while len(self._recalled) > RECALLED_KEPT:
-            self._recalled.popitem(last=False)
+    def _follow(self) -> None:
+        """Take note of what came to the places, whoever wrote it."""
+        position = self._ledger.position()
+        if position == self._position:
+            return
+        for place in self._places:
+            if self._position:
+                entries, _ = self._ledger.changed(place=place, after=self._position)
+            else:
+                entries = self._ledger.beginning("", place=place, namespace=self._namespace)
+            for entry in entries:
+                if entry.namespace == self._namespace:
+                    self._said.setdefault(hash(plain(entry.text)), {})[entry.item.id] = None
+        self._position = position
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Remember nothing of what was recalled under these ids."""
-        gone = set(ids)
-        self._recalled = OrderedDict((text, id) for text, id in self._recalled.items() if id not in gone)
-
-    def _known_as(self, text: str) -> str | None:
-        """The id of a recalled item that says these words and is held still."""
-        id = self._recalled.get(plain(text))
-        return id if id is not None and self._holding(id) else None
+    def _known_as(self, item: Knowledge, trust: float) -> str | None:
+        """The id of another item that is held and says all that this one says, unless this one's own id is in use."""
+        ids = self._said.get(hash(plain(item.text)))
+        if not ids or self._holding(item.id) or self._quarantine.find(item.id, self._namespace):
+            return None
+        for place in self._places:
+            for held in self._ledger.held(list(ids), place=place, namespace=self._namespace).values():
+                if trust <= held.trust and _adds_nothing(item, held):
+                    return held.id
+        return None
 
     def _holding(self, id: str) -> Knowledge | None:
         now = self._ledger.now()
@@ -127,6 +148,14 @@ class Door:
             if held is not None and replace(held, valid_until=None) == item:
                 return held
         return replace(item, valid_until=max(self._ledger.now(), item.valid_from or 0.0) + seconds)
+
+
+def _adds_nothing(item: Knowledge, held: Knowledge) -> bool:
+    """Whether an item has the words of a held one, and beside them nothing that is not the held one's too."""
+    named = ("kind", "key", "cue", "phrasings", "valid_from", "valid_until", "metadata")
+    return plain(item.text) == plain(held.text) and all(
+        getattr(item, name) in (getattr(BARE, name), getattr(held, name)) for name in named
+    )
 
 
 def plain(text: str) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -195,7 +197,10 @@ class Query:
             cannot be compared, fits `$ne` and `$nin` alone.
 
     Raises:
-        ValueError: An unknown kind or comparison, or `$in` or `$nin` of something else than a list or tuple.
+        TypeError: A text or namespace that is no str, an `as_of` or budget that is no number, one string for kinds, or
+            a `where` that is no mapping or that JSON cannot hold.
+        ValueError: An `as_of` that is NaN, an unknown kind or comparison, or `$in` or `$nin` of something else than a
+            list or tuple.
     """
 
     text: str
@@ -207,8 +212,31 @@ class Query:
     where: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if strange := set(self.kinds) - set(get_args(KnowledgeKind)):
-            raise ValueError(f"kinds must be among {get_args(KnowledgeKind)}, got {sorted(strange)}")
+        for name, given in (("text", self.text), ("namespace", self.namespace)):
+            if not isinstance(given, str):
+                raise TypeError(f"{name} of a query must be a str, got {given!r:.80}; write str(...)")
+        if self.as_of is not None:
+            if isinstance(self.as_of, bool) or not isinstance(self.as_of, Real):
+                raise TypeError(
+                    f"as_of must be seconds since the epoch or None, got {self.as_of!r:.80}; write datetime.timestamp()"
+                )
+            if math.isnan(self.as_of):
+                raise ValueError("as_of must be seconds since the epoch or None, got NaN")
+            object.__setattr__(self, "as_of", float(self.as_of))
+        budget = self.token_budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Integral)):
+            raise TypeError(f"token_budget must be a whole number or None, got {budget!r:.80}")
+        if isinstance(self.kinds, str):
+            raise TypeError(
+                f"kinds must be a sequence of kinds, got one string {self.kinds!r}; write ({self.kinds!r},)"
+            )
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        if strange := [kind for kind in self.kinds if kind not in _KINDS]:
+            raise ValueError(f"kinds must be among {_KINDS}, got {strange}")
+        if not isinstance(self.where, Mapping):
+            raise TypeError(f"where must be a mapping from names to values, as {{'room': 3}}, got {self.where!r:.80}")
+        if self.where:
+            object.__setattr__(self, "where", _as_json("where of a query", self.where))
         for name, wanted in self.where.items():
             comparisons = _comparisons(wanted)
             if unknown := set(comparisons) - set(_COMPARISONS):

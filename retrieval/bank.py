@@ -93,7 +93,8 @@ class Bank:
             opened.
         top_k: Most items to offer for a query.
         method: "dense" (by cosine), "bm25" (by shared words), or "fusion" (both, by reciprocal rank over the union).
-        diversity: In [0, 1): how much a candidate's likeness to those chosen before it counts against it (MMR).
+        diversity: In [0, 1]: how much a candidate's likeness to those chosen before it counts against it (MMR); with 1
+            nothing else counts but for the first, which is the best.
         reranker: What puts the best candidates of the method, 4 top_k and at least 32, into their final order; None:
             the method's order holds.
         threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
@@ -148,6 +149,11 @@ class Bank:
         self._saved_position = -1
         self._start_anew()
         self._open(self._folder)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the items are."""
+        return self._ledger
 
     @property
     def encoder(self) -> Encoder:
@@ -205,6 +211,7 @@ class Bank:
                 length 1; words are still those of the texts.
 
         Raises:
+            TypeError: Something else than queries, or an option of another type.
             ValueError: A query without a namespace, an option out of its range, or vectors of another shape or that are
                 not finite.
         """

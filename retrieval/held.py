@@ -1,5 +1,5 @@
-"""What the paths that keep items in a ledger have in common, whatever they find them by: the door of a search, what
-encoding costs, the hash of what is held, and where it is saved.
+"""What the paths that keep items in a ledger have in common, whatever they find them by: the door of a search, who is
+let in, what encoding costs, the hash of what is held, and where it is saved.
 
 This file knows nothing of indexes, stores or locks.
 """
@@ -11,13 +11,16 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from memory_paths.ledger import Ledger, Recorded
+from memory_paths.quarantine import Quarantine
 from memory_paths.types import Cost, Knowledge, Query, Receipt, Usage
 
 from .encoder import Encoder
+from .quarantine import Injections
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,21 @@ _log = logging.getLogger(__name__)
 
 CANDIDATES = 4  # times k: so many are found before they are put into another order, and not fewer than
 FEWEST_CANDIDATES = 32
+
+Guard = Quarantine | Literal["injections"] | None
+
+
+def guarded(ledger: Ledger, quarantine: Guard) -> Quarantine | None:
+    """The quarantine itself, or the one on the ledger that "injections" stands for.
+
+    Raises:
+        ValueError: Another name.
+    """
+    if not isinstance(quarantine, str):
+        return quarantine
+    if quarantine != "injections":
+        raise ValueError(f"quarantine must be 'injections', a Quarantine, or None to let everything in: {quarantine!r}")
+    return Quarantine(ledger, Injections())
 
 
 def check_place(name: str) -> None:
@@ -55,22 +73,30 @@ def check_search(top_k: int, diversity: float = 0.0) -> None:
     """Refuse options of a search that are out of their range.
 
     Raises:
-        ValueError: `top_k` below 1, or `diversity` outside [0, 1).
+        TypeError: A `top_k` that is no whole number, or a `diversity` that is no number.
+        ValueError: `top_k` below 1, or `diversity` outside [0, 1].
     """
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
+        raise TypeError(f"top_k must be a whole number, got {top_k!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if not 0 <= diversity < 1:
-        raise ValueError(f"diversity must be in [0, 1), got {diversity}")
+    if isinstance(diversity, bool) or not isinstance(diversity, Real):
+        raise TypeError(f"diversity must be a number in [0, 1], got {diversity!r}")
+    if not 0 <= diversity <= 1:
+        raise ValueError(f"diversity must be in [0, 1], got {diversity}")
 
 
 def check_queries(queries: Sequence[Query], vectors: Vectors | None, dimension: int) -> None:
-    """Refuse queries that name no namespace, and vectors that cannot stand for them.
+    """Refuse what is no query, queries that name no namespace, and vectors that cannot stand for them.
 
     Raises:
+        TypeError: Something else than queries.
         ValueError: See above; vectors are to be [len(queries), dimension] and finite.
     """
     import numpy as np
 
+    if strange := [query for query in queries if not isinstance(query, Query)]:
+        raise TypeError(f"a bank is asked [Query(text, namespace)], got {type(strange[0]).__name__}: {queries!r:.80}")
     if any(not query.namespace for query in queries):
         raise ValueError("a query to a bank names its namespace: Query(text, namespace), or ask through an agent")
     if vectors is None:

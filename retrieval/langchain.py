@@ -230,7 +230,7 @@ class BankVectorStore(VectorStore):
         *,
         ids: list[str] | None = None,
         ledger: Ledger | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: str = "",
         **options: Any,
     ) -> BankVectorStore:
         """A store on a bank of its own that holds these texts.
@@ -241,11 +241,16 @@ class BankVectorStore(VectorStore):
             metadatas: One for each text.
             ids: One for each text.
             ledger: Where the documents are kept; None: in memory, until the store is gone.
-            namespace: Whose documents these are.
+            namespace: Whose documents these are. It may be left out in memory alone, where nobody else's can be.
             options: Of `Bank`, such as `name` and `folder`.
+
+        Raises:
+            ValueError: A ledger without a namespace: whoever left it out, too, would find the same documents.
         """
+        if ledger is not None and not namespace:
+            raise ValueError("documents in a ledger are somebody's: give from_texts a namespace beside the ledger")
         bank = Bank(None, Ledger() if ledger is None else ledger, EmbeddingsEncoder(embedding), **options)
-        store = cls(bank, namespace)
+        store = cls(bank, namespace or DEFAULT_NAMESPACE)
         store.add_texts(texts, metadatas, ids=ids)
         return store
 

@@ -16,9 +16,9 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 from memory_paths.door import plain
 from memory_paths.lm import one_line
-from memory_paths.quarantine import Quarantine
 from memory_paths.types import Knowledge, Query
 
+from .held import Guard, guarded
 from .langchain import Namespace, named
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ KNOWN_AMONG = 4  # nearest items in which a text is looked for before it is stor
 
 
 def memory_tools(
-    bank: Bank | PostgresBank, namespace: Namespace, *, top_k: int = 4, quarantine: Quarantine | None = None
+    bank: Bank | PostgresBank, namespace: Namespace, *, top_k: int = 4, quarantine: Guard = "injections"
 ) -> list[BaseTool]:
     """`remember`, `recall` and `forget` over a bank, for `create_agent(tools=...)` or `bind_tools`.
 
@@ -41,10 +41,15 @@ def memory_tools(
         namespace: Whose notes these are: a name, or a function that says it within a run, as
             `lambda: get_runtime().context.user` does in LangGraph. The tools have no argument for it.
         top_k: Most notes that `recall` shows.
-        quarantine: Who is let in by `remember`, on the bank's ledger; None: everything, unread. What a model stores it
-            may have from a page or a mail, so it is less than trusted (`TRUST`). To let in what is kept apart, write
-            `quarantine.items(ids, namespace)` to the bank and `quarantine.drop` them.
+        quarantine: Who is let in by `remember`, on the bank's ledger. "injections": what does not look like an
+            injection and replaces nothing that is trusted; None: everything, unread. What a model stores it may have
+            from a page or a mail, so it is less than trusted (`TRUST`). `Quarantine(ledger).held(namespace)` is what is
+            kept apart; to let it in, write `items(ids, namespace)` of it to the bank and `drop` them.
+
+    Raises:
+        ValueError: A quarantine of another name.
     """
+    guard = guarded(bank.ledger, quarantine)
 
     def remember(text: str, about: str = "") -> tuple[str, dict[str, Any]]:
         whose = named(namespace)
@@ -54,7 +59,7 @@ def memory_tools(
             raise ToolException(f"nothing was stored: {error}") from error
         if not about and (known := known_as(bank, text, whose)):
             return f"This is known already, as note {known}.", _mark()
-        if quarantine is not None and quarantine.sift([item], whose)[1]:
+        if guard is not None and guard.sift([item], whose)[1]:
             return f"Kept apart as note {item.id}: it is not recalled until somebody has looked at it.", _mark()
         superseded = bank.write([item], whose).details["superseded"]
         replaced = f" It replaces {', '.join(superseded)}." if superseded else ""
@@ -70,8 +75,8 @@ def memory_tools(
     def forget(ids: list[str]) -> tuple[str, dict[str, Any]]:
         whose = named(namespace)
         gone = bank.forget(ids, whose).ids
-        if quarantine is not None:
-            gone = tuple(dict.fromkeys([*gone, *quarantine.drop(ids, whose)]))
+        if guard is not None:
+            gone = tuple(dict.fromkeys([*gone, *guard.drop(ids, whose)]))
         said = f"Forgotten: {', '.join(gone)}." if gone else "No such note; `recall` shows the ids of notes."
         return said, _mark(forgotten=gone)
 

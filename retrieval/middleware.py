@@ -6,7 +6,8 @@ the conversation itself never holds it. This file imports langchain and is itsel
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NotRequired
@@ -14,13 +15,13 @@ from typing import Annotated, Any, NotRequired
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables.config import run_in_executor
 
-from memory_paths.door import plain, stands_in
-from memory_paths.quarantine import Quarantine
+from memory_paths.door import plain, stands_in, text_id
 from memory_paths.types import Knowledge, Query
 
 from .bank import Bank
+from .held import Guard, guarded
 from .langchain import Namespace, named
-from .memory_tools import MARK, marks, memory_tools, quoted
+from .memory_tools import MARK, TRUST, marks, memory_tools, quoted
 from .postgres import PostgresBank
 
 try:
@@ -37,13 +38,23 @@ except ModuleNotFoundError as error:
 
 Learner = Callable[[Sequence[BaseMessage]], Sequence[Knowledge]]
 
+QUESTION = ("?", "\uff1f", "\u061f")  # in Chinese and Arabic letters, too
+# Where a sentence ends. A period behind an initial or a title such as "Dr." ends none.
+END = re.compile(r"(?<=[!?\uff01\uff1f\u3002\u061f])\s*|(?<=\.)(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s+|\n+")
+
 
 def episodes(messages: Sequence[BaseMessage]) -> list[Knowledge]:
-    """What the user said, word for word, one item of kind "episode" for each message."""
+    """What the user told, word for word, one item of kind "episode" for each message.
+
+    A message of nothing but questions (sentences that end in a question mark) is left out: it tells nothing, and would
+    be recalled for the same question in place of its answer. Users may paste what they have from anywhere, so that
+    their words are less than trusted (`memory_tools.TRUST`).
+    """
+    told = [message.text.strip() for message in messages if isinstance(message, HumanMessage)]
     return [
-        Knowledge(f"episode-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text, "episode", source="conversation")
-        for message in messages
-        if isinstance(message, HumanMessage) and (text := message.text.strip())
+        Knowledge(f"episode-{text_id(json.dumps([text, TRUST]))}", text, "episode", source="conversation", trust=TRUST)
+        for text in told
+        if not all(sentence.endswith(QUESTION) for sentence in filter(None, map(str.strip, END.split(text))))
     ]
 
 
@@ -67,10 +78,14 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
             `lambda: get_runtime().context.user` does.
         top_k: Most items to recall.
         learn: What is to be kept of a run's new messages; None: nothing but what the model stores by `remember`.
-            A learner gives what a model or a page said a trust below `memory_paths.quarantine.TRUSTED`.
+            What a learner trusts from `memory_paths.quarantine.TRUSTED` on passes unread: not for what users, models
+            or pages said.
         tools: Whether the model gets `remember`, `recall` and `forget`.
         quarantine: Who is let in, of what is learnt and of what the model stores; see `memory_tools`. None: everything,
             unread.
+
+    Raises:
+        ValueError: See `memory_tools`.
     """
 
     state_schema = MemoryState
@@ -83,15 +98,15 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         top_k: int = 4,
         learn: Learner | None = episodes,
         tools: bool = True,
-        quarantine: Quarantine | None = None,
+        quarantine: Guard = "injections",
     ) -> None:
         super().__init__()
-        self.tools = memory_tools(bank, namespace, top_k=top_k, quarantine=quarantine) if tools else []
+        self._quarantine = guarded(bank.ledger, quarantine)
+        self.tools = memory_tools(bank, namespace, top_k=top_k, quarantine=self._quarantine) if tools else []
         self._bank = bank
         self._namespace = namespace
         self._top_k = top_k
         self._learn = learn
-        self._quarantine = quarantine
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Recall what is near to the user's new words and is not in the conversation already."""

@@ -77,7 +77,8 @@ class PostgresBank:
         encoder: What turns texts into vectors.
         name: The bank's place in the ledger.
         top_k: Most items to offer for a query.
-        diversity: In [0, 1): how much a candidate's likeness to those chosen before it counts against it (MMR).
+        diversity: In [0, 1]: how much a candidate's likeness to those chosen before it counts against it (MMR); with 1
+            nothing else counts but for the first, which is the best.
         threshold: Least cosine of what is offered, in [-1, 1]; None: whatever is nearest.
 
     Raises:
@@ -115,6 +116,11 @@ class PostgresBank:
         except BaseException:
             self._vectors.close()
             raise
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the items are."""
+        return self._ledger
 
     @property
     def encoder(self) -> Encoder:
@@ -175,6 +181,7 @@ class PostgresBank:
                 length 1.
 
         Raises:
+            TypeError: Something else than queries, or an option of another type.
             ValueError: A query without a namespace, an option out of its range, vectors of another shape, or vectors
                 that are not finite.
         """

@@ -4,20 +4,24 @@ ReasoningBank (Ouyang et al. 2025, arXiv 2509.25140): retrieve, act, judge, extr
 ground truth. Lessons are found by the task they came from, never by their own words, and all of a past task's come
 together. Where the paper's release departs from it, or harms itself, this does not: verdicts may be "unknown" and teach
 nothing then; a task never sees lessons of itself; several attempts are compared only if they differ; lessons that were
-shown and did harm are passed over; and all of it is in the ledger before `learn` returns. The file knows nothing of how
-prompts are worded, how replies are read, or how the bank searches.
+shown and did harm are passed over; what was shown is not learnt again; and all of it is in the ledger before `learn`
+returns. The file knows nothing of how prompts are worded, how replies are read, or how the bank searches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from memory_paths.door import plain, stands_in
 from memory_paths.evaluation.statistics import UNBOUNDED, Interval, difference_interval
-from memory_paths.types import Knowledge, Query, Reading, Receipt
+from memory_paths.ledger import Ledger
+from memory_paths.quarantine import Held
+from memory_paths.types import Knowledge, KnowledgeKind, Query, Reading, Receipt
 
 from .extraction import Extraction, check_attempts
+from .held import Guard, guarded
 from .solving import Environment, Solver
 from .trajectory import Judged, Lesson, Task, Trajectory, Verdict, digest
 
@@ -25,10 +29,16 @@ MOST_OF_A_TASK = 64  # lessons of one past task that are shown
 NEIGHBOURS = 16  # attempts at similar tasks, beside which a lesson's effect is measured
 LEVEL = 0.9  # of the interval that must lie below 0 for a lesson to be passed over
 LEAST_SHOWN = 3  # times, before that
+TRUST = 0.5  # of what models thought, and wrote down of it: an environment may have told them anything
 
 
 class Memory(Protocol):
     """The part of `retrieval.bank.Bank` that is used."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the items are, for what is kept apart."""
+        ...
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """See `types.MemoryPath`."""
@@ -82,12 +92,16 @@ class Learnt:
         lessons: As they are stored; empty where no verdict is known.
         problems: Why there are fewer lessons than there might be.
         extraction: What the lessons were made of; None: nothing could be learnt.
+        known: Lessons that were shown and that the extraction only says again.
+        held: Lessons and attempts that are kept apart, and why.
     """
 
     verdicts: tuple[Verdict, ...]
     lessons: tuple[Knowledge, ...] = ()
     problems: tuple[str, ...] = ()
     extraction: Extraction | None = None
+    known: tuple[Knowledge, ...] = ()
+    held: tuple[Held, ...] = ()
 
 
 class ReasoningBank:
@@ -96,7 +110,10 @@ class ReasoningBank:
     A lesson is stored as Knowledge of kind "lesson": its text is title, description and content in one line, its cue
     the task's text, its source the ids of the trajectories; its metadata hold the task's id and wording, title,
     description, content, outcome, judge, model, and hashes of prompt and model. An attempt is stored as an "episode"
-    with what was shown and how it ended.
+    with what was shown and how it ended. Both have the trust `TRUST`.
+
+    A lesson whose content only says again, as `memory_paths.door.stands_in` has it, what one said that was shown is not
+    learnt once more: the attempt names the one that was shown, which from then on comes with its task's lessons too.
 
     Args:
         bank: Where lessons and attempts are kept.
@@ -108,9 +125,11 @@ class ReasoningBank:
         leave_out_task: Whether a task is kept from seeing lessons of itself (same id or same wording), as it must be
             where tasks come again in a measurement.
         feedback: Whether lessons with a negative measured effect are passed over.
+        quarantine: Who is let in, of lessons and attempts, on the bank's ledger. "injections": what does not look like
+            an injection; None: everything, unread.
 
     Raises:
-        ValueError: An empty namespace, or a negative number of tasks.
+        ValueError: An empty namespace, a negative number of tasks, or a quarantine of another name.
     """
 
     def __init__(
@@ -124,6 +143,7 @@ class ReasoningBank:
         tasks: int = 1,
         leave_out_task: bool = True,
         feedback: bool = True,
+        quarantine: Guard = "injections",
     ) -> None:
         if not namespace:
             raise ValueError("a reasoning bank needs a namespace: whose lessons these are")
@@ -137,26 +157,33 @@ class ReasoningBank:
         self._tasks = tasks
         self._leave_out_task = leave_out_task
         self._feedback = feedback
+        self._quarantine = guarded(bank.ledger, quarantine)
 
     def recall(self, task: Task) -> tuple[Knowledge, ...]:
-        """All lessons of the nearest past tasks, the nearest task first; those that did harm are left out."""
+        """All lessons of the nearest past tasks, the nearest task first; none twice, and none that did harm."""
         where: dict[str, Any] = {"wording": {"$ne": task.wording()}} if self._leave_out_task else {}
         passed = [task.id] if self._leave_out_task else []
-        recalled: list[Knowledge] = []
+        others = {**where, "task": {"$nin": passed.copy()}}
+        recalled: dict[str, Knowledge] = {}
         found = 0
         while found < self._tasks:
-            nearest = self._lessons(task, {**where, "task": {"$nin": passed}}, 1)
+            nearest = self._teaching(task, {**where, "task": {"$nin": passed}}, 1)
             if not nearest:
                 break
             past = nearest[0].metadata["task"]
             passed.append(past)
-            lessons = self._lessons(task, {**where, "task": past}, MOST_OF_A_TASK)
+            taught = self._teaching(task, {**where, "task": past}, MOST_OF_A_TASK)
+            lessons = {one.metadata["lesson"]: one for one in taught if one.kind == "lesson"}
+            named = {id for one in taught for id in one.metadata["lesson"].split()}
+            for id in sorted(named - lessons.keys()):
+                elsewhere = self._teaching(task, {**others, "lesson": id}, 1, kinds=("lesson",))
+                lessons.update((id, one) for one in elsewhere)
             if self._feedback:
-                effects = self.effects(lessons)
-                lessons = [lesson for lesson, effect in zip(lessons, effects, strict=True) if not effect.harmful]
-            recalled += lessons
+                effects = self.effects(list(lessons.values()))
+                lessons = {id: lessons[id] for id, effect in zip(lessons, effects, strict=True) if not effect.harmful}
+            recalled |= lessons
             found += bool(lessons)
-        return tuple(recalled)
+        return tuple(recalled.values())
 
     def solve(self, task: Task, environment: Environment, *, checks: int = 0) -> Attempt:
         """One attempt with what is recalled; nothing is learnt until `learn` is given it.
@@ -196,15 +223,29 @@ class ReasoningBank:
         if verdicts is None:
             verdicts = [self._judge(attempt.trajectory) for attempt in given]
         judged = [Judged(attempt.trajectory, verdict) for attempt, verdict in zip(given, verdicts, strict=True)]
-        episodes = [_episode(one, attempt.shown) for one, attempt in zip(judged, given, strict=True)]
         known = [one for one in judged if one.verdict.label != "unknown"]
         extraction = self._extractor(known) if known else None
-        lessons = [] if extraction is None else [_lesson(lesson, known, extraction) for lesson in extraction.lessons]
-        self._bank.write([*episodes, *lessons], self.namespace)
-        problems = tuple(one.verdict.reason for one in judged if one.verdict.label == "unknown")
+        problems = [one.verdict.reason for one in judged if one.verdict.label == "unknown"]
+        lessons: list[Knowledge] = []
+        again: dict[str, Knowledge] = {}
         if extraction is not None:
             problems += extraction.problems
-        return Learnt(tuple(verdicts), tuple(lessons), problems, extraction)
+            shown = [lesson for attempt in given for lesson in attempt.shown]
+            for lesson in extraction.lessons:
+                said = plain(lesson.content)
+                first = next((one for one in shown if stands_in(said, plain(one.metadata["content"]))), None)
+                if first is None:
+                    lessons.append(_lesson(lesson, known, extraction))
+                else:
+                    again[first.metadata["lesson"]] = first
+        episodes = [_episode(one, attempt.shown, again) for one, attempt in zip(judged, given, strict=True)]
+        passed, held = [*episodes, *lessons], list[Held]()
+        if self._quarantine is not None:
+            passed, held = self._quarantine.sift(passed, self.namespace)
+        if passed:
+            self._bank.write(passed, self.namespace)
+        stored = tuple(item for item in passed if item.kind == "lesson")
+        return Learnt(tuple(verdicts), stored, tuple(problems), extraction, tuple(again.values()), tuple(held))
 
     def effects(self, lessons: Sequence[Knowledge]) -> list[Effect]:
         """What each lesson did so far, measured among the 16 judged attempts whose tasks are nearest to its own.
@@ -218,9 +259,16 @@ class ReasoningBank:
         found = self._search(queries, NEIGHBOURS + own)
         return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, found, strict=True)]
 
-    def _lessons(self, task: Task, where: dict[str, Any], top_k: int) -> list[Knowledge]:
-        (found,) = self._search([Query(task.text, self.namespace, kinds=("lesson",), where=where)], top_k)
-        return found
+    def _teaching(
+        self,
+        task: Task,
+        where: dict[str, Any],
+        top_k: int,
+        kinds: tuple[KnowledgeKind, ...] = ("lesson", "episode"),
+    ) -> list[Knowledge]:
+        """Lessons, and attempts that name some."""
+        query = Query(task.text, self.namespace, kinds=kinds, where={"lesson": {"$gt": ""}, **where})
+        return self._search([query], top_k)[0]
 
     def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
         readings = self._bank.search(queries, top_k=top_k, method="dense", diversity=0.0)
@@ -243,7 +291,7 @@ def _about(task: Task) -> dict[str, Any]:
     return {"task": task.id, "wording": task.wording()}
 
 
-def _episode(judged: Judged, shown: Sequence[Knowledge]) -> Knowledge:
+def _episode(judged: Judged, shown: Sequence[Knowledge], again: Iterable[str]) -> Knowledge:
     trajectory, verdict = judged.trajectory, judged.verdict
     metadata = {
         **_about(trajectory.task),
@@ -253,9 +301,11 @@ def _episode(judged: Judged, shown: Sequence[Knowledge]) -> Knowledge:
         "judge": verdict.by,
         "shown": sorted({lesson.metadata["lesson"] for lesson in shown}),
     }
+    if verdict.label != "unknown" and (named := " ".join(sorted(again))):
+        metadata["lesson"] = named
     told = f"Task: {trajectory.task.text}\n{trajectory.told()}\nResult: {verdict.label}"
-    item = Knowledge("episode", told, "episode", cue=trajectory.task.text, source=trajectory.id, metadata=metadata)
-    return _identified(item)
+    task, source = trajectory.task.text, trajectory.id
+    return _identified(Knowledge("episode", told, "episode", cue=task, source=source, trust=TRUST, metadata=metadata))
 
 
 def _lesson(lesson: Lesson, judged: Sequence[Judged], extraction: Extraction) -> Knowledge:
@@ -271,7 +321,8 @@ def _lesson(lesson: Lesson, judged: Sequence[Judged], extraction: Extraction) ->
         "model_hash": extraction.model_hash,
     }
     sources = " ".join(one.trajectory.id for one in judged)
-    return _identified(Knowledge("lesson", lesson.text, "lesson", cue=task.text, source=sources, metadata=metadata))
+    item = Knowledge("lesson", lesson.text, "lesson", cue=task.text, source=sources, trust=TRUST, metadata=metadata)
+    return _identified(item)
 
 
 def _identified(item: Knowledge) -> Knowledge:

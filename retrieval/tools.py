@@ -2,12 +2,14 @@
 
 An application registers a function; its description and the JSON schema of its arguments become an item of the bank.
 Registered with another signature, it supersedes the old one, and the next prompt shows the new one: nothing is trained.
-Functions themselves are never stored. This file is about tools that an agent learns to use; the tools that let a model
-use the bank (remember, recall, forget) are in `memory_tools`.
+Functions themselves are never stored. What an event loop awaits (`acall` and its like) is done in a thread, by bank and
+tool alike. This file is about tools that an agent learns to use; the tools that let a model use the bank (remember,
+recall, forget) are in `memory_tools`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import json
@@ -15,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any, Literal
 
 from memory_paths.conversation import Conversation
@@ -229,6 +232,7 @@ class Toolbox:
             as_of: Seconds since the epoch: the tools as they were then.
 
         Raises:
+            TypeError: A k that is no whole number.
             ValueError: k below 1.
         """
         return self._find(task, k, as_of, {"$gt": ""})
@@ -241,6 +245,10 @@ class Toolbox:
     def schemas(self, task: str, k: int = 5) -> list[dict[str, Any]]:
         """What `offered` finds, as chat models take it; see `Tool.schema`."""
         return [tool.schema for tool in self.offered(task, k)]
+
+    async def aschemas(self, task: str, k: int = 5) -> list[dict[str, Any]]:
+        """As `schemas`, without blocking the event loop."""
+        return await asyncio.to_thread(self.schemas, task, k)
 
     def call(self, name: str, arguments: Mapping[str, Any], *, version: str = "") -> Result:
         """Call a tool with arguments that fit its schema. What the function raises is a result that says so.
@@ -271,6 +279,10 @@ class Toolbox:
         except Exception as error:  # the tool's own trouble is for the model to read
             return Result(call, f"{name} failed: {type(error).__name__}: {error}"[: self._longest], "failed")
 
+    async def acall(self, name: str, arguments: Mapping[str, Any], *, version: str = "") -> Result:
+        """As `call`, without blocking the event loop."""
+        return await asyncio.to_thread(self.call, name, arguments, version=version)
+
     def answer(self, call: ToolCall, *, version: str = "") -> Result:
         """The same for a model's call: a refusal is a result, too, for the model to mend its call."""
         try:
@@ -280,6 +292,10 @@ class Toolbox:
             return replace(self.call(call.name, call.arguments, version=version), call=call)
         except ToolError as error:
             return Result(call, f"Refused: {error}", "refused")
+
+    async def aanswer(self, call: ToolCall, *, version: str = "") -> Result:
+        """As `answer`, without blocking the event loop."""
+        return await asyncio.to_thread(self.answer, call, version=version)
 
     def run(
         self,
@@ -329,6 +345,8 @@ class Toolbox:
         return Run("", tuple(results), finished=False)
 
     def _find(self, task: str, k: int, as_of: float | None, named: Any) -> list[Tool]:
+        if isinstance(k, bool) or not isinstance(k, Integral):
+            raise TypeError(f"k must be a whole number, got {k!r}")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         query = Query(task, self.namespace, as_of=as_of, where={"tool": named})

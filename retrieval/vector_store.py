@@ -21,7 +21,7 @@ from memory_paths.files import read_json, write_durably
 from memory_paths.ledger import Change, Ledger
 from memory_paths.types import Capabilities, Cost, Knowledge, Query, Reading, Recall, Receipt, Usage
 
-from .held import check_place, check_search, found_by, new_folder, receipt, state_hash
+from .held import check_place, check_queries, check_search, found_by, new_folder, receipt, state_hash
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -119,7 +119,13 @@ class VectorStorePath:
         self._check_open()
 
     def read(self, queries: Sequence[Query]) -> list[Reading]:
-        """The nearest items that hold for each query's namespace, time, kinds and metadata, best first."""
+        """The nearest items that hold for each query's namespace, time, kinds and metadata, best first.
+
+        Raises:
+            TypeError: Something else than queries.
+            ValueError: A query without a namespace.
+        """
+        check_queries(queries, None, 0)
         with self._guard:
             self._check_open()
             self._catch_up()

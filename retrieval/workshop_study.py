@@ -81,11 +81,16 @@ class Course:
 
 
 class _Miskeyed:
-    """A bank that puts every attempt's lessons under another order; all else is as in the bank."""
+    """A bank that puts all that an attempt teaches under another order; all else is as in the bank."""
 
     def __init__(self, bank: Bank, stream: Sequence[Order], other: str, seed: int) -> None:
         self._bank, self._stream, self._other = bank, stream, other
         self._generator = random.Random(f"miskeyed/{seed}")
+
+    @property
+    def ledger(self) -> Ledger:
+        """See `Memory`."""
+        return self._bank.ledger
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
         """See `Memory`."""
@@ -95,7 +100,7 @@ class _Miskeyed:
         about = {"task": task.id, "wording": task.wording()}
         return self._bank.write(
             [
-                replace(item, cue=task.text, metadata={**item.metadata, **about}) if item.kind == "lesson" else item
+                replace(item, cue=task.text, metadata={**item.metadata, **about}) if "lesson" in item.metadata else item
                 for item in items
             ],
             namespace,

@@ -30,7 +30,7 @@ from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.router import Fixed
 from memory_paths.testing import UNKNOWN, EchoLM
-from memory_paths.types import Answer, Generation, Knowledge, Prompt, Query, TooLarge
+from memory_paths.types import Answer, Generation, Knowledge, Phrasing, Prompt, Query, TooLarge
 
 FACTS = [
     Knowledge("ada", "Ada works as a pilot.", key="ada/work"),
@@ -79,6 +79,63 @@ def test_plain_text_is_knowledge_too_and_learning_it_twice_changes_nothing() -> 
         assert agent.learn(FACTS[0]).ids == ("ada",)
         with pytest.raises(TypeError, match="learns texts and Knowledge, got int: 3"):
             agent.learn([3])  # type: ignore[list-item]
+
+
+def test_what_was_recalled_is_never_learnt_again_whatever_its_id_and_after_a_restart(tmp_path: Path) -> None:
+    home = Knowledge("home", "Ada lives in Oslo.", key="ada/home", source="letter", valid_from=1.0, metadata={"n": 1})
+    again = [
+        Knowledge("again", "- ada lives in  OSLO.", source="conversation"),
+        replace(home, id="copy", source="another letter", trust=0.5),
+        "Ada lives in Oslo.",
+    ]
+    for restarted in (False, True):
+        agent, _ = _timed_agent(tmp_path / "facts.sqlite")
+        with agent:
+            if not restarted:
+                agent.learn(home)
+                assert agent.answer("Where does Ada live?")[0].recalls[0].item == home
+            for given in again:
+                assert agent.learn([given]).ids == ("home",)  # type: ignore[list-item]
+            assert agent.items() == [home]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"kind": "episode"},
+        {"key": "ada/town"},
+        {"cue": "Where is Ada?"},
+        {"phrasings": (Phrasing("Oslo", "Ada's home?"),)},
+        {"valid_from": 5.0},
+        {"valid_until": 9e12},
+        {"metadata": {"n": 2}},
+        {"trust": 0.9},
+    ],
+)
+def test_what_says_the_same_and_has_something_of_its_own_is_learnt(own: dict[str, Any]) -> None:
+    with _agent() as agent:
+        agent.learn(Knowledge("home", "Ada lives in Oslo.", metadata={"n": 1}, trust=0.8))
+        other = replace(Knowledge("other", "Ada lives in Oslo.", trust=0.8), **own)
+        assert agent.learn(other).ids == ("other",)
+        assert agent.items()[1] == other
+
+
+def test_only_what_holds_on_a_path_of_the_agent_makes_a_text_known() -> None:
+    agent, clock = _timed_agent()
+    with agent:
+        agent.learn(Knowledge("soon", "Ada lives in Oslo.", valid_from=1100.0, valid_until=1200.0))
+        agent.ledger.record([Knowledge("else", "Ben is here.")], place="elsewhere", namespace=agent.namespace)
+        agent.ledger.record([Knowledge("his", "Cora is here.")], place="rag", namespace="another")
+        for text in ("Ben is here.", "Cora is here."):
+            assert agent.learn(Knowledge(f"own {text}", text)).ids == (f"own {text}",)
+        clock.now = 1150.0
+        assert agent.learn(Knowledge("now", "Ada lives in Oslo.")).ids == ("soon",)
+        clock.now = 1250.0
+        assert agent.learn(Knowledge("now", "Ada lives in Oslo.")).ids == ("now",)
+        agent.forget(["now"])
+        assert agent.learn(Knowledge("anew", "Ada lives in Oslo.")).ids == ("anew",)
+        with pytest.raises(ValueError, match="is active in namespace"):
+            agent.learn(Knowledge("anew", "Ben is here."))
 
 
 def test_what_was_forgotten_is_not_recalled() -> None:
@@ -203,6 +260,8 @@ def test_an_agent_answers_for_its_own_namespace_only() -> None:
         assert agent.answer("What does Ben play?")[0].text == "Ben plays the cello."
         with pytest.raises(ValueError, match="bound to namespace 'home'"):
             agent.answer([Query("What does Ben play?", namespace="work")])
+        with pytest.raises(TypeError, match="asked texts and Query, got int: 3"):
+            agent.answer([3])  # type: ignore[list-item]
 
 
 def test_scores_prefer_what_was_learnt() -> None:

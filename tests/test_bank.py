@@ -442,6 +442,7 @@ def test_diversity_passes_over_what_says_the_same() -> None:
     assert diverse(query, candidates, 3, 0.0) == [0, 1, 2]
     assert diverse(query, candidates, 3, 0.5) == [0, 2, 3]
     assert diverse(query, candidates, 9, 0.9) == [0, 3, 2, 1]
+    assert diverse(query, candidates, 9, 1.0) == [0, 3, 2, 1], "the nearest, then what is least like those before"
 
 
 def test_rows_stand_as_the_ledger_says_whatever_happened() -> None:
@@ -1032,8 +1033,17 @@ def test_bad_arguments_are_refused(ledger: Ledger, bank: Bank, tmp_path: Path) -
         Bank(None, ledger, HashEncoder(), top_k=0)
     with pytest.raises(ValueError, match="method must be one of dense, bm25, fusion, got 'sparse'"):
         Bank(None, ledger, HashEncoder(), method="sparse")
-    with pytest.raises(ValueError, match="diversity must be in"):
-        Bank(None, ledger, HashEncoder(), diversity=1.0)
+    for top_k in (2.5, True, "3"):
+        with pytest.raises(TypeError, match=f"top_k must be a whole number, got {top_k!r}"):
+            bank.search([Query("Ada", "default")], top_k=top_k)  # type: ignore[arg-type]
+    for diversity in (1.1, -0.1, np.nan):
+        with pytest.raises(ValueError, match=r"diversity must be in \[0, 1\]"):
+            Bank(None, ledger, HashEncoder(), diversity=diversity)
+    with pytest.raises(TypeError, match="diversity must be a number in"):
+        bank.search([Query("Ada", "default")], diversity="1")  # type: ignore[arg-type]
+    for asked in (["Ada"], "Ada"):
+        with pytest.raises(TypeError, match=r"asked \[Query\(text, namespace\)\], got str: "):
+            bank.search(asked)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="exact_until must be at least 1"):
         Bank(None, ledger, HashEncoder(), exact_until=0)
     with pytest.raises(ValueError, match="threshold must be a cosine"):

@@ -532,7 +532,7 @@ def test_what_cannot_be_used_is_refused_at_the_door(server: str, address: str, t
     with Ledger(address) as ledger:
         for options, message in (
             ({"top_k": 0}, "top_k must be at least 1"),
-            ({"diversity": 1.0}, "diversity must be in"),
+            ({"diversity": 1.1}, "diversity must be in"),
             ({"threshold": 2.0}, "threshold must be a cosine"),
             ({"name": ""}, "needs a name"),
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -250,6 +251,9 @@ def test_a_tool_is_also_found_by_tasks_that_it_solved(method: Any, ledger: Ledge
         toolbox.learn("convert", "fine", " ")
     with pytest.raises(ValueError, match="k must be at least 1"):
         toolbox.find(task, 0)
+    for k in (2.5, True, "3"):
+        with pytest.raises(TypeError, match=f"k must be a whole number, got {k!r}"):
+            toolbox.find(task, k)  # type: ignore[arg-type]
     bank.close()
 
 
@@ -300,6 +304,31 @@ def test_arguments_that_do_not_fit_are_refused_with_those_that_do(arguments: Any
     with pytest.raises(ToolError, match=error) as refused:
         toolbox.call("weather", arguments)
     assert tool_of(weather).signature in str(refused.value)
+
+
+async def test_a_call_that_is_awaited_does_nothing_on_the_event_loops_thread(
+    toolbox: Toolbox, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, set[int]] = {}
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            where.setdefault(name, set()).add(threading.get_ident())
+            return function(*given, **options)
+
+        return call
+
+    toolbox.register(replace(COUNTED, function=watched("tool", lambda text: len(text))))
+    for name in ("search", "beginning"):
+        monkeypatch.setattr(bank, name, watched(name, getattr(bank, name)))
+    assert "count" in [schema["function"]["name"] for schema in await toolbox.aschemas("Count letters.")]
+    assert (await toolbox.acall("count", {"text": "abc"})).text == "3"
+    with pytest.raises(ToolError, match="'text' is a required property"):
+        await toolbox.acall("count", {})
+    assert (await toolbox.aanswer(ToolCall("1", "count", {"text": "abcd"}))).text == "4"
+    assert (await toolbox.aanswer(ToolCall("1", "cont", {}))).outcome == "refused"
+    assert set(where) == {"tool", "search", "beginning"}
+    assert threading.get_ident() not in set.union(*where.values())
 
 
 def test_a_schema_may_allow_more_arguments(bank: Bank) -> None:

@@ -90,3 +90,34 @@ def test_a_query_refuses_what_it_cannot_compare_by() -> None:
                 Query("?", where={"task": {comparison: wanted}})
     with pytest.raises(ValueError, match="kinds must be among"):
         Query("?", kinds=("rumour",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"text": 3}, TypeError, "text of a query must be a str, got 3"),
+        ({"namespace": None}, TypeError, "namespace of a query must be a str, got None"),
+        ({"as_of": "yesterday"}, TypeError, "as_of must be seconds since the epoch or None, got 'yesterday'; write"),
+        ({"as_of": True}, TypeError, "as_of must be seconds"),
+        ({"as_of": math.nan}, ValueError, "as_of must be seconds since the epoch or None, got NaN"),
+        ({"token_budget": 2.5}, TypeError, "token_budget must be a whole number or None, got 2.5"),
+        ({"kinds": "fact"}, TypeError, r"got one string 'fact'; write \('fact',\)"),
+        ({"where": "abc"}, TypeError, "where must be a mapping from names to values, .*got 'abc'"),
+        ({"where": {"a": {1, 2}}}, TypeError, "where of a query must be what JSON can hold"),
+        ({"where": {3: "a"}}, TypeError, "names must be str"),
+    ],
+)
+def test_a_query_refuses_at_the_door_what_it_cannot_hold(
+    fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Query(**{"text": "?", **fields})
+
+
+def test_a_query_has_one_form_for_what_means_the_same() -> None:
+    given = {"a": [1]}
+    query = Query("?", as_of=3, kinds=["fact"], where=given)  # type: ignore[arg-type]
+    assert hash(query) == hash(Query("?", as_of=3.0, kinds=("fact",), where={"a": (1,)}))
+    assert (query.as_of, type(query.as_of), query.kinds) == (3.0, float, ("fact",))
+    given["a"].append(2)
+    assert query.where == {"a": [1]}, "what happens to the mapping afterwards changes no query"
