@@ -23,6 +23,7 @@ from .calibration import Calibration, best_cosines, calibrate
 from .encoder import Encoder, HashEncoder, SentenceEncoder
 from .generation import MANIFEST, load_generation
 from .index import VectorIndex
+from .merging import Merging, merge, undo
 from .quarantine import Injections
 from .rows import Rows
 
@@ -294,6 +295,29 @@ def threshold(
         return calibrate(*(best_cosines(bank, queries) for queries in asked), false_offers=false_offers)
 
 
+def merge_items(ledger: Path | str, place: str, namespace: str, *, least: float, apply: bool) -> Iterator[str]:
+    """Pairs of items that may say the same, surest first, each as a line of JSON; read by MiniLM, for which `merging`
+    is fitted.
+
+    Args:
+        ledger: Where the items are.
+        place: The bank's.
+        namespace: Whose items.
+        least: Of the score, in [0, 1].
+        apply: Whether to merge those that are automatic; a last line has the ids that were dropped.
+    """
+    encoder = SentenceEncoder()
+    with Ledger(ledger) as opened:
+        proposals = Merging(encoder).propose(Bank(None, opened, encoder, name=place), namespace, least=least)
+        for one in proposals:
+            kept, dropped = ({"id": item.id, "text": item.text} for item in (one.kept, one.dropped))
+            told = {"kept": kept, "dropped": dropped, "score": round(one.score, 3), "automatic": one.automatic}
+            yield json.dumps(told, ensure_ascii=False)
+        if apply:
+            chosen = [one for one in proposals if one.automatic]
+            yield json.dumps({"merged": merge(opened, chosen, place=place, namespace=namespace)})
+
+
 def _encoder(name: str, *dimension: int) -> Encoder:
     return HashEncoder(*dimension) if name == "hash" else SentenceEncoder(name)
 
@@ -308,6 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("compact", "erase what was forgotten from the ledger's files, and from an index if --folder names it"),
         ("export", "print what holds now, one item of JSON a line"),
         ("import", "store the items of a JSONL file; what an agent would keep apart is kept apart"),
+        ("merge", "print which items may say the same; --apply merges the sure ones, --undo takes merges back"),
         ("calibrate", "find the threshold under which questions that nothing answers are seldom offered anything"),
     ):
         command = commands.add_parser(name, help=words, description=words)
@@ -320,12 +345,19 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "import":
             command.add_argument("file", type=Path, help="JSONL, an item a line")
             command.add_argument("--trusted", action="store_true", help="let all in, whatever their trust")
-        if name in ("export", "import", "calibrate"):
+        if name in ("export", "import", "merge", "calibrate"):
             whose = command.add_mutually_exclusive_group()
             whose.add_argument("--namespace", default=DEFAULT_NAMESPACE)
         if name in ("export", "import"):
             about = "everybody's items: each line has its namespace"
             whose.add_argument("--all-namespaces", dest="namespace", action="store_const", const=None, help=about)
+        if name == "merge":
+            command.add_argument(
+                "--least", type=float, default=0.5, help="score from which on pairs are told, in [0, 1]"
+            )
+            what = command.add_mutually_exclusive_group()
+            what.add_argument("--apply", action="store_true", help="merge what is automatic")
+            what.add_argument("--undo", nargs="+", metavar="ID", help="hold these dropped items again")
         if name == "calibrate":
             command.add_argument("--known", type=Path, required=True, help='JSONL, {"question": ...}: answered')
             command.add_argument("--unknown", type=Path, required=True, help="the same, not answered")
@@ -368,6 +400,14 @@ def _done(given: argparse.Namespace) -> int:
         print(f"{erased} versions erased{beside}")
     elif given.command == "export":
         for line in export(given.ledger, given.place, given.namespace):
+            print(line)
+    elif given.command == "merge":
+        if given.undo:
+            with Ledger(given.ledger) as ledger:
+                back = undo(ledger, given.undo, place=given.place, namespace=given.namespace)
+            print(json.dumps({"held_again": back}))
+            return 0
+        for line in merge_items(given.ledger, given.place, given.namespace, least=given.least, apply=given.apply):
             print(line)
     else:
         found = threshold(

@@ -12,6 +12,7 @@ import pytest
 from conftest import Clock
 
 from memory_paths.ledger import Ledger
+from memory_paths.retrieval.__main__ import main
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
 from memory_paths.retrieval.merging import Merging, Proposal, merge, merged, undo
@@ -252,6 +253,29 @@ def test_what_is_yet_to_be_written_is_proposed_against_what_is_held(merging: Mer
         bank, NAMESPACE, [Knowledge("new", "Norwegian is Ada's native language."), ITEMS[5]], least=0.0
     )
     assert {(one.kept.id, one.dropped.id) for one in found if one.score > 0.5} == {("tongue", "new")}
+
+
+def test_the_command_tells_pairs_merges_the_sure_ones_and_takes_it_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "facts.sqlite"
+    with Ledger(file) as ledger:
+        ledger.record(ITEMS, place="rag", namespace="default")
+
+    def command(*options: str) -> list[Any]:
+        assert main(["merge", str(file), *options]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    told = command()
+    assert {(one["kept"]["id"], one["dropped"]["id"]) for one in told if one["automatic"]} >= {("tongue", "native")}
+    *again, done = command("--apply")
+    assert again == told
+    assert set(done["merged"]) == {"native", "tongue-2"}
+    assert command("--undo", "native", "tongue-2") == [{"held_again": ["native", "tongue-2"]}]
+    assert command() == told
+    with pytest.raises(SystemExit):
+        main(["merge", str(file), "--undo", "bread"])
+    assert "were not merged" in capsys.readouterr().err
 
 
 # The figures
