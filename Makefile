@@ -35,7 +35,7 @@ SEEDS ?= 0,1,2
 # A sweep with a job that failed ends in an error and must not stop the others; the report names what failed.
 METHOD = -$(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.sweep.dir=$(METHODS)/$@ seed=$(SEEDS)
 AXES = objective penalty projection rehearsal schedule study merging
-objective = selective,distil_new,distil_old,distil_pseudo_old,self_distillation,policy_gradient
+objective = selective,distil_new,distil_old,distil_pseudo_old,self_distillation,gkd,policy_gradient
 penalty = l2,ewc,feature,kl
 projection = a_gem,ogd
 rehearsal = experience,generative,on_policy

@@ -70,7 +70,7 @@ class Inserted:
             raise ValueError(f"rate must be above 0, got {rate}")
         self.rate = rate
         self.weight_decay = weight_decay
-        self._insertion = insertion
+        self.insertion = insertion
         self._seed = seed
         self._ids: tuple[int, ...] = ()
         self._learnt: dict[str, Tensor] = {}
@@ -100,13 +100,13 @@ class Inserted:
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             first = next(module.parameters())
-            new = self._insertion.build(module, self._ids, self._learnt).to(device=first.device, dtype=first.dtype)
+            new = self.insertion.build(module, self._ids, self._learnt).to(device=first.device, dtype=first.dtype)
         self._put(new, self._learnt)
         outer, switch = getattr(module, PLACE, None), _Switch(bool(self._learnt))
         with ExitStack() as placed:
             module.add_module(PLACE, new.train(module.training))
             placed.callback(self._remove, module, outer)
-            for handle in self._insertion.place(module, new, lambda: switch.on):
+            for handle in self.insertion.place(module, new, lambda: switch.on):
                 placed.callback(handle.remove)
             self._switches.append(switch)
             placed.callback(self._switches.pop)
@@ -145,7 +145,7 @@ class Inserted:
         try:
             yield AdamTrainer(parameters, self.rate, self.weight_decay)
             check_learnt(parameters.values())
-            self._learnt = self._insertion.learnt(new)
+            self._learnt = self.insertion.learnt(new)
         finally:
             switch.on = bool(self._learnt)
 
@@ -155,7 +155,7 @@ class Inserted:
 
     def fingerprint(self) -> str:
         """See `Weights`."""
-        return f"{type(self._insertion).__name__} {sorted(vars(self._insertion).items())} {self._seed}"
+        return f"{type(self.insertion).__name__} {sorted(vars(self.insertion).items())} {self._seed}"
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every tensor that was put in, by name."""

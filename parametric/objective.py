@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -13,8 +14,8 @@ from memory_paths.lm import tell_given
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
-from .setting import Earlier, Setting, check_earlier
-from .weights import Aim
+from .setting import Earlier, Setting, check_earlier, check_known
+from .weights import Aim, Weights
 
 
 class Objective(Protocol):
@@ -130,6 +131,11 @@ class Distillation:
                 f"{self.weight}, {self.temperature} and {self.per_step}"
             )
         check_earlier(self.teacher, "teacher")
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if self.source == "old":
+            check_known(background, "objective=distil_old")
 
     def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
         """See `Objective`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,10 +14,12 @@ from memory_paths.types import Phrasing, Prompt
 
 from .batches import Encoded, TrainingBatch, collate
 from .objective import NegativeLogLikelihood, divergence, logits_of, token_losses
-from .setting import Setting
-from .weights import Aim
+from .setting import Setting, check_known
+from .weights import Aim, Weights
 
 Teacher = Literal["live", "untouched", "before"]
+Reward = Literal["token_f1", "exact_match"]
+REWARDS: Mapping[Reward, Callable[[str, Sequence[str]], float]] = {"token_f1": token_f1, "exact_match": exact_match}
 
 
 @dataclass(frozen=True)
@@ -112,22 +114,27 @@ class PolicyGradient:
     """The model answers each study question several times; answers that are better than its others become likelier
     (GRPO, Shao et al. 2024, arXiv 2402.03300, one update for each sample, with DAPO's mean over tokens, 2503.14476).
 
-    The reward is the overlap of words with the studied answer, in [0, 1]. A question of which all answers are as good
-    teaches nothing: it works where the model is right now and then.
+    The reward is told from the studied answer, in [0, 1]. A question of which all answers are as good teaches nothing:
+    it works where the model is right now and then.
 
     Args:
+        reward: "token_f1", the overlap of words, or "exact_match", 1 for the answer itself: for short answers of which
+            a part is wrong.
         samples: Answers to each question, at least 2.
         questions: For each step, at least 1.
         temperature: Of the sampling, above 0.
         max_new_tokens: Of an answer.
     """
 
+    reward: Reward = "token_f1"
     samples: int = 8
     questions: int = 8
     temperature: float = 1.0
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {self.reward!r}")
         if self.samples < 2 or self.questions < 1:
             raise ValueError(
                 f"samples must be at least 2 and questions at least 1, got {self.samples} and {self.questions}"
@@ -143,7 +150,10 @@ class PolicyGradient:
         repeated = [one for one in chosen for _ in range(self.samples)]
         answers = _answers(setting, repeated, self)
         rewards = torch.tensor(
-            [token_f1(answer, [one.phrasing.completion]) for one, answer in zip(repeated, answers, strict=True)]
+            [
+                float(REWARDS[self.reward](answer, [one.phrasing.completion]))
+                for one, answer in zip(repeated, answers, strict=True)
+            ]
         ).view(-1, self.samples)
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
         spoken = [
@@ -183,6 +193,10 @@ class OnPolicy:
     def __post_init__(self) -> None:
         if self.per_step < 1 or self.questions < 1:
             raise ValueError(f"per_step and questions must be at least 1, got {self.per_step} and {self.questions}")
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        check_known(background, "rehearsal=on_policy")
 
     def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`.

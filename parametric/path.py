@@ -49,7 +49,7 @@ from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
 from .schedule import Constant, Schedule
-from .setting import Setting
+from .setting import Demanding, Setting
 from .study import Phrasings, Study
 from .weights import Aim, LossFunction, Weights
 
@@ -133,6 +133,11 @@ class WeightsPath:
         seed: Order of study.
         progress: Whether a write shows a bar (never off a terminal).
         parallel: The processes that study together; None: this one alone.
+
+    Raises:
+        TypeError: A model that does not train.
+        ValueError: Axes that do not go together, or that need phrasings of what the model knows where there are none;
+            weights that do not fit the model; an option out of its range.
     """
 
     def __init__(
@@ -179,6 +184,9 @@ class WeightsPath:
                 f"accumulation={self._budget.accumulation} divides steps of objective=nll; "
                 f"{type(self._objective).__name__} looks at a whole step: accumulation=1"
             )
+        for axis in (self._objective, self._rehearsal, self._penalty, self._projection):
+            if isinstance(axis, Demanding):
+                axis.check(weights, tuple(background or ()))
         if forgetting not in get_args(Forgetting):
             raise ValueError(f"forgetting must be one of {', '.join(get_args(Forgetting))}, got {forgetting!r}")
         if journal_bytes < 0:

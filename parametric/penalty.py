@@ -10,10 +10,14 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from memory_paths.types import Phrasing
+
 from .batches import TrainingBatch
+from .growth import LowRankStack
+from .inserted import Inserted
 from .objective import divergence, logits_of, output_of, token_losses
-from .setting import Earlier, Setting, check_earlier
-from .weights import Changed, Settle, Trainer
+from .setting import Earlier, Setting, check_earlier, check_known
+from .weights import Changed, Settle, Trainer, Weights
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class ElasticWeights:
                 f"{self.strength}, {self.samples} and {self.taught}"
             )
 
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        check_known(background, "penalty=ewc")
+
     def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
         """See `Penalty`.
 
@@ -171,6 +179,11 @@ class OutputDivergence:
     def __post_init__(self) -> None:
         _check_function_space(self.strength, self.where, self.per_step, self.teacher, "kl")
 
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if self.where == "known":
+            check_known(background, "penalty=kl")
+
     def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
         """See `Penalty`."""
 
@@ -201,6 +214,11 @@ class FeatureDistance:
 
     def __post_init__(self) -> None:
         _check_function_space(self.strength, self.where, self.per_step, self.teacher, "feature")
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if self.where == "known":
+            check_known(background, "penalty=feature")
 
     def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
         """See `Penalty`."""
@@ -235,19 +253,18 @@ class OrthogonalSubspaces:
         if not self.strength > 0:
             raise ValueError(f"strength of penalty=orthogonal must be above 0, got {self.strength}")
 
-    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
-        """See `Penalty`.
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if not (isinstance(weights, Inserted) and isinstance(weights.insertion, LowRankStack)):
+            raise ValueError("penalty=orthogonal needs weights=lora_stack, whose writes have subspaces of their own")
 
-        Raises:
-            ValueError: Other weights, which have no subspaces of earlier writes.
-        """
+    def __call__(self, setting: Setting, trainer: Trainer) -> Restraint:
+        """See `Penalty`."""
         pairs = [
             (old, setting.module.get_parameter(name.removesuffix("old_a") + "new_a"))
             for name, old in setting.module.named_parameters()
             if name.rsplit(".", 1)[-1] == "old_a"
         ]
-        if not pairs:
-            raise ValueError("penalty=orthogonal needs weights=lora_stack, whose writes have subspaces of their own")
 
         def overlap() -> Tensor:
             return self.strength * torch.stack([(old @ new.T).abs().sum() for old, new in pairs]).sum()

@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from memory_paths.types import Phrasing
+
 from .batches import TrainingBatch
 from .objective import logits_of, token_losses
-from .setting import Setting
-from .weights import Gradient, Project, Trainer
+from .setting import Setting, check_known
+from .weights import Gradient, Project, Trainer, Weights
 
 
 class Projection(Protocol):
@@ -49,6 +51,10 @@ class AveragedGradient:
     def __post_init__(self) -> None:
         if self.per_step < 1:
             raise ValueError(f"per_step of a projection must be at least 1, got {self.per_step}")
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        check_known(background, "projection=a_gem")
 
     def __call__(self, setting: Setting, trainer: Trainer) -> Project | None:
         """See `Projection`."""
@@ -92,6 +98,10 @@ class OrthogonalGradient:
                 f"samples of projection=ogd must be at least 1 and taught at least 0, got {self.samples} and "
                 f"{self.taught}"
             )
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        check_known(background, "projection=ogd")
 
     def __call__(self, setting: Setting, trainer: Trainer) -> Project | None:
         """See `Projection`.

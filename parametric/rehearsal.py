@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from memory_paths.types import Phrasing
 
-from .setting import Setting
+from .setting import Setting, check_known
+from .weights import Weights
 
 
 class Rehearsal(Protocol):
@@ -47,6 +48,11 @@ class Experience:
                 "per_step and taught of experience rehearsal must be at least 0, and one of them at least 1, got"
                 f" {self.per_step} and {self.taught}"
             )
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if self.per_step:
+            check_known(background, "rehearsal=experience")
 
     def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`.

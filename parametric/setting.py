@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,10 +73,7 @@ class Setting:
         Raises:
             ValueError: There are none.
         """
-        if not self.background:
-            raise ValueError(
-                f"{what} needs phrasings of what the model knew, and there are none: give lm.background, or choose none"
-            )
+        check_known(self.background, what)
         return self.generator.sample(list(self.background), min(count, len(self.background)))
 
     def written(self, count: int, *, max_new_tokens: int, temperature: float) -> list[Phrasing]:
@@ -92,6 +89,27 @@ class Setting:
         if texts:
             self.charge(self.batch(texts), 1.0)
         return texts
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """An axis that does not go with everything."""
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """Raise a ValueError, before anything is learnt, if what it needs is not there."""
+        ...
+
+
+def check_known(background: Sequence[Phrasing], what: str) -> None:
+    """Refuse to draw on what is not there.
+
+    Raises:
+        ValueError: There are no phrasings of what the model knew.
+    """
+    if not background:
+        raise ValueError(
+            f"{what} needs phrasings of what the model knew, and there are none: give lm.background, or choose none"
+        )
 
 
 def check_earlier(which: str, option: str) -> None:

@@ -199,16 +199,16 @@ def test_every_choice_learns_beside_every_kind_of_weights_and_gives_the_model_ba
         {"projection": AveragedGradient()},
         {"projection": OrthogonalGradient()},
         {"rehearsal": Experience()},
+        {"rehearsal": OnPolicy()},
+        {"penalty": FeatureDistance()},
         {"objective": Distillation("old")},
     ],
-    ids=["ewc", "kl", "a_gem", "ogd", "experience", "distil_old"],
+    ids=["ewc", "kl", "a_gem", "ogd", "experience", "on_policy", "feature", "distil_old"],
 )
-def test_what_needs_something_known_is_refused_without_it_and_nothing_is_stored(lm: CausalLM, axes: Any) -> None:
-    with Ledger() as ledger:
-        path = WeightsPath(lm, ledger, weights=Full(), progress=False, **axes)
-        with pytest.raises(ValueError, match=r"needs phrasings of what the model knew, .* give lm\.background"):
-            path.write(_items(NEW[:1]), namespace="default")
-        assert path.items(namespace="default") == []
+def test_what_needs_something_known_is_refused_at_the_door_without_it(lm: CausalLM, axes: Any) -> None:
+    wanted = r"needs phrasings of what the model knew, .* give lm\.background"
+    with Ledger() as ledger, pytest.raises(ValueError, match=wanted):
+        WeightsPath(lm, ledger, weights=Full(), progress=False, **axes)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +446,12 @@ def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, m
             _said(lm, patched, "chess", "golf")
             nothing = PolicyGradient(samples=2, questions=1)(setting, batch).loss()
         assert float(nothing.detach()) == 0.0, "answers that are as good as one another teach nothing"
+        with monkeypatch.context() as patched:
+            _said(lm, patched, "chess", "rowing boats")
+            strict = PolicyGradient("exact_match", samples=2, questions=1)(setting, batch).loss()
+        assert float(strict.detach()) == 0.0, "neither is the answer itself"
+    with pytest.raises(ValueError, match="reward must be one of token_f1, exact_match, got 'rouge'"):
+        PolicyGradient("rouge")  # type: ignore[arg-type]
 
 
 # Penalties
@@ -545,10 +551,8 @@ def test_orthogonal_subspaces_keep_a_writes_directions_apart_from_the_earlier_on
     (free, _), (apart, learnt) = overlap(NoPenalty()), overlap(OrthogonalSubspaces())
     assert apart < free / 2
     assert learnt < 0
-    with Ledger() as ledger:
-        path = WeightsPath(lm, ledger, weights=Full(), penalty=OrthogonalSubspaces(), progress=False)
-        with pytest.raises(ValueError, match="penalty=orthogonal needs weights=lora_stack"):
-            path.write(_items(NEW[:1]), namespace="default")
+    with Ledger() as ledger, pytest.raises(ValueError, match="penalty=orthogonal needs weights=lora_stack"):
+        WeightsPath(lm, ledger, weights=Full(), penalty=OrthogonalSubspaces(), progress=False)
 
 
 # Projections

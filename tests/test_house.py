@@ -158,7 +158,7 @@ PRESETS = {
     "stream": {"name", "limit", "untaught"}
     # what one set of examples is like
     | {"text", "step", "label", "tokens", "tags", "scoring", "experiences", "labels", "each", "asked"},
-    "objective": {"source"},
+    "objective": {"source", "teacher", "on_policy", "beta"},
     "parallel": {"pool"},
     "weights": {"rate", "form"},
     "quarantine": {"trusted_from"},
