@@ -6,6 +6,7 @@ This file knows nothing of training.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from .storage import store, stored
 MEMORY_VERSION = 2
 MARKS = 64
 STORED = "memory"
+NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")  # of MLPs, in the architectures of transformers
 
 Mode = Literal["add", "replace"]
 
@@ -36,12 +38,15 @@ class AdditiveMemory(nn.Module):
         self.memory = memory
         self.scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        base: Tensor = self.mlp(hidden)
+    def forward(self, hidden: Tensor, *beside: Any, **options: Any) -> Any:
+        """[..., D] to [..., D], or to a tuple of which that is the first: whatever the MLP takes beside the hidden
+        states (Bloom: the residual) and gives beside its output (GPT-OSS: the router's scores) is its own."""
+        given = self.mlp(hidden, *beside, **options)
+        base: Tensor = _output(given)
         # The memory stays in float32 beside a narrower model: small updates of a row would be rounded away.
         added: Tensor = self.memory(hidden.to(self.memory.values.dtype)).to(base.dtype)
-        return base + self.scale.to(base.dtype) * added
+        found = base + self.scale.to(base.dtype) * added
+        return (found, *given[1:]) if isinstance(given, tuple) else found
 
     def open_empty(self) -> None:
         """Gate 1 over values of zero: still the MLP's output, but gradients now reach the values."""
@@ -78,6 +83,11 @@ class ReplacingMemory(nn.Module):
 
 
 Attached = AdditiveMemory | ReplacingMemory
+
+
+def _output(given: Any) -> Tensor:
+    output: Tensor = given[0] if isinstance(given, tuple) else given
+    return output
 
 
 @dataclass(frozen=True)
@@ -149,10 +159,9 @@ def attach(
     try:
         mlp = module.get_submodule(layer)
     except AttributeError:
-        candidates = [name for name, _ in module.named_modules() if name.endswith("mlp")]
+        candidates = _mlps(module) or f"not named {' or '.join(NAMES)}: see named_modules()"
         raise ValueError(
-            f"the model has no module {layer!r} to attach a memory to; its MLPs are "
-            f"{candidates or 'not named mlp: see named_modules()'}"
+            f"the model has no module {layer!r} to attach a memory to; its MLPs are {candidates}"
         ) from None
     if isinstance(mlp, Attached | ProductKeyMemory):
         raise ValueError(f"module {layer!r} has a memory layer already")
@@ -170,10 +179,13 @@ def attach(
     probe = torch.zeros(1, 1, config.width, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.no_grad():
-            fits = mlp(probe).shape == probe.shape
+            # Those that add the residual themselves want it as well, and cannot do without being called.
+            given = mlp(probe) if mode == "replace" or _takes_one(mlp) else mlp(probe, probe)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to itself: {error}") from error
-    if not fits:
+    if mode == "replace" and isinstance(given, tuple):
+        raise ValueError(f"module {layer!r} gives more than hidden states, so that no memory can replace it: mode=add")
+    if _output(given).shape != probe.shape:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to [..., {config.width}]")
     wrapped = (AdditiveMemory if mode == "add" else ReplacingMemory)(mlp, memory).train(mlp.training)
     _replace(module, layer, wrapped)
@@ -307,16 +319,26 @@ def middle_mlp(module: Any) -> str:
     those that have no memory yet.
 
     Raises:
-        ValueError: No such module of the model is named "mlp"; name the layer yourself.
+        ValueError: No such module of the model has one of `NAMES`; name the layer yourself.
     """
     taken = (*memory_layers(module), *attached_memories(module))
-    named = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "mlp"]
-    names: list[str] = [name for name in named if not f"{name}.".startswith(tuple(f"{one}." for one in taken))]
+    names = [name for name in _mlps(module) if not f"{name}.".startswith(tuple(f"{one}." for one in taken))]
     if not names:
         raise ValueError(
-            f"{type(module).__name__} has no module named 'mlp'; give the memory's place as weights.layer=<dotted name>"
+            f"{type(module).__name__} has no module named {' or '.join(NAMES)}; give the memory's place as "
+            "weights.layer=<dotted name>"
         )
     return names[len(names) // 2]
+
+
+def _mlps(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in NAMES]
+
+
+def _takes_one(mlp: nn.Module) -> bool:
+    parameters = inspect.signature(mlp.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.default is one.empty and one.kind in positional for one in parameters) < 2
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:

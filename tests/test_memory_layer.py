@@ -353,25 +353,46 @@ def test_no_memory_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
     assert not attached_memories(model)
 
 
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+
+
 @pytest.mark.parametrize(
-    ("kind", "options", "message"),
+    ("kind", "options", "no_other"),
     [
+        # The MLP adds the residual itself; so does this one, named ffn; and this one also gives the router's scores.
+        (transformers.BloomForCausalLM, {}, "does not map"),
+        (transformers.MptForCausalLM, {"d_model": 32, "n_layers": 2, "n_heads": 4}, "does not map"),
         (
-            transformers.OPTForCausalLM,
-            {"ffn_dim": 48, "word_embed_proj_dim": 32},
-            r"no module named 'mlp'.*weights\.layer",
+            transformers.GptOssForCausalLM,
+            {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32, "num_key_value_heads": 2},
+            "gives more than hidden states",
         ),
-        (transformers.BloomForCausalLM, {}, r"'transformer.h.1.mlp' does not map \[..., 32\] to itself"),
     ],
 )
-def test_a_path_into_an_architecture_that_takes_no_memory_is_refused_and_leaves_the_model_whole(
-    kind: Any, options: dict[str, int], message: str
+def test_a_memory_stands_beside_an_mlp_that_takes_or_gives_more_and_cannot_replace_it(
+    kind: Any, options: dict[str, int], no_other: str
 ) -> None:
+    model = kind(kind.config_class(**{**SHAPE, **options})).eval()
+    place, tokens = middle_mlp(model), torch.arange(10)[None]
+    with torch.no_grad():
+        untouched = model(tokens).logits
+        attached = attach(model, place, MemoryLayerConfig(32, 8))
+        assert torch.equal(model(tokens).logits, untouched)
+        attached.open_empty()
+        attached.memory.values.normal_()
+        assert not torch.equal(model(tokens).logits, untouched)
+        detach(model, place)
+        assert torch.equal(model(tokens).logits, untouched)
+    with pytest.raises(ValueError, match=no_other):
+        attach(model, place, MemoryLayerConfig(32, 8), mode="replace")
+
+
+def test_a_path_into_an_architecture_that_takes_no_memory_is_refused_and_leaves_the_model_whole() -> None:
     tokenizer = build_tokenizer()
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": len(tokenizer)}
-    module = kind(kind.config_class(**shape, **options))
+    options = {**SHAPE, "vocab_size": len(tokenizer), "ffn_dim": 48, "word_embed_proj_dim": 32}
+    module = transformers.OPTForCausalLM(transformers.OPTConfig(**options))
     lm = CausalLM("strange", loader=lambda name: (module, tokenizer), window=64)
     before, names = lm.weights_hash(), [name for name, _ in module.named_modules()]
-    with Ledger() as ledger, pytest.raises(ValueError, match=message):
+    with Ledger() as ledger, pytest.raises(ValueError, match=r"no module named mlp or ffn .*weights\.layer"):
         WeightsPath(lm, ledger, weights=MemoryRows())
     assert (lm.weights_hash(), [name for name, _ in module.named_modules()]) == (before, names)
