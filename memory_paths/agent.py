@@ -357,7 +357,7 @@ class Agent:
             self._drop_derived()
         gone = {id for receipt in receipts.values() for id in receipt.ids}.union(apart)
         cost = sum((receipt.cost for receipt in receipts.values()), Cost())
-        details = {name: dict(receipt.details) for name, receipt in receipts.items() if receipt.ids}
+        details = {name: dict(told) for name, receipt in receipts.items() if any((told := receipt.details).values())}
         return Receipt(tuple(id for id in dict.fromkeys([*ids, *aside]) if id in gone), cost, details=details)
 
     def sweep(self, *, forget: bool = False) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,17 @@ def test_an_agent_tells_what_forgetting_cost(lm: CausalLM, ledger: Ledger) -> No
     assert receipt.ids == ("alma",)
     assert receipt.cost.lm.tokens > 0
     assert receipt.details["weights"]["relearnt"] == 1
+
+
+def test_forgetting_what_was_superseded_is_told_too_for_the_weights_had_learnt_it(lm: CausalLM, ledger: Ledger) -> None:
+    agent = Agent(lm, {"weights": _path(lm, ledger)}, ledger)
+    agent.learn([replace(ONE, key="alma")])
+    agent.learn([replace(TWO, key="alma")])
+    receipt = agent.forget([ONE.id])
+    assert receipt.ids == (), "it was not held any more"
+    assert receipt.cost.lm.tokens > 0
+    assert receipt.details["weights"]["relearnt"] == 1
+    assert agent.forget(["nobody"]).details == {}
 
 
 @pytest.mark.parametrize(
