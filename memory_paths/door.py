@@ -21,7 +21,6 @@ from memory_paths.ledger import Ledger
 from memory_paths.quarantine import Held, Quarantine
 from memory_paths.types import Knowledge, KnowledgeKind
 
-RECALLED_KEPT = 1024  # recalled texts that are remembered, the latest ones
 REPEATED = 4  # words from which on a part of a text is its repetition: fewer are an answer of their own
 BARE = Knowledge("bare", "What a text alone is.")
 

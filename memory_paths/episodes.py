@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from memory_paths.door import RECALLED_KEPT, plain, stands_in, text_id
+from memory_paths.door import plain, stands_in, text_id
 from memory_paths.types import Knowledge, Prompt, Query, Recall, Turn
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RECALLED_KEPT = 1024  # recalled texts that are remembered, the latest ones
 TRUST = {"user": 1.0, "assistant": 1.0, "tool": 0.5}  # what a tool gives may come from anywhere
 
 

@@ -13,8 +13,7 @@ from memory_paths.agent import Agent
 from memory_paths.chat import chat
 from memory_paths.context import InContext
 from memory_paths.conversation import Conversation, drawn_from
-from memory_paths.door import RECALLED_KEPT
-from memory_paths.episodes import Recollection
+from memory_paths.episodes import RECALLED_KEPT, Recollection
 from memory_paths.eviction import RecencyOfUse
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM, layout
