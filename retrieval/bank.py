@@ -23,6 +23,7 @@ from memory_paths.types import (
     Capabilities,
     Cost,
     Knowledge,
+    KnowledgeKind,
     Query,
     Reading,
     Recall,
@@ -61,7 +62,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Method = Literal["dense", "bm25", "fusion"]
+Method = Literal["auto", "dense", "bm25", "fusion"]
+# Of these kinds the fusion finds more than vectors alone (notebooks/results/bank_streams.md); of short facts about near
+# names it puts fewer first.
+TOLD_AT_LENGTH: tuple[KnowledgeKind, ...] = ("passage", "episode")
 
 SNAPSHOT_FROM = 4096  # rows; from here on the index is also saved each time it has doubled
 FILTERS_KEPT = 64
@@ -76,6 +80,7 @@ class _Filter:
     position: int
     since: float
     until: float
+    at_length: float  # the share of them that is `TOLD_AT_LENGTH`
 
 
 class Bank:
@@ -92,7 +97,8 @@ class Bank:
         folder: Where snapshots of the index are kept. None: the index is made anew from the ledger whenever the bank is
             opened.
         top_k: Most items to offer for a query.
-        method: "dense" (by cosine), "bm25" (by shared words), or "fusion" (both, by reciprocal rank over the union).
+        method: "dense" (by cosine), "bm25" (by shared words), "fusion" (both, by reciprocal rank over the union), or
+            "auto": fusion where most of what a query may find are passages and episodes, else dense.
         diversity: In [0, 1]: how much a candidate's likeness to those chosen before it counts against it (MMR); with 1
             nothing else counts but for the first, which is the best.
         reranker: What puts the best candidates of the method, 4 top_k and at least 32, into their final order; None:
@@ -120,7 +126,7 @@ class Bank:
         name: str = "rag",
         folder: str | Path | None = None,
         top_k: int = 8,
-        method: Method = "dense",
+        method: Method = "auto",
         diversity: float = 0.0,
         threshold: float | None = None,
         reranker: Reranker | None = None,
@@ -232,18 +238,22 @@ class Bank:
         wanted = top_k if self.reranker is None else candidates(top_k)
         readings = []
         with self._opened(), self._caught_up():
-            if method != "dense":
-                self._learn_words()
             for row, query in enumerate(queries):
                 started = time.perf_counter()
-                allowed = self._allowed(query)
+                standing = self._standing(query)
+                allowed = standing.allowed & self._fits(query) if query.where else standing.allowed
                 vector = None if vectors is None else vectors[row : row + 1]
-                hits = self._hits(query.text, vector, allowed, wanted, method, diversity)
+                chosen = method
+                if method == "auto":
+                    chosen = "fusion" if standing.at_length > 0.5 else "dense"
+                if chosen != "dense":
+                    self._learn_words()
+                hits = self._hits(query.text, vector, allowed, wanted, chosen, diversity)
                 found = self._ledger.get(int(self._rows.versions[hit]) for hit, _ in hits)
                 recalls = tuple(
                     Recall(entry.item, score) for entry, (_, score) in zip(found.values(), hits, strict=True)
                 )
-                among = 0 if method == "bm25" else self._vectors.compared(int(np.count_nonzero(allowed)), wanted)
+                among = 0 if chosen == "bm25" else self._vectors.compared(int(np.count_nonzero(allowed)), wanted)
                 values = among * self._vectors.dimension
                 searching = Usage(flops=2.0 * values, seconds=time.perf_counter() - started, bytes=4 * values)
                 readings.append(Reading(recalls, Cost(encoder=encoding[row], index=searching)))
@@ -566,7 +576,7 @@ class Bank:
 
     def _snapshot(self, folder: Path, *, with_lists: bool = True) -> dict[str, Part]:
         self._compact()
-        if self.method != "dense":
+        if self.method in ("bm25", "fusion"):
             self._learn_words()
         if with_lists and self._wants_lists():
             self._vectors.make_lists()
@@ -601,16 +611,17 @@ class Bank:
         self._filters.clear()
         self._fitting.clear()
 
-    def _allowed(self, query: Query) -> Mask:
+    def _standing(self, query: Query) -> _Filter:
+        """The rows that a query may recall, but for what it says of metadata."""
         # The answer depends on nothing but these of a query.
         group = Query("", query.namespace, query.as_of, kinds=query.kinds)
         kept, now = self._filters.get(group), self._ledger.now()
         if kept is None or kept.position != self._position or not kept.since <= now < kept.until:
             allowed, until = self._rows.standing(query.namespace, now=now, as_of=query.as_of, kinds=query.kinds)
-            kept = _Filter(allowed, self._position, now, until)
+            kept = _Filter(allowed, self._position, now, until, self._rows.share(allowed, TOLD_AT_LENGTH))
         self._filters[group] = kept
         _keep_latest(self._filters, group)
-        return kept.allowed & self._fits(query) if query.where else kept.allowed
+        return kept
 
     def _fits(self, query: Query) -> Mask:
         """The rows whose metadata a query admits. Contents never change, so that only new rows are looked at."""

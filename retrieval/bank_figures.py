@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from memory_paths.build import build_stream, compose
 from memory_paths.evaluation.metrics import recall, reciprocal_rank
@@ -42,7 +42,7 @@ STREAMS = {
     "locomo": ("episodes", ()),
     "reflexion_trajectories": ("episodes", ()),
 }
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = ("dense", "bm25", "fusion")
 SAMPLES = 2_000  # most questions of a stream
 DEPTH = 8
 FALSE_OFFERS = 0.05

@@ -288,7 +288,7 @@ class BankRetriever(BaseRetriever):
     """Most documents to return."""
     filter: dict[str, Any] | None = None
     """Only items whose metadata fit, as `Query.where` has it."""
-    method: Method = "dense"
+    method: Method = "auto"
     """How items are found, see `Bank.search`."""
     diversity: float = 0.0
     """How much likeness to those before counts against an item, in [0, 1]."""

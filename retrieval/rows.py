@@ -145,6 +145,13 @@ class Rows:
         holds = mine & (rows["holds_from"] <= now) & (rows["holds_until"] > now)
         return holds, float(coming.min(initial=math.inf))
 
+    def share(self, among: Mask, kinds: Sequence[KnowledgeKind]) -> float:
+        """Of these rows the share that is of some kinds, in [0, 1]; 0 for no rows."""
+        import numpy as np
+
+        found = np.isin(self._rows["kind"][among], [_KINDS.index(kind) for kind in kinds])
+        return float(found.mean()) if len(found) else 0.0
+
     def without(self, dropped: Mask) -> Rows:
         """The other rows, in their order."""
         return Rows(self._rows[~dropped].tobytes(), self.namespaces)

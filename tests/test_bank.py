@@ -468,7 +468,7 @@ def test_rows_stand_as_the_ledger_says_whatever_happened() -> None:
             assert bank.verify() == []
             for then in (None, clock.now - 4, clock.now, clock.now + 4):
                 query = Query("text", space, as_of=then)
-                allowed = bank._allowed(query)
+                allowed = bank._standing(query).allowed
                 standing = ledger.standing(place="rag", namespace=space, as_of=then)
                 assert tuple(bank._rows.versions[allowed].tolist()) == standing.versions
 
@@ -936,7 +936,7 @@ def test_a_full_disk_costs_the_snapshot_and_no_item(ledger: Ledger, tmp_path: Pa
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock", ".part", ".part"]
 
 
-@pytest.mark.parametrize("method", ["dense", "bm25", "fusion"])
+@pytest.mark.parametrize("method", ["auto", "dense", "bm25", "fusion"])
 def test_each_way_of_reading_keeps_to_filters_and_brings_k_where_k_exist(tmp_path: Path, method) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         bank = Bank(None, ledger, HashEncoder(), method=method, top_k=5, folder=tmp_path / "bank")
@@ -971,6 +971,22 @@ def test_each_way_of_reading_keeps_to_filters_and_brings_k_where_k_exist(tmp_pat
         assert [one.recalls for one in before] == [one.recalls for one in after]
         assert bank.verify() == []
         bank.close()
+
+
+def test_by_itself_a_bank_fuses_where_most_is_told_at_length_and_else_goes_by_meaning(bank: Bank) -> None:
+    told = [Knowledge(f"p{n}", f"Page {n} is about the river.", kind="passage") for n in range(3)]
+    bank.write([*told, *FACTS], "default")
+    bank.write([*told, FACTS[0]], "theirs")
+
+    def same(query: Query, method: str) -> bool:
+        one, two = (bank.search([query], method=way)[0].recalls for way in ("auto", method))  # type: ignore[arg-type]
+        return bool(one) and one == two
+
+    assert len(FACTS) > len(told)
+    assert same(Query("Page 2?", "default"), "dense")
+    assert same(Query("Page 2?", "default", kinds=("passage",)), "fusion")
+    assert same(Query("Page 2?", "theirs"), "fusion")
+    assert same(Query("Page 2?", "theirs", kinds=("fact",)), "dense")
 
 
 def test_an_item_with_a_cue_is_found_by_it_and_not_by_its_text(bank: Bank) -> None:
@@ -1031,7 +1047,7 @@ def test_what_was_forgotten_is_in_no_file_of_the_index_after_a_snapshot(ledger: 
 def test_bad_arguments_are_refused(ledger: Ledger, bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         Bank(None, ledger, HashEncoder(), top_k=0)
-    with pytest.raises(ValueError, match="method must be one of dense, bm25, fusion, got 'sparse'"):
+    with pytest.raises(ValueError, match="method must be one of auto, dense, bm25, fusion, got 'sparse'"):
         Bank(None, ledger, HashEncoder(), method="sparse")
     for top_k in (2.5, True, "3"):
         with pytest.raises(TypeError, match=f"top_k must be a whole number, got {top_k!r}"):
