@@ -22,8 +22,8 @@ from memory_paths.types import Knowledge
 
 # Probability from which on a text is taken for an attack, and the log-odds of a text without any sign. Fitted with the
 # weights below by `python -m memory_paths.retrieval.quarantine_figures` on its tuning half.
-THRESHOLD = 0.358
-BIAS = -3.13
+THRESHOLD = 0.611
+BIAS = -3.46
 PART = 400  # characters; signs that stand further apart do not add up
 
 _RULES = (
@@ -37,10 +37,10 @@ _LIFTS = (
     r"(?:do not|never|stop) (?:follow|obey|apply)\w*)"
 )
 _SECRET = (
-    r"(?:passwords?|passcodes?|api keys?|access tokens?|credentials?|secret\w*|private (?:keys?|notes|data)|card"
-    r" numbers?|(?:conversation|chat) (?:history|log)|environment variables?|(?:stored|all|user'?s?)"
-    r" (?:notes|memories|memory)|personal (?:data|details|information)|contents? of your|your memory|"
-    r"everything you know|api_key|\.env)"
+    r"(?:(?<!my )(?:password|passcode|access token)s?\b(?! (?:is|was|expires?)\b| [\"'])|api keys?|credentials?|"
+    r"secrets?\b(?! service)|private (?:keys?|notes|data)|card numbers?|(?:conversation|chat) (?:history|log)|"
+    r"environment variables?|(?:stored|all|user'?s?) (?:notes|memories|memory)|personal (?:data|details|information)|"
+    r"contents? of your|your memory|(?:everything|all)(?: that)? you know|api_key|\.env)"
 )
 _MODEL = (
     r"(?:assistants?|ai(?: agents?| models?| systems?)?|(?:large )?language models?|llms?|chatbots?|agents?|the model|"
@@ -68,103 +68,103 @@ SIGNS: dict[str, Sign] = {
     "lifts rules": _sign(
         rf"\b{_LIFTS}\b.{{0,60}}\b{_RULES}\b|\b{_RULES}\b.{{0,50}}\b(?:no longer|not) appl|"
         rf"\b{_RULES}\b.{{0,20}}\b{_LIFTS}",
-        4.04,
+        4.07,
     ),
     "lifts what was said": _sign(
         rf"\b{_LIFTS}\b.{{0,30}}\b(?:everything|anything|all|what(?:ever)?)\b.{{0,40}}\b(?:above|before|"
         rf"previous\w*|earlier|told|prior)\b",
         4.0,
     ),
-    "speaks of the model": _sign(rf"\b{_MODEL}\b", 2.21),
-    "speaks of the user": _sign(r"\b(?:the|every|each|other|to) users?\b|\busers?'s?\b", 1.94),
+    "speaks of the model": _sign(rf"\b{_MODEL}\b", 2.31),
+    "speaks of the user": _sign(
+        r"\b(?:the|every|each|other|to) users?\b(?! (?:experience|interface|profile|id|name)\b)|\busers?'s?\b", 2.05
+    ),
     "speaks of its prompt": _sign(
         r"\b(?:your|exact|new|previous|prior|hidden|above|earlier|these|as an) (?:\w+ )?(?:instructions?|prompt|"
         r"guidelines|directives?|configuration|rules)\b|"
         r"\byour programming\b|\bthe (?:text|rules|words|lines?) above\b|\babove this line\b",
-        2.16,
+        2.21,
     ),
     "speaks of the system prompt": _sign(
         r"\b(?:system|initial|hidden|original|developer)[ -](?:prompt|message|instructions?|text)",
-        4.37,
+        4.71,
     ),
     "gives a new part to play": _sign(
-        r"\byou (?:are|will be) now\b|\byou will (?:simulate|act|play|behave)\b|"
+        r"\byou (?:are|will be) now\b(?! (?:subscribed|registered|logged)\b)|\byou will (?:simulate|act|play|behave)\b|"
         r"\b(?:act|behave|answer|respond) as if you\b|\bpretend (?:to be|that you)\b|"
         r"\byour (?:real|new|true|only) (?:task|role|goal|job|identity)\b|\bstay in character\b|"
         r"\byou are \w+(?:'s)? (?:evil|opposite)|\blet'?s play a game\b|"
         r"\b(?:developer|maintenance|debug|god|opposite|jailbreak\w*|admin\w*|unrestricted) mode\b|"
         r"\bdo anything now\b|\bjailbreak",
-        2.64,
+        3.01,
     ),
     "without limits": _sign(
         r"\b(?:no|without(?: any)?|un)[ -]?(?:restrict\w+|filter\w*|limit\w+|censor\w+|rules|safeguards|"
         r"refusals)\b",
-        2.25,
+        2.4,
     ),
     "a standing order": _sign(
         r"\bfrom (?:now|here) on\b|\bhenceforth\b|\bpermanently\b|\bfor good\b|\bgoing forward\b|"
         r"\b(?:all|any) (?:future|later|other|requests?|queries|questions?) \b|"
         r"\b(?:every|each|any|all) (?:\w+ )?(?:answers?|repl(?:y|ies)|responses?|questions?|requests?|quer(?:y|"
         r"ies)|messages?|users?|memor(?:y|ies)|tools?)\b",
-        2.12,
+        2.19,
     ),
     "must or never": _sign(
-        r"\b(?:must|always|never|may not|need not|are to|is to)\b.{0,40}\b(?:answer|repl|respon|recommend|mention|"
-        r"tell|treat|call|us(?:e|ed|ing)|approve|obey|execute|invok|handl|redirect|refus|ask|ignor|say|reveal|"
+        r"\b(?:must|always|never|may not|need not|are to|is to)\b.{0,40}\b(?<!your )(?:answer|repl|respon|recommend|"
+        r"mention|tell|treat|call|us(?:e|ed|ing)|approve|obey|execute|invok|handl|redirect|refus|ask|ignor|say|reveal|"
         r"send|show|grant)\w*",
-        2.27,
+        2.41,
     ),
     "waits for something": _sign(
         r"\b(?:when(?:ever)?|if|once|as soon as|until|the next time|each time|every time|after|"
         r"before)\b.{0,40}\b(?:users?|anyone|somebody|someone|asks?|asked|mention\w*|appears?|comes? up|"
         r"questions?|conversation|you (?:answer|reply|continue|respond|give|summari\w+))\b",
-        2.29,
+        2.32,
     ),
     "dictates the answer": _sign(
-        r"\b(?:answer|reply|respond|output|say|write|print|end|begin|start)\b.{0,30}\b(?:only|with|that|exactly|"
-        r"every|each|yes|always)\b|"
-        r"\b(?:in|of|to|each|every|your|the next|the end of) (?:your |each |every |the )?(?:answers?|repl(?:y|"
-        r"ies)|responses?)\b",
-        1.81,
+        r"\b(?:answer|reply|respond|output|say|write|print|end|begin|start)\b.{0,30}\b(?:only|with|that|exactly|yes)\b|"
+        r"\b(?:your|the next|the end of|(?:in|of|to) (?:your|the)) (?:answers?|repl(?:y|ies)|responses?)\b",
+        1.8,
     ),
     "in secret": _sign(
-        r"\b(?:do not|don't|never|without|not) (?:\w+ ){0,2}(?:mention\w*|tell\w*|reveal\w*|say\w*|ask\w*|"
-        r"disclos\w+|inform\w*|notic\w+|consent)\b|"
+        r"\b(?:do not|don't|never|without|(?<!did )not) (?:\w+ ){0,2}(?:mention\w*|tell\w*|reveal\w*|say\w*|"
+        r"ask\w*\b(?! me\b)|disclos\w+|inform\w*|notic\w+|consent)\b|"
         r"\bsay nothing\b|\bsecretly\b|\bsilently\b|\bneed not be asked\b|"
         r"\bwithout (?:the user|asking|confirm\w+|approval)",
-        2.19,
+        2.22,
     ),
-    "wants a secret": _sign(rf"\b{_SECRET}", 2.12),
+    "wants a secret": _sign(rf"\b{_SECRET}", 2.44),
     "gives it away": _sign(
         rf"\b(?:send|post|forward|upload|e?mail|transmit|leak|append|reveal|share|print|show|dump|list|repeat|"
         rf"output|collect|export|disclose|write|include)\b.{{0,50}}(?:{_SECRET}|"
         rf"\b(?:system|hidden|initial) (?:prompt|message|text)|"
         rf"\byour (?:\w+ )?(?:instructions|prompt|configuration|memory)|\beverything (?:above|you)|"
         rf"\bmemor(?:y|ies)\b)",
-        2.3,
+        2.44,
     ),
     "an address to send to": _sign(
-        r"\b(?:send|posts?|forward|upload|e?mail|transmit|append|open|fetch|follow|include|show|"
-        r"image)\b(?!:).{0,80}(?:https?://|\S+@\S+\.\w)|"
-        r"!\[[^\]]*\]\(|https?://\S+[?&]\w+=\s*[\[<{]?|\|\s*(?:sh|bash)\b",
-        3.1,
+        r"\b(?:send|posts?|forward|upload|e?mail(?! (?:is|at|associated)\b|,)|transmit|append|open|fetch|follow|"
+        r"include|show|image)\b(?!:).{0,80}(?:https?://|\S+@\S+\.\w)|"
+        r"!\[[^\]]*\]\(|https?://\S+[?&]\w+=(?:\s|$|[\[<{])|\|\s*(?:sh|bash)\b",
+        2.77,
     ),
     "orders a tool": _sign(
         r"\b(?:call|invok\w+|execut\w+|run|using|use|apply)\b.{0,50}\b(?:tools?|functions?|shell|api|plugins?|"
         r"parameters?|arguments?|commands?|admin\s*=|token)\b|"
         r"\b\w+\([\w]+\s*=|\brm -rf\b|\bcurl\b|\bdrop table\b|"
         r"\b(?:agent|bot|assistant),? (?:open|call|run|use)\b|\btool output\b|\bnext action\b|\bsudo\b",
-        2.24,
+        2.47,
     ),
     "does harm": _sign(
         r"\b(?:delet\w+|wip\w+|eras\w+|transfer\w*|disabl\w+|shut down|destroy\w*|grant\w*|approv\w+|unlock\w*)\b",
-        1.85,
+        1.72,
     ),
     "redirects knowledge": _sign(
         r"\b(?:should|must|is|are|be|has been|have been|was|were)\b (?:\w+ )?(?:answered|redirected|replaced|"
         r"moved|treated|handled|stored|referred)\b|"
         r"\brefer to\b|\binstead\.?$|\bthe trusted source\b|\btreat\b.{0,60}\b(?:as|wherever)\b",
-        1.78,
+        1.76,
     ),
     "orders to remember": _sign(
         r"\b(?:save|store|remember|add|write|keep)\b.{0,25}\b(?:to|in|into|as|for) (?:your |the |a |"
@@ -178,31 +178,31 @@ SIGNS: dict[str, Sign] = {
         r"rights))\b|"
         r"\bauthoris\w+|\bauthoriz\w+|\bpermitted to\b|\boverride\b|\bpolicy update\b|"
         r"\bofficial\b.{0,30}\b(?:notice|update|policy)\b|\ball data\b",
-        2.54,
+        2.89,
     ),
     "a role's tag": _sign(
         r"(?:^|\n)\s*(?:system|assistant|user|human|ai|developer|agent|model)\s*:\s|"
         r"</?\s*(?:system|user|assistant|instructions?|prompt|tool\w*)\s*>|\[/?(?:system|inst|user|"
-        r"assistant)[^\]]*\]|#{2,}\s*(?:instruction|response|system|human|assistant)|"
+        r"assistant)(?: \w+)?\]|#{2,}\s*(?:instruction|response|system|human|assistant)|"
         r"[\"']role[\"']\s*:",
-        4.01,
+        4.02,
     ),
     "a control token": _sign(
         r"<\|[^|<>]{1,30}\|>|<\uff5c[^<>]{1,40}\uff5c>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|"
         r"<(?:bos|eos|pad|unk|sep|cls)>|\[(?:SEP|CLS|PAD)\]",
-        4.37,
+        4.68,
     ),
     "hidden markup": _sign(
         r"<!--|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|\bhidden>|\[//\]:\s*#|/\*|"
         r"\bTODO\b|<script|color\s*:\s*(?:white|#fff)|opacity\s*:\s*0",
-        2.38,
+        2.78,
     ),
     "put together from parts": _sign(
         r"\b(?:concatenate|join|combine|assemble)\b|\b[a-z]\w{0,6}\s*=\s*['\"\w].{0,60};|\ba \+ b\b|"
         r"\bpart ?(?:1|2|one|two)\b|\bstep \d of \d\b|\bfirst (?:word|letter)s? of (?:each|every|your)\b|"
         r"\blet [a-z] be\b|"
         r"\b(?:act on|carry out|obey|execute|apply|follow)\b.{0,30}\b(?:result|both|instruction|sentence|\+)",
-        2.22,
+        2.4,
     ),
     "asks to be decoded": _sign(
         r"\b(?:decod\w+|decipher\w*|decrypt\w*|base64|rot-?13|hex(?:adecimal)?|translate and|unscrambl\w+|"
@@ -216,7 +216,7 @@ SIGNS: dict[str, Sign] = {
         r"your) promise|as we (?:settled|agreed)|everyone agrees|experts agree|"
         r"(?:i|it|you) will now|do whatever|whatever \w+ (?:wants|writes|says|asks)|may (?:read|see|know|"
         r"not) (?:every|all))\b",
-        3.38,
+        4.03,
     ),
     "lifts rules, in another language": _sign(
         r"(?:ignor|zignor|missacht|vergiss|negeer|vergeet|oubli|olvid|diment|esque|glöm|zapomn|unut|игнор|забуд|忽略|無視|"
@@ -224,13 +224,13 @@ SIGNS: dict[str, Sign] = {
         r".{0,60}(?:anweisung|instru|regel|regl|règle|anvisning|"
         r"pokyn|polece|indicaz|indicac|istruz|инструкц|правил|указан|指令|指示|规则|지시|명령|التعليمات|निर्देश|talimat|"
         r"hướng dẫn|οδηγ)|(?:指令|指示|규칙|지시).{0,20}(?:忽略|無視|무시)",
-        5.1,
+        5.67,
     ),
     "invisible characters": Sign(None, 4.0),
     "look-alike letters": Sign(None, 4.0),
     "an encoding": Sign(None, 4.0),
     "digits for letters": Sign(None, 4.0),
-    "letters apart": Sign(None, 4.38),
+    "letters apart": Sign(None, 4.72),
 }
 
 
@@ -307,7 +307,7 @@ def _readings(text: str) -> list[tuple[str, str]]:
     readings = [("", alike)]
     if hidden > 3:
         readings.append(("invisible characters", f"{alike} {tags}"))
-    if alike != plain:
+    if any(re.search("[a-zA-Z]", word) and _latin(word) != word for word in re.findall(r"[^\W\d_]+", plain)):
         readings.append(("look-alike letters", alike))
     readings += [("an encoding", shown) for shown in _decoded(alike)]
     disguises: dict[str, tuple[str, ...]] = {"an encoding": (codecs.encode(alike, "rot13"), alike[::-1])}

@@ -4,7 +4,8 @@ What is stored are sentences of real data sets, encoded by MiniLM, each as often
 from its sentence by as much as some sentence is from its nearest neighbour: the distances between neighbours are those
 of real texts. Questions are other sentences of the same sets. Recall is against a comparison with every vector.
 
-Reading is measured in a process of its own that opens what another one wrote.
+Reading is measured in a process of its own that opens what another one wrote. The exit status is 1 where a target is
+missed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +43,44 @@ K = 10
 # Of the items, those whose number is divisible: how selective a filter is.
 FILTERS = {"none": 1, "50 %": 2, "1 %": 100, "0.01 %": 10_000}
 NAMESPACE = "real"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The least that a figure may be, or else the most; `moved`: from where, and why."""
+
+    bound: float
+    least: bool = False
+    moved: str = ""
+
+    def met(self, measured: float) -> bool:
+        """Whether the figure is good enough."""
+        return measured >= self.bound if self.least else measured <= self.bound
+
+    def told(self, measured: float) -> str:
+        """Whether it is, the figure and its bound, in words."""
+        moved = f", moved {self.moved}" if self.moved else ""
+        bound = f"at {'least' if self.least else 'most'} {self.bound:g}"
+        return f"{'met' if self.met(measured) else 'MISSED'}: {measured:.4g}, target {bound}{moved}"
+
+
+def verdict(figures: Mapping[str, tuple[Target, float]]) -> int:
+    """Print of each figure whether it meets its target; an exit status: 1 where one does not."""
+    for name, (target, measured) in figures.items():
+        print(f"{name}: {target.told(measured)}")
+    return int(not all(target.met(measured) for target, measured in figures.values()))
+
+
+EXACT, MILLION = 200_000, 1_000_000  # items; up to `EXACT` a bank compares them all
+EXACT_RECALL, LISTS_RECALL = Target(1.0, least=True), Target(0.98, least=True)
+TOO_FEW_HITS = Target(0)  # questions that do not get min(K, matches)
+# Of a million vectors in fp32, on one thread, without a filter.
+AT_A_MILLION = {
+    "resident after the questions, GB": Target(2.3),
+    "filter none: p50, milliseconds": Target(10),
+    "filter none: p95, milliseconds": Target(30),
+    "open, seconds": Target(15),
+}
 
 
 class Known:
@@ -180,7 +219,7 @@ class Sizes:
 
     def bank(self, ledger: Ledger) -> Bank:
         """The bank, opened."""
-        return Bank(None, ledger, Known(self.vectors), folder=self.work / f"bank-{self.items}", top_k=K)
+        return Bank(None, ledger, Known(self.vectors), folder=self.work / f"bank-{self.items}", top_k=K, method="dense")
 
 
 def write(sizes: Sizes, texts: Sequence[str]) -> dict[str, Any]:
@@ -289,11 +328,19 @@ def _apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str
         return pool.apply(function, arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write and read a bank of each size; a Markdown table."""
+def judged(items: int, column: Mapping[str, Any]) -> dict[str, tuple[Target, float]]:
+    """The figures of a bank of so many items that have a target."""
+    targets = {f"filter {name}: recall@{K}": EXACT_RECALL if items <= EXACT else LISTS_RECALL for name in FILTERS}
+    targets |= {f"filter {name}: questions with too few hits": TOO_FEW_HITS for name in FILTERS}
+    targets |= AT_A_MILLION if items >= MILLION else {}
+    return {f"{items:,} items, {name}": (target, column[name]) for name, target in targets.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write and read a bank of each size; a Markdown table, and what of it meets its target."""
     parser = argparse.ArgumentParser(prog="python -m memory_paths.retrieval.scale_figures", description=__doc__)
     parser.add_argument("folder", type=Path, help="holds folders of data sets: JSON lines and plain text")
-    parser.add_argument("--items", type=int, nargs="+", default=[100_000, 200_000, 1_000_000])
+    parser.add_argument("--items", type=int, nargs="+", default=[100_000, 200_000, MILLION])
     parser.add_argument("--work", type=Path, default=Path(".work/scale"), help="where vectors and banks are kept")
     given = parser.parse_args(arguments)
     file, texts = encoded(given.folder, given.work)
@@ -310,6 +357,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---" * (1 + len(columns)) + "|")
     for name in names:
         print(f"| {name} |", *(f"{_told(column.get(name))} |" for column in columns))
+    print()
+    sized = [judged(items, column) for items, column in zip(given.items, columns, strict=True)]
+    return verdict({name: figure for figures in sized for name, figure in figures.items()})
 
 
 def _told(value: Any) -> str:
@@ -317,4 +367,4 @@ def _told(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from memory_paths.types import Prompt, TooLarge, ToolCall, Turn
 
 Make = Callable[..., CausalLM]
 HISTORIES = int(os.environ.get("MEMORY_PATHS_HISTORIES", "12"))  # of each tokenizer; `make proofs` has many more
+REUSED = 0.9  # least share of the tokens ahead of notes and question that are not computed again
+FASTER = 3.0  # how many times as fast the first token comes at 4,096 tokens, at least, where their beginning is kept
 TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}},)
 TOOL_TEMPLATE = (
     "{% for tool in tools or [] %}<|tool|>{{ tool | tojson }}<|end|>{% endfor %}"
@@ -299,11 +303,26 @@ def talk(lm: CausalLM, turns: int = 20) -> tuple[list[str], float]:
 
 def test_a_conversation_with_changing_notes_reuses_its_beginning_and_says_the_same(make_tiny_lm: Make) -> None:
     answers, reused = talk(make_tiny_lm(size=4096))
-    assert reused >= 0.9
+    assert reused >= REUSED
     plain, nothing = talk(make_tiny_lm(size=4096, prefix_cache=False))
     assert answers == plain
     assert nothing == 0
     assert len(set(answers)) > 5, "the model says different things, or nothing is tested"
+
+
+@pytest.mark.skipif("MEMORY_PATHS_HISTORIES" not in os.environ, reason="compares seconds: make proofs")
+def test_a_beginning_that_is_kept_makes_the_first_token_come_faster(make_tiny_lm: Make) -> None:
+    lms = {kept: make_tiny_lm(size=8192, prefix_cache=kept) for kept in (True, False)}
+    turns = tuple(Turn("user", f"Person {n} lives in street {n * 7} of the old town by the sea.") for n in range(72))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(6):
+        prompt = Prompt(f"Where does person {number} live?", (f"It rains in street {number}.",), turns=turns)
+        assert lms[True].count_tokens(prompt) >= 4096
+        for kept, lm in lms.items():
+            begun = time.perf_counter()
+            lm.generate([prompt], max_new_tokens=1)
+            seconds[kept].append(time.perf_counter() - begun)
+    assert statistics.median(seconds[False][1:]) >= FASTER * statistics.median(seconds[True][1:])
 
 
 def test_two_conversations_that_take_turns_keep_both_their_beginnings(make_tiny_lm: Make) -> None:

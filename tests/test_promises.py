@@ -1,7 +1,7 @@
 """What a memory promises, at the size at which it is promised: set MEMORY_PATHS_FULL, as `make proofs` does.
 
-Updates that arrive in any order end in what is true now and leave what was true then; what is forgotten is gone from
-every way of reading and from every byte; tenants never see one another.
+Updates that arrive in any order end in what is true now and leave what was true then; what many processes write is
+there once; what is forgotten is gone from every way of reading and from every byte; tenants never see one another.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _write_together import open_bank, shared
 from conftest import Clock
 
 from memory_paths.agent import Agent
@@ -37,6 +39,7 @@ from memory_paths.types import Knowledge, Prompt, Query
 
 FULL = "MEMORY_PATHS_FULL" in os.environ
 KEYS, QUERIES_OF_A_KEY = (1000, 10) if FULL else (40, 3)
+PROCESSES, SAME = (8, 1000) if FULL else (2, 60)
 SECRETS = 300 if FULL else 40
 OPERATIONS, TENANTS = (10_000, 100) if FULL else (500, 20)
 UPDATES = 5
@@ -103,6 +106,32 @@ def test_updates_in_any_order_end_in_what_is_true_now_and_leave_what_was_true_th
             agent.learn(again)
             assert ledger.position() == position, "to bring in the same dated updates once more changes nothing"
         assert bank.verify() == []
+
+
+# Several processes
+
+
+def test_processes_that_write_the_same_items_leave_each_once(tmp_path: Path) -> None:
+    """In batches and an order of their own, all at once."""
+    file, expected = tmp_path / "ledger.sqlite", sorted(shared(number).id for number in range(SAME))
+    command = [sys.executable, str(Path(__file__).with_name("_write_together.py")), str(file)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, f"{number}", "same", f"{SAME}"], **pipes) for number in range(PROCESSES)]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * PROCESSES  # type: ignore[union-attr]
+    for writer in writers:
+        writer.stdin.write("go\n")  # type: ignore[union-attr]
+        writer.stdin.flush()  # type: ignore[union-attr]
+    assert [writer.communicate(timeout=600)[0] for writer in writers] == [""] * PROCESSES
+    assert [writer.returncode for writer in writers] == [0] * PROCESSES
+    with Ledger(file) as ledger:
+        assert ledger.position() == SAME, "one row for each, whoever came first"
+        assert sorted(item.id for item in ledger.active()) == expected
+        assert ledger.verify() == []
+        bank = open_bank(file, ledger)
+        (reading,) = bank.search([Query("Who writes?", "default")], top_k=PROCESSES * SAME)
+        assert sorted(recall.item.id for recall in reading.recalls) == expected
+        assert bank.verify() == []
+        bank.close()
 
 
 # Forgetting
