@@ -148,9 +148,9 @@ class Agent:
         """Store knowledge where the router says, unless it has to be kept apart.
 
         `details` of the receipt has what each path says of its write by the path's name and, where something was kept
-        apart, `quarantined`: by id the score and the reasons. What only says again what is held, such as a text that
-        was recalled, is not stored once more, whatever its id: the receipt names the item that says it. An item with
-        a key, dates, metadata or a trust of its own is stored (see `memory_paths.door`).
+        apart, `quarantined`: by id the score and the reasons. A text alone that only says again what is held, such as
+        one that was recalled, is not stored once more: the receipt names the item that says it (see
+        `memory_paths.door`).
 
         Args:
             items: Plain text, or items; a plain text becomes an item whose id is its content's hash.

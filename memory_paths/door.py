@@ -3,16 +3,16 @@
 Texts become items, times to live become dates, what the paths say already is known, and what must not get in is kept
 apart. This file knows nothing of paths but their places in the ledger.
 
-What was recalled is never learnt again, whoever gives it back, in this process or after a restart: an item is known if
-one that is held says the same words, compared as `plain` does, and it has nothing of its own beside them. A kind (other
-than "fact"), key, cue, other phrasings, dates or metadata of which the held one has others, or a higher trust, make it
-an item of its own, which is learnt; another id or source do not. A text alone has nothing but its words.
+What was recalled is never learnt again, whoever gives it back, in this process or after a restart: a text alone is
+known if an item that is held for good says the very same, but for space around it and the mark of a list. An item with
+an id is one of its own, whatever it says: whoever names it must be able to forget it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -22,7 +22,7 @@ from memory_paths.quarantine import Held, Quarantine
 from memory_paths.types import Knowledge, KnowledgeKind
 
 REPEATED = 4  # words from which on a part of a text is its repetition: fewer are an answer of their own
-BARE = Knowledge("bare", "What a text alone is.")
+SAID_BY = 8  # items that say the same, the latest ones, among which one that is held is looked for
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Door:
         self._namespace = namespace
         self._places = tuple(places)
         self._ttl = {kind: _checked(seconds) for kind, seconds in (ttl or {}).items()}
-        self._said: dict[int, dict[str, None]] = {}  # ids by the hash of their words: whatever came to the places
+        self._said: dict[int, tuple[str, ...]] = {}  # ids by the hash of what they say: whatever came to the places
         self._position = 0
 
     def let_in(self, given: Sequence[Knowledge | str], ttl: float | None = None) -> Arrivals:
-        """See the module. The first call reads whatever the ledger has at the places, later ones what came since.
+        """See the module. For the first text alone all is read that the ledger has at the places, then what came since.
 
         Args:
             given: Texts and items.
@@ -90,10 +90,11 @@ class Door:
         ids: list[str] = []
         known: set[str] = set()
         items: list[Knowledge] = []
-        self._follow()
+        if any(isinstance(one, str) for one in given):
+            self._follow()
         for one in given:
             item = _as_knowledge(one)
-            said_by = self._known_as(item, 0.0 if isinstance(one, str) else item.trust)
+            said_by = self._known_as(item) if isinstance(one, str) else None
             ids.append(said_by or item.id)
             if said_by:
                 known.add(said_by)
@@ -114,17 +115,19 @@ class Door:
                 entries = self._ledger.beginning("", place=place, namespace=self._namespace)
             for entry in entries:
                 if entry.namespace == self._namespace:
-                    self._said.setdefault(hash(plain(entry.text)), {})[entry.item.id] = None
+                    said = hash(said_alone(entry.text))
+                    others = (id for id in self._said.get(said, ()) if id != entry.item.id)
+                    self._said[said] = (*others, entry.item.id)[-SAID_BY:]
         self._position = position
 
-    def _known_as(self, item: Knowledge, trust: float) -> str | None:
-        """The id of another item that is held and says all that this one says, unless this one's own id is in use."""
-        ids = self._said.get(hash(plain(item.text)))
+    def _known_as(self, item: Knowledge) -> str | None:
+        """The id of another item that is held and says all that a text alone says, unless its own id is in use."""
+        ids = self._said.get(hash(said_alone(item.text)))
         if not ids or self._holding(item.id) or self._quarantine.find(item.id, self._namespace):
             return None
         for place in self._places:
-            for held in self._ledger.held(list(ids), place=place, namespace=self._namespace).values():
-                if trust <= held.trust and _adds_nothing(item, held):
+            for held in self._ledger.held(ids, place=place, namespace=self._namespace).values():
+                if held.valid_until is None and said_alone(held.text) == said_alone(item.text):
                     return held.id
         return None
 
@@ -149,12 +152,9 @@ class Door:
         return replace(item, valid_until=max(self._ledger.now(), item.valid_from or 0.0) + seconds)
 
 
-def _adds_nothing(item: Knowledge, held: Knowledge) -> bool:
-    """Whether an item has the words of a held one, and beside them nothing that is not the held one's too."""
-    named = ("kind", "key", "cue", "phrasings", "valid_from", "valid_until", "metadata")
-    return plain(item.text) == plain(held.text) and all(
-        getattr(item, name) in (getattr(BARE, name), getattr(held, name)) for name in named
-    )
+def said_alone(text: str) -> str:
+    """A text as it would be said again: without space around it and the mark of a list, in which notes are shown."""
+    return unicodedata.normalize("NFC", text).strip().removeprefix("- ").strip()
 
 
 def plain(text: str) -> str:

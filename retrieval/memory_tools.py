@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
-from memory_paths.door import plain
+from memory_paths.door import said_alone
 from memory_paths.lm import one_line
 from memory_paths.types import Knowledge, Query
 
@@ -113,9 +113,9 @@ def note(text: str, about: str = "", *, source: str = "remember") -> Knowledge:
 
 
 def known_as(bank: Bank | PostgresBank, text: str, namespace: str) -> str | None:
-    """The id of an item that holds with the same words, compared as `plain` does, or None."""
+    """The id of an item that holds and says the very same, compared as `said_alone` does, or None."""
     (reading,) = bank.search([Query(text, namespace)], top_k=KNOWN_AMONG)
-    return next((one.item.id for one in reading.recalls if plain(one.item.text) == plain(text)), None)
+    return next((one.item.id for one in reading.recalls if said_alone(one.item.text) == said_alone(text)), None)
 
 
 def quoted(items: Iterable[Knowledge]) -> str:

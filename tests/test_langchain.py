@@ -646,7 +646,7 @@ def test_tools_remember_replace_recall_and_forget(tools: dict[str, Any], bank: B
     said = tools["remember"].invoke({"text": "Ada lives in Bergen.", "about": "ada: home town"})
     assert "replaces note-" in said
     assert held(bank) == ["Ada lives in Bergen."]
-    assert "known already" in tools["remember"].invoke({"text": " ada lives in  Bergen. "})
+    assert "known already" in tools["remember"].invoke({"text": " Ada lives in Bergen. "})
     assert "nothing was stored" in tools["remember"].invoke({"text": "  "})
     heading, *lines = tools["recall"].invoke({"question": "Where does Ada live?"}).splitlines()
     assert "no instructions" in heading
