@@ -7,6 +7,7 @@ at a time, and says what went wrong. This file knows nothing of items, versions 
 from __future__ import annotations
 
 import re
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,7 +92,8 @@ class SqliteDatabase:
         version: Of the schema; a file with a higher one is refused.
 
     Raises:
-        LedgerError: The file is not such a database, is damaged, was written by a newer version, or cannot be opened.
+        LedgerError: The file is not such a database, is damaged, was written by a newer version, or cannot be opened;
+            there is a log beside it that SQLite would delete.
     """
 
     metadata = "json_extract(content, '$.metadata')"
@@ -117,6 +119,7 @@ class SqliteDatabase:
                 fallback_to_soft=False,
             )
         with self._locked(), explained(self.name):
+            check_log(self.name)
             self._connection = sqlite3.connect(
                 self.name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -264,6 +267,22 @@ def explained(file: str) -> Iterator[None]:
         raise LedgerError(damage(file, str(error))) from error
 
 
+def check_log(name: str) -> None:
+    """Refuse an empty or missing file beside whose name a log lies: SQLite would delete the log, in which everything
+    may be.
+
+    Raises:
+        LedgerError: It is so; the log is named.
+    """
+    file = Path(name).resolve()  # SQLite keeps the log of a link where the link leads
+    log = file.with_name(f"{file.name}-wal")
+    if log.is_file() and log.stat().st_size and not (file.is_file() and file.stat().st_size):
+        raise LedgerError(
+            f"{file} is empty or missing, and all that is left of it may be in {log}, which SQLite would delete;"
+            f" run `{_repair(file)}`, or move the log away to begin anew"
+        )
+
+
 def check_kind(connection: sqlite3.Connection, file: str, version: int) -> bool:
     """Whether a file is such a database (True) or empty (False); anything else is refused."""
     known, application, tables = (
@@ -279,7 +298,12 @@ def check_kind(connection: sqlite3.Connection, file: str, version: int) -> bool:
 
 def damage(file: str, what: str) -> str:
     """What to say of a damaged database."""
-    return f"the ledger {file} is damaged ({what}); restore it from a copy"
+    saved = "" if is_server(file) else f", or save what is whole with `{_repair(file)}`"
+    return f"the ledger {file} is damaged ({what}); restore it from a copy{saved}"
+
+
+def _repair(file: str | Path) -> str:
+    return f"python -m memory_paths.retrieval repair {shlex.quote(str(file))} --to NEW"
 
 
 def is_server(address: str | Path) -> bool:

@@ -88,6 +88,7 @@ _VERSION = (
 _CHANGE = "position, place, version, action, reason, recorded_at"
 _COLUMNS = {"version": f"{_VERSION}, checksum", "change": f"{_CHANGE}, checksum, chain"}  # as the tables have them
 _NAMES = {"version": tuple(_VERSION.split(", ")), "change": tuple(_CHANGE.split(", "))}
+_LATEST_FIRST = ("forgotten", "evicted", "moved", "expired", "superseded", "")  # how a version may stand
 _TIMES = ("recorded_at", "valid_from", "valid_until", "ended_at")
 
 
@@ -652,7 +653,8 @@ class Ledger:
             raise FileExistsError(f"{path} exists; save the ledger under a new name")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".temporary")
-        temporary.unlink(missing_ok=True)
+        for ending in ("", "-wal"):  # what a copy that was cut off has left
+            path.with_name(temporary.name + ending).unlink(missing_ok=True)
         try:
             self._database.copy(temporary, _COLUMNS)
             sync(temporary)
@@ -916,7 +918,7 @@ class Salvaged:
     Args:
         saved: Versions that are in the new ledger.
         lost: One line for each version that is not, as far as the log or a later version still tells of it.
-        doubts: One line for whatever says that there may have been more.
+        doubts: One line for whatever says that there may have been more, or that a version may stand otherwise.
     """
 
     saved: int
@@ -926,9 +928,11 @@ class Salvaged:
 
 def salvage(damaged: str | Path, file: str | Path) -> Salvaged:
     """Write what can still be trusted of a damaged ledger into a new one: each version that is whole on some page and
-    matches its checksum, as it stands, with a new log.
+    matches its checksum, as it stands, with a new log. Of several states of one version that of which the old log tells
+    last is taken; what has ended by the log does not hold again.
 
-    The damaged file and its write-ahead log are not touched, and nobody may be writing to them.
+    The damaged file and its write-ahead log are not touched, and nobody may be writing to them. Where the log alone is
+    left, an empty file is put beside it.
 
     Args:
         damaged: The ledger.
@@ -939,17 +943,19 @@ def salvage(damaged: str | Path, file: str | Path) -> Salvaged:
         FileNotFoundError: There is no damaged one.
         OSError, LedgerError: No version can be saved, or the disk is full; there is no new file then.
     """
-    old, path = Path(damaged), Path(file)
+    old, path = Path(damaged).resolve(), Path(file)  # the log of a link lies where the link leads
     for ending in ("", "-wal", "-journal"):
         if (there := path.with_name(path.name + ending)).exists():
             raise FileExistsError(f"{there} exists; salvage into a new file")
     if not old.is_file():
-        raise FileNotFoundError(f"there is no ledger {old}")
+        if not old.with_name(f"{old.name}-wal").is_file():
+            raise FileNotFoundError(f"there is no ledger {old}")
+        old.touch()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
         whole = with_log(old, Path(folder))
         if not whole.stat().st_size:
-            raise LedgerError(damage(str(old), "it is empty"))
+            raise LedgerError(f"nothing can be saved of {old}: it is empty")
         with (
             whole.open("rb") as opened,
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
@@ -957,52 +963,65 @@ def salvage(damaged: str | Path, file: str | Path) -> Salvaged:
         ):
             done = _salvaged(Pages(data), new)
             if not done.saved:
-                raise LedgerError(damage(str(old), "there is no whole version of any item in it"))
+                raise LedgerError(f"nothing can be saved of {old}: there is no whole version of any item in it")
             new.save(path)
     return replace(done, doubts=(*shortage(old), *done.doubts))
 
 
 def _salvaged(pages: Pages, new: Ledger) -> Salvaged:
     """Fill an empty ledger."""
-    places: dict[int, int] = {}  # of versions
+    places: dict[tuple[int, str], int] = {}  # of versions, by how they stand there
     unlike: set[int] = set()  # versions that do not match their checksum
     holding: dict[tuple[str, str, str], int] = {}  # the last version that is held under an id
-    forgotten: set[int] = set()  # by the log
+    log: dict[int, tuple[int, int, str]] = {}  # of a version: its first change, its last, and how it stood after that
     last = 0
     for place in pages.rows():
         row = pages.read(place)
         if (version := _stored("version", row)) is not None:
             number, reason = version[0], version[-2]
             last = max(last, number)
-            if number not in places or reason:  # of two states of one version, that in which it has ended is the later
-                places[number] = place
+            places[number, reason] = place
             if not reason:
                 holding[version[1:4]] = max(number, holding.get(version[1:4], 0))
         elif (change := _stored("change", row)) is not None:
-            last = max(last, change[2])
-            if change[4] == "forgotten":
-                forgotten.add(change[2])
+            position, _, number, action, reason, _ = change
+            last = max(last, number)
+            if action != "plan":
+                stood = "" if action == "add" else reason
+                first, latest, before = log.get(number, (position, 0, ""))
+                log[number] = (min(first, position), *max((position, stood), (latest, before)))
         elif row is not None and row.number is not None and len(row.values) > len(_NAMES["version"]):
             unlike.add(row.number)
+    seen = {number for number, _ in places}
     names: dict[int, str] = {}  # of versions that were not found, without a checksum
     for place in pages.entries():
         row = pages.read(place)
         if row is not None and len(row.values) == 5 and isinstance(row.values[-1], int):  # of the index version_id
             namespace, id, where, _, number = row.values
-            if number not in places:
+            if number not in seen:
                 names[number] = f"an index names it item {id!r} of namespace {namespace!r} at {where!r}"
     lost: list[str] = []
+    doubts = [f"version {number}: {name}" for number, name in sorted(names.items()) if number > last]
     position, chain = 0, ""
     with new._transaction():
         for number in range(1, last + 1):
-            version = _stored("version", pages.read(places[number])) if number in places else None
+            found = [reason for reason in _LATEST_FIRST if (number, reason) in places]
+            first, latest, stood = log.get(number, (0, 0, ""))
+            # Its arrival alone tells nothing: the log may have lost its end. Nothing undoes forgetting.
+            is_told = bool(stood) or first < latest
+            stands = stood if is_told and stood in found and "forgotten" not in found else next(iter(found), None)
+            version = None if stands is None else _stored("version", pages.read(places[number, stands]))
             why = ""
             if version is None:
                 why = "it does not match its checksum" if number in unlike else "it is missing"
-            elif number in forgotten and version[-2] != "forgotten":
-                why = "it was forgotten, and what is there is older"
-            elif not version[-2] and holding[version[1:4]] > number:
+            elif not stands and holding[version[1:4]] > number:
                 why = f"it was replaced by version {holding[version[1:4]]}, and what is there is older"
+            elif stands != stood and (not stands or stood == "forgotten"):
+                why = f"it was {stood}, and what is there is older"
+            elif stands != "forgotten" and (stands != stood if is_told else len(found) > 1):
+                doubts.append(f"version {number} is saved as {stands}, but the log or another row has it otherwise")
+            elif not stands and number in unlike:
+                doubts.append(f"version {number} is saved as held, but another row of it does not match its checksum")
             if version is None or why:
                 lost.append(f"version {number} is lost: {'; '.join(filter(None, (why, names.get(number))))}")
                 stand_in = Knowledge(f"lost-{number}", ERASED)
@@ -1016,7 +1035,6 @@ def _salvaged(pages: Pages, new: Ledger) -> Salvaged:
                     checksum = _checksum(fields)
                     chain = _sha256(chain + checksum)
                     new._insert("change", [(*fields, checksum, chain)])
-    doubts = [f"version {number}: {name}" for number, name in sorted(names.items()) if number > last]
     return Salvaged(last - len(lost), tuple(lost), tuple(doubts))
 
 

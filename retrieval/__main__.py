@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memory_paths.database import check_kind, damage, explained, is_server
+from memory_paths.database import check_kind, check_log, damage, explained, is_server
 from memory_paths.ledger import SCHEMA_VERSION, Ledger, LedgerError, salvage
 from memory_paths.quarantine import PLACE, TRUSTED, Held, Quarantine
 from memory_paths.types import DEFAULT_NAMESPACE, Knowledge, Query
@@ -51,9 +51,11 @@ def check_ledger(ledger: Path | str) -> None:
     file = Path(ledger)
     if is_server(ledger):
         return
-    # An empty file is not even asked: SQLite would delete the log beside it, in which everything may be.
+    check_log(str(file))
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no ledger {file}")
     with explained(str(file)), closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as raw:
-        if not file.stat().st_size or not check_kind(raw, str(file), SCHEMA_VERSION):
+        if not check_kind(raw, str(file), SCHEMA_VERSION):
             raise LedgerError(damage(str(file), "there is nothing in it"))
 
 
@@ -306,9 +308,11 @@ def merge_items(ledger: Path | str, place: str, namespace: str, *, least: float,
         least: Of the score, in [0, 1].
         apply: Whether to merge those that are automatic; a last line has the ids that were dropped.
     """
+    if not 0.0 <= least <= 1.0:
+        raise ValueError(f"--least must be in [0, 1], got {least}")
     encoder = SentenceEncoder()
-    with Ledger(ledger) as opened:
-        proposals = Merging(encoder).propose(Bank(None, opened, encoder, name=place), namespace, least=least)
+    with Ledger(ledger) as opened, closing(Bank(None, opened, encoder, name=place)) as bank:
+        proposals = Merging(encoder).propose(bank, namespace, least=least)
         for one in proposals:
             kept, dropped = ({"id": item.id, "text": item.text} for item in (one.kept, one.dropped))
             told = {"kept": kept, "dropped": dropped, "score": round(one.score, 3), "automatic": one.automatic}
@@ -368,8 +372,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command == "repair" and is_server(given.ledger):
         parser.error("a ledger on a server is repaired by its administrator, from a backup")
-    if given.command != "import" and not is_server(given.ledger) and not Path(given.ledger).is_file():
-        parser.error(f"there is no ledger {given.ledger}")
     try:
         return _done(given)
     except (ValueError, LedgerError, OSError, ImportError) as error:

@@ -7,8 +7,7 @@ zsRE) tune the threshold; only the other half is told. Some ways of negating and
 alone. A second, harder table holds out whole relations of ParaRel with all their patterns.
 
 Beside them stand everyday sentences such as an assistant is told: rephrasings, and forty families of near-misses
-(units, times, ratios, roles, ...), written by one who had not seen the guard. Half of the families were looked at when
-the guard was made; only the others are told.
+(units, times, ratios, roles, ...) to tune on; told are 24 families and rephrasings of another set.
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ _PAST = frozenset(
     "usedto was were had did took found went came gave got held kept left lost made met said saw spoke taught thought"
     " won wrote ran sang began became grew".split()
 )
+# Words that only name the kind of what stands beside them, or its being there.
+_NAMING = frozenset(
+    "located situated based named called such common language city town country continent river music genre company"
+    " product film book song band please".split()
+)
 _NOW = frozenset("now currently presently nowadays present".split())
 _WAS = frozenset("was were had did".split())
 _BE = frozenset("is are was were am be been".split())
@@ -311,7 +316,7 @@ _ORDINALS = {
     **{"second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12},
 }
 _WORD = "|".join(sorted({*_COUNTS, *_SCALES, *_ORDINALS}, key=len, reverse=True))
-_COUNTED = re.compile(rf"\b(?:an? (?={'|'.join(_SCALES)}))?(?:{_WORD})(?:(?: and |[ -])(?:{_WORD}))*\b", re.I)
+_COUNTED = re.compile(rf"\b(?:an? (?={'|'.join(_SCALES)}))?(?:{_WORD})(?:(?: and |[ -])(?:{_WORD})){{0,9}}\b", re.I)
 _ROMAN = re.compile(r"\b[IVXL]{2,}\b|(?<=[a-z] )[IVX]\b(?! [a-z])")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
 # Signs and abbreviations, each with the word for it: what a number counts is compared too.
@@ -338,6 +343,7 @@ _BOUNDS = (
 _PAST_THE_HOUR = re.compile(
     r"\b(?:an? )?(?P<part>quarter|half|5|10|20|25) (?P<side>past|to) (?P<hour>1[0-2]|[1-9])\b", re.I
 )
+_ACCENTED = re.compile(r"([A-Za-z])[\u0300-\u036f]+")
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _PHRASES = (
     (r"n't\b", " not"),
@@ -364,17 +370,18 @@ _SUBORDINATE = re.compile(
     r"\b(?:because(?: of)?|if|unless|although|though|before|after|until|when|while|than) (?P<said>[^,.;?!]+)"
 )
 _REVERSING = "un in im il ir dis non mis de anti ex counter over under".split()
-# Addresses, paths, versions and switches: one sign makes another thing of them.
+# Addresses, paths, versions, switches and operators: one sign makes another thing of them.
 _CODE = re.compile(
-    r"(?<=\s)[!=<>&|*/%^]{1,3}(?=\s)|(?<!\w)--?[a-z][\w-]*|\S*[@\\_#]\S+|\w+(?:[./]\w+)*/\w\S*"
-    r"|\bv?\d+(?:\.\d+)+\b|\w+\.\w+\.\w[\w.]*"
+    r"[!=<>&|*/%^]{1,3}|--?[a-z][\w-]*|.*[@\\_].+|#.+|\w+[+#]+|v?\d+(?:\.\d+)+|\w+(?:[./]\w+)*/\w.*|\w+\.\w+\.\w[\w.]*"
 )
+LONGEST = 200  # characters of what stands between spaces; of longer ones only the very same are the same
 
 
 def differences(first: str, second: str) -> tuple[str, ...]:
     """What forbids taking two texts for one; empty if nothing does.
 
-    It is "number", "date", "negation", "name", "quantifier", "person", "tense", "word", "opposite" or "order"
+    It is "number", "date", "negation", "name", "quantifier", "person", "tense", "word", "addition" (one
+    says or asks more), "opposite" or "order"
     (who does what to whom).
 
     Numbers, times and dates are compared as such, however they are written, with what they count. Words that are
@@ -398,6 +405,7 @@ def differences(first: str, second: str) -> tuple[str, ...]:
         or (len(one.persons) == len(two.persons) and one.persons != two.persons),
         "tense": _other_tense(one, two) or one.is_now(two) or two.is_now(one),
         "word": _one_word_apart(one, two),
+        "addition": _says_more(one, two) or _says_more(two, one) or one.asks != two.asks,
         "opposite": _rivals(*apart)
         or {one.direction, two.direction} == {"to", "from"}
         or {one.junction, two.junction} == {"and", "or"},
@@ -422,7 +430,10 @@ class _Reading:
 
     def __init__(self, text: str) -> None:
         plain = _written_out(text)
-        self.codes = Counter(_CODE.findall(plain))
+        tokens = [token.strip(".,;:?!\"'()") or token for token in plain.split()]
+        self.codes = Counter(token for token in tokens if len(token) > LONGEST or _CODE.fullmatch(token))
+        self.question = "?" in text
+        self.asks = text.rstrip().endswith("?")
         self.parts = [
             re.findall(r"[^\W_]+", part.lower())
             for sentence in re.split(r"[.!?:]\s", plain)
@@ -440,10 +451,10 @@ class _Reading:
             for before, number, unit in re.findall(r"(?:(?<=[ (])([^\W\d_]+) )?\b(\d+(?:\.\d+)?) ([^\W\d_]+)", plain)
             if not before[:1].isupper() and unit.lower() not in _LINKS
         ]
-        clause = _SUBORDINATE.search(plain.lower())
+        clause = None if "?" in text else _SUBORDINATE.search(plain.lower())
         self.condition = {_stem(word) for word in re.findall(r"[^\W\d_]+", clause["said"])} if clause else frozenset()
         self.condition -= _LINKS
-        self.owners = frozenset(re.findall(r"([^\W\d_]+)'s?\b", plain.lower()))
+        self.owners = frozenset(re.findall(r"\b([^\W\d_]+)'s?\b", plain.lower()))
         self.months = Counter(
             _MONTHS[word] for place, word in enumerate(spoken) if word in _MONTHS and written[place][0].isupper()
         )
@@ -501,8 +512,8 @@ class _Reading:
 
 def _written_out(text: str) -> str:
     """The text in plain letters, with its numbers, times, dates and bounds in one form each."""
-    plain = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
-    plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
+    plain = _ACCENTED.sub(r"\1", unicodedata.normalize("NFKD", text.replace("\u2019", "'")))
+    plain = unicodedata.normalize("NFC", plain)
     for phrase, word in _PHRASES:
         plain = re.sub(phrase, word, plain, flags=re.I)
     for pattern in _DATES:
@@ -510,7 +521,7 @@ def _written_out(text: str) -> str:
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
     plain = re.sub(r"(?<=\d)(?:st|nd|rd)\b", "th", plain)
     plain = _COUNTED.sub(_number, plain)
-    plain = re.sub(rf"\b(\d+(?:\.\d+)?) ({'|'.join(_SCALES)})\b", _scaled, plain, flags=re.I)
+    plain = re.sub(rf"\b(\d{{1,12}}(?:\.\d{{1,6}})?) ({'|'.join(_SCALES)})\b", _scaled, plain, flags=re.I)
     plain = _ROMAN.sub(_roman, re.sub(r"\bminus (?=\d)", "-", plain))
     plain = re.sub(r"\b(?:noon|midday)\b", "12:00", re.sub(r"\bmidnight\b", "0:00", plain))
     plain = _TIME.sub(_time, _PAST_THE_HOUR.sub(_past_the_hour, plain))
@@ -625,6 +636,15 @@ def _one_word_apart(one: _Reading, two: _Reading) -> bool:
     if len(left) != 1 or len(right) != 1 or {*left, *right} <= _PREPOSITIONS | {"be", ","}:
         return False
     return not _alike(left[0], right[0])
+
+
+def _says_more(one: _Reading, two: _Reading) -> bool:
+    """Whether a text is the other one with something put in, as "not" is in many languages. Not so where both ask: in
+    questions it mostly says what kind of answer is wanted."""
+    left, right = _slot(one.order, two.order)
+    if left or (one.question and two.question):
+        return False
+    return any(word in two.content and word not in _NAMING for word in right)
 
 
 def _other_tense(one: _Reading, two: _Reading) -> bool:

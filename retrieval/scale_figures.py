@@ -228,7 +228,8 @@ def write(sizes: Sizes, texts: Sequence[str]) -> dict[str, Any]:
     from tqdm import tqdm
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)  # lists are made on all
-    sizes.ledger.unlink(missing_ok=True)
+    for end in ("", "-wal", "-shm"):
+        sizes.ledger.with_name(f"{sizes.ledger.name}{end}").unlink(missing_ok=True)
     with Ledger(sizes.ledger) as ledger:
         bank = sizes.bank(ledger)
         started = time.perf_counter()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import BERGEN, OSLO, Clock, full_disk, run
 
+from memory_paths.database import damage
 from memory_paths.ledger import Ledger, LedgerError
 from memory_paths.types import Knowledge, Phrasing
 
@@ -385,8 +386,9 @@ def test_a_full_disk_stores_nothing_and_harms_nothing(ledger: Ledger, tmp_path: 
 
 def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(b"This is no database at all. " * 100)
-    with pytest.raises(LedgerError, match="damaged"):
+    with pytest.raises(LedgerError, match=r"damaged .* repair \S*noise --to NEW"):
         Ledger(tmp_path / "noise")
+    assert damage("postgresql://host/d", "why").endswith("is damaged (why); restore it from a copy")
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE recipes (name TEXT)")
     with pytest.raises(LedgerError, match="another program"):

@@ -150,7 +150,7 @@ def test_a_ledger_whose_pages_nothing_leads_to_any_more_is_saved_whole(
     data, stored = whole
     damaged = data[:first] + bytes(last - first) + data[last:]
     (tmp_path / "damaged.sqlite").write_bytes(damaged)
-    with pytest.raises(LedgerError, match="damaged"):
+    with pytest.raises(LedgerError, match=r"(?s)damaged .* repair \S*damaged\.sqlite --to NEW"):
         Ledger(tmp_path / "damaged.sqlite")
     done = salvage(tmp_path / "damaged.sqlite", tmp_path / "new.sqlite")
     assert (done.saved, done.lost) == (len(stored), ())
@@ -240,6 +240,89 @@ def test_of_pages_of_different_times_nothing_that_was_forgotten_or_replaced_come
         assert SECRET not in ledger.active(as_of=ledger.now())
 
 
+TEA, DRINKS = Knowledge("tea", "Ada likes tea."), Knowledge("drinks", "Ada drinks tea.")
+OTHERWISE = "is saved as superseded, but the log or another row has it otherwise"
+
+
+@pytest.mark.parametrize(
+    ("items", "damage", "active", "lost", "doubts"),
+    [
+        ([TEA, DRINKS], b"", [TEA, DRINKS], (), ()),
+        ([TEA, DRINKS], b"drinks tea", [TEA], (), (f"version 2 {OTHERWISE}",)),
+        ([OSLO], b"", [BERGEN], (), ()),
+        ([OSLO], b"in Oslo", [BERGEN], ("version 1 is lost: it was superseded, and what is there is older",), ()),
+        ([OSLO], b"removesuperseded", [BERGEN], (), (f"version 1 {OTHERWISE}",)),
+        (
+            [OSLO],
+            b"superseded",
+            [OSLO, BERGEN],
+            (),
+            ("version 1 is saved as held, but another row of it does not match its checksum",),
+        ),
+    ],
+    ids=["held again", "its row", "replaced", "the row of what was replaced", "the log", "that row and the log"],
+)
+def test_of_several_states_of_a_version_the_log_tells_which_is_the_last(
+    tmp_path: Path,
+    items: list[Knowledge],
+    damage: bytes,
+    active: list[Knowledge],
+    lost: tuple[str, ...],
+    doubts: tuple[str, ...],
+) -> None:
+    file, new = tmp_path / "facts.sqlite", tmp_path / "new.sqlite"
+    with Ledger(file) as ledger:
+        ledger.record(items, place="rag", namespace="default")
+        ledger.supersede({"drinks": "tea"}, place="rag", namespace="default")
+    old = file.read_bytes()
+    page = old.index(b"Ada ") // PAGE * PAGE
+    with Ledger(file) as ledger:
+        if items == [OSLO]:
+            ledger.record([BERGEN], place="rag", namespace="default")
+        assert ledger.reinstate(["drinks"], place="rag", namespace="default") == tuple(item.id for item in items[1:])
+    stored, data = versions(file), file.read_bytes()
+    file.write_bytes(data.replace(damage, damage.upper()) + old[page : page + PAGE])
+    done = salvage(file, new)
+    assert (done.lost, done.doubts) == (lost, doubts)
+    with Ledger(new) as ledger:
+        assert ledger.verify() == []
+        assert ledger.active() == active
+    assert damage or versions(new) == stored
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_log_that_is_all_that_is_left_is_not_lost_by_opening_its_ledger(
+    kept: tuple[Path, Path], tmp_path: Path, is_missing: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "left").mkdir()
+    file, log, link, lines = folder / "facts.sqlite", folder / "facts.sqlite-wal", tmp_path / "link", tmp_path / "lines"
+    with Ledger(kept[0]) as ledger:
+        ledger.record([Knowledge("late", "Only just said.")], place="rag", namespace="default")
+        shutil.copy(f"{kept[0]}-wal", log)
+    if not is_missing:
+        file.touch()
+    link.symlink_to(file)
+    lines.write_bytes(GOOD)
+    before, said = log.read_bytes(), f"repair {file} --to NEW"
+    for name in (file, link):
+        with pytest.raises(LedgerError, match=f"may be in {log}.*{said}"):
+            Ledger(name)
+        assert main(["verify", str(name)]) == 1
+        assert said in capsys.readouterr().out
+        for command in (["export"], ["compact"], ["import", str(lines)]):
+            with pytest.raises(SystemExit, match="2"):
+                main([command[0], str(name), *command[1:]])
+            assert said in capsys.readouterr().err
+        assert log.read_bytes() == before
+        assert file.exists() is not is_missing
+    for name in (file, link):
+        new = tmp_path / f"{name.name} saved"
+        assert main(["repair", str(name), "--to", str(new)]) == 0
+        assert log.read_bytes() == before
+        with Ledger(new) as ledger:
+            assert ledger.active()[-1].id == "late"
+
+
 def test_a_repair_that_fails_leaves_nothing_where_the_new_ledger_was_to_be(
     kept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +403,7 @@ def test_what_is_no_ledger_is_not_well_and_is_left_as_it_is(
     log.write_bytes(b"This may be all that is left.")
     before = file.read_bytes()
     assert main(["verify", str(file)]) == 1
-    assert re.search("nothing in it|not a database|another program", capsys.readouterr().out)
+    assert re.search("all that is left|not a database|another program", capsys.readouterr().out)
     for command in ("export", "compact"):
         with pytest.raises(SystemExit, match="2"):
             main([command, str(file)])
