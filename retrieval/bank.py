@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Method = Literal["auto", "dense", "bm25", "fusion"]
-# Of these kinds the fusion finds more than vectors alone (notebooks/results/bank_streams.md); of short facts about near
-# names it puts fewer first.
+# Of these kinds the fusion finds more than vectors alone, or as much (notebooks/results/bank_streams.md); of short
+# facts about near names it puts fewer first.
 TOLD_AT_LENGTH: tuple[KnowledgeKind, ...] = ("passage", "episode")
 
 SNAPSHOT_FROM = 4096  # rows; from here on the index is also saved each time it has doubled

@@ -41,6 +41,8 @@ Learner = Callable[[Sequence[BaseMessage]], Sequence[Knowledge]]
 QUESTION = ("?", "\uff1f", "\u061f")  # in Chinese and Arabic letters, too
 # Where a sentence ends. A period behind an initial or a title such as "Dr." ends none.
 END = re.compile(r"(?<=[!?\uff01\uff1f\u3002\u061f])\s*|(?<=\.)(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s+|\n+")
+AFTERTHOUGHT = re.compile(r"[^\w?\uff1f\u061f]+$")  # "?!", a closing quote or bracket, a smile
+LETTER = re.compile(r"\w")
 
 
 def episodes(messages: Sequence[BaseMessage]) -> list[Knowledge]:
@@ -54,7 +56,7 @@ def episodes(messages: Sequence[BaseMessage]) -> list[Knowledge]:
     return [
         Knowledge(f"episode-{text_id(json.dumps([text, TRUST]))}", text, "episode", source="conversation", trust=TRUST)
         for text in told
-        if not all(sentence.endswith(QUESTION) for sentence in filter(None, map(str.strip, END.split(text))))
+        if not all(AFTERTHOUGHT.sub("", part).endswith(QUESTION) for part in END.split(text) if LETTER.search(part))
     ]
 
 

@@ -714,6 +714,8 @@ def test_what_models_and_users_say_is_read_unless_the_quarantine_is_turned_off(b
         ("Is it Dr. Holm? Or J. Berg?\n\nWho is it?", False),
         ("\u6211\u7684\u7259\u533b\u53eb\u4ec0\u4e48\uff1f", False),
         ("  ", False),
+        ("Who said 'Why?' Really?!", False),
+        ("Where? :)", False),
         ("My dentist is Dr. Holm. When does he open?", True),
         ("Do you know what? I moved.", True),
         ("I am 42. Is that old?", True),
