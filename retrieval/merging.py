@@ -132,6 +132,9 @@ def merge(
 ) -> tuple[str, ...]:
     """Let the kept item of each proposal stand for both, and record why; see `undo`.
 
+    To forget what a merged item said, forget every id that `merged` names for it: a dropped item is among what was
+    replaced, which questions about the past still recall. One that is learnt again under its own id holds again.
+
     A proposal is passed over where an earlier one has taken one of its items away: whatever else says the same is
     found against the kept one by the next `propose`.
 
