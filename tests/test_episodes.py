@@ -171,7 +171,7 @@ def test_old_turns_are_learnt_as_episodes_and_recalled_text_never_is() -> None:
 def test_what_was_recalled_and_is_said_again_is_not_learnt_again() -> None:
     with make_agent("rag") as agent:
         agent.learn(OSLO)
-        said = list(chat(agent, ["Where does Ada live?", "- ada lives in Oslo.", "Ada has a cat.", "/items"]))
+        said = list(chat(agent, ["Where does Ada live?", "- Ada lives in Oslo.", "Ada has a cat.", "/items"]))
         assert said[2] == "known already, as ada-1"
         assert [item.text for item in agent.items()] == [OSLO.text, "Ada has a cat."]
         assert agent.learn([OSLO.text, "Ada has a dog."]).ids[0] == "ada-1"

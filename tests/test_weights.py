@@ -341,12 +341,6 @@ def test_rehearsal_is_studied_and_charged(lm: CausalLM) -> None:
     assert rehearsed != without
 
 
-def test_rehearsal_without_background_is_refused(lm: CausalLM, ledger: Ledger) -> None:
-    path = _path(lm, ledger, rehearsal=Experience(), background=())
-    with pytest.raises(ValueError, match="rehearsal=experience needs phrasings"):
-        path.write(ITEMS, namespace="default")
-
-
 def test_weights_survive_saving_and_loading(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
     path = _path(lm, ledger)
     path.write(ITEMS, namespace="default")
