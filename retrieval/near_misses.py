@@ -323,12 +323,12 @@ _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
 _UNITS = {
     "mm": "millimetre", "cm": "centimetre", "m": "metre", "km": "kilometre", "kms": "kilometre", "meter": "metre",
     "millimeter": "millimetre", "centimeter": "centimetre", "kilometer": "kilometre", "mi": "mile", "ft": "foot",
-    "feet": "foot", "in": "inch", "lb": "pound", "lbs": "pound", "oz": "ounce", "mg": "milligram", "g": "gram",
+    "feet": "foot", "lb": "pound", "lbs": "pound", "oz": "ounce", "mg": "milligram", "g": "gram",
     "gr": "gram", "kg": "kilogram", "kgs": "kilogram", "kilo": "kilogram", "ml": "millilitre", "l": "litre",
     "liter": "litre", "milliliter": "millilitre", "h": "hour", "hr": "hour", "hrs": "hour", "min": "minute",
     "mins": "minute", "sec": "second", "secs": "second", "ms": "millisecond", "kb": "kilobyte", "mb": "megabyte",
     "gb": "gigabyte", "tb": "terabyte", "usd": "dollar", "eur": "euro", "gbp": "pound", "bucks": "dollar",
-    "c": "celsius", "f": "fahrenheit", "pct": "percent", "people": "person", "kmh": "kmh", "mph": "mph",
+    "c": "celsius", "f": "fahrenheit", "pct": "percent", "people": "person",
 }  # fmt: skip
 _SIGNS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "%": "percent", "°": "degree"}
 _BOUNDS = (
@@ -380,9 +380,8 @@ LONGEST = 200  # characters of what stands between spaces; of longer ones only t
 def differences(first: str, second: str) -> tuple[str, ...]:
     """What forbids taking two texts for one; empty if nothing does.
 
-    It is "number", "date", "negation", "name", "quantifier", "person", "tense", "word", "addition" (one
-    says or asks more), "opposite" or "order"
-    (who does what to whom).
+    It is "number", "date", "negation", "name", "quantifier", "person", "tense", "word" (one put for another),
+    "addition" (one says or asks more), "opposite" or "order" (who does what to whom).
 
     Numbers, times and dates are compared as such, however they are written, with what they count. Words that are
     written with a capital are names; those that begin a text may be others, and are only compared with one another.

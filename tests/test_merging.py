@@ -126,6 +126,7 @@ def test_a_near_miss_is_vetoed_for_what_it_differs_in(first: str, second: str, v
         ("a big house", "a large house"),
         ("Ada hired Bob.", "Bob was hired by Ada."),
         ("Zoë lives in Oslo.", "Zoe is located in Oslo."),
+        ("The fair of 1815 in Oslo was large.", "The 1815 fair in Oslo was large."),
         ("Rice is Ada's favourite food.", "Ada's favourite food is rice."),
     ],
 )
