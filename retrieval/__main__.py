@@ -297,7 +297,9 @@ def threshold(
         return calibrate(*(best_cosines(bank, queries) for queries in asked), false_offers=false_offers)
 
 
-def merge_items(ledger: Path | str, place: str, namespace: str, *, least: float, apply: bool) -> Iterator[str]:
+def merge_items(
+    ledger: Ledger, place: str, namespace: str, *, least: float, folder: Path | None, chosen: Sequence[str] | None
+) -> Iterator[str]:
     """Pairs of items that may say the same, surest first, each as a line of JSON; read by MiniLM, for which `merging`
     is fitted.
 
@@ -306,20 +308,33 @@ def merge_items(ledger: Path | str, place: str, namespace: str, *, least: float,
         place: The bank's.
         namespace: Whose items.
         least: Of the score, in [0, 1].
-        apply: Whether to merge those that are automatic; a last line has the ids that were dropped.
+        folder: Where the bank keeps its index, which saves encoding the items anew; None: in memory.
+        chosen: What is merged, and named in a last line: the pairs from which these ids would be dropped, looked at
+            before; empty: those that are automatic; None: nothing.
+
+    Raises:
+        ValueError: A share out of range, an index of another encoder, or a chosen id that no pair would drop; nothing
+            is merged then.
     """
     if not 0.0 <= least <= 1.0:
         raise ValueError(f"--least must be in [0, 1], got {least}")
     encoder = SentenceEncoder()
-    with Ledger(ledger) as opened, closing(Bank(None, opened, encoder, name=place)) as bank:
+    if folder is not None and (problems := _faults(ledger, folder, place)):
+        raise ValueError(f"nothing was merged: {problems[0]}")
+    if folder is not None and (described := load_generation(folder)[0].encoder) != encoder.manifest.to_dict():
+        raise ValueError(f"the index in {folder} is by encoder {described['name']!r}; leave out --folder")
+    with closing(Bank(None, ledger, encoder, name=place, folder=folder)) as bank:
         proposals = Merging(encoder).propose(bank, namespace, least=least)
+        if missing := set(chosen or ()).difference(one.dropped.id for one in proposals):
+            raise ValueError(f"no pair of a score of at least {least} would drop {sorted(missing)}; nothing was merged")
         for one in proposals:
             kept, dropped = ({"id": item.id, "text": item.text} for item in (one.kept, one.dropped))
             told = {"kept": kept, "dropped": dropped, "score": round(one.score, 3), "automatic": one.automatic}
             yield json.dumps(told, ensure_ascii=False)
-        if apply:
-            chosen = [one for one in proposals if one.automatic]
-            yield json.dumps({"merged": merge(opened, chosen, place=place, namespace=namespace)})
+        if chosen is not None:
+            pairs = [one for one in proposals if (one.dropped.id in chosen if chosen else one.automatic)]
+            gone = merge(ledger, pairs, place=place, namespace=namespace, reviewed=bool(chosen))
+            yield json.dumps({"merged": gone})
 
 
 def _encoder(name: str, *dimension: int) -> Encoder:
@@ -336,13 +351,13 @@ def main(arguments: list[str] | None = None) -> int:
         ("compact", "erase what was forgotten from the ledger's files, and from an index if --folder names it"),
         ("export", "print what holds now, one item of JSON a line"),
         ("import", "store the items of a JSONL file; what an agent would keep apart is kept apart"),
-        ("merge", "print which items may say the same; --apply merges the sure ones, --undo takes merges back"),
+        ("merge", "print which items may say the same; --apply merges some of them, --undo takes merges back"),
         ("calibrate", "find the threshold under which questions that nothing answers are seldom offered anything"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument("ledger", help="the ledger's file, or postgresql://...")
         command.add_argument("--place", default="rag", help="name of the bank")
-        if name in ("verify", "repair", "compact"):
+        if name in ("verify", "repair", "compact", "merge"):
             command.add_argument("--folder", type=Path, help="where the bank keeps its index")
         if name == "repair":
             command.add_argument("--to", type=Path, required=True, help="the new ledger's file")
@@ -360,7 +375,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "--least", type=float, default=0.5, help="score from which on pairs are told, in [0, 1]"
             )
             what = command.add_mutually_exclusive_group()
-            what.add_argument("--apply", action="store_true", help="merge what is automatic")
+            about = "merge what is automatic, or the pairs that drop these ids"
+            what.add_argument("--apply", nargs="*", metavar="ID", help=about)
             what.add_argument("--undo", nargs="+", metavar="ID", help="hold these dropped items again")
         if name == "calibrate":
             command.add_argument("--known", type=Path, required=True, help='JSONL, {"question": ...}: answered')
@@ -404,13 +420,14 @@ def _done(given: argparse.Namespace) -> int:
         for line in export(given.ledger, given.place, given.namespace):
             print(line)
     elif given.command == "merge":
-        if given.undo:
-            with Ledger(given.ledger) as ledger:
+        with Ledger(given.ledger) as ledger:
+            if given.undo:
                 back = undo(ledger, given.undo, place=given.place, namespace=given.namespace)
-            print(json.dumps({"held_again": back}))
-            return 0
-        for line in merge_items(given.ledger, given.place, given.namespace, least=given.least, apply=given.apply):
-            print(line)
+                print(json.dumps({"held_again": back}))
+                return 0
+            options = {"least": given.least, "folder": given.folder, "chosen": given.apply}
+            for line in merge_items(ledger, given.place, given.namespace, **options):
+                print(line)
     else:
         found = threshold(
             given.ledger,

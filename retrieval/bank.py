@@ -48,6 +48,7 @@ from .held import (
     state_hash,
 )
 from .index import SEGMENT, VectorIndex
+from .merging import forget
 from .metadata import Metadata
 from .reranking import Reranker, reranked
 from .rows import Rows, is_recallable
@@ -274,9 +275,10 @@ class Bank:
             return self._ledger.held(ids, place=self.name, namespace=namespace)
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Stop holding these ids and what they replaced under the same id, for questions about the past too."""
+        """Stop holding these ids, what they replaced under the same id and what was merged into them, for questions
+        about the past too."""
         with self._opened():
-            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
             return Receipt(gone, *self._catch_up_if_possible())
 
     def beginning(self, prefix: str, namespace: str) -> list[Version]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memory_paths.ledger import Ledger
+from memory_paths.ledger import Ledger, check_ids
 from memory_paths.types import Knowledge, MemoryPath, Query
 
 from .encoder import Encoder
@@ -132,8 +132,8 @@ def merge(
 ) -> tuple[str, ...]:
     """Let the kept item of each proposal stand for both, and record why; see `undo`.
 
-    To forget what a merged item said, forget every id that `merged` names for it: a dropped item is among what was
-    replaced, which questions about the past still recall. One that is learnt again under its own id holds again.
+    A dropped item is among what was replaced, which questions about the past still recall; whoever forgets the kept one
+    forgets it too. One that is learnt again under its own id holds again, and is merged no longer.
 
     A proposal is passed over where an earlier one has taken one of its items away: whatever else says the same is
     found against the kept one by the next `propose`.
@@ -176,8 +176,27 @@ def merge(
 
 def merged(ledger: Ledger, *, place: str, namespace: str) -> dict[str, str]:
     """The ids that are merged now, each with the id of the item that stands for it, in the order of merging."""
-    records = ledger.active(place=_records(place), namespace=namespace)
-    return {str(record.metadata["dropped"]): str(record.metadata["kept"]) for record in records}
+    versions = ledger.beginning(_record_id(""), place=_records(place), namespace=namespace)
+    records = [version.item.metadata for version in versions if not version.reason]
+    found = {str(record["dropped"]): str(record["kept"]) for record in records}
+    again = ledger.held(list(found), place=place, namespace=namespace)
+    return {dropped: kept for dropped, kept in found.items() if dropped not in again}
+
+
+def forget(ledger: Ledger, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
+    """Forget ids at a place, and with each what was merged into it, in turn.
+
+    Returns:
+        The ids that were held, which those that were merged are not.
+    """
+    going = dict.fromkeys(check_ids(ids))
+    behind = merged(ledger, place=place, namespace=namespace)
+    while more := [dropped for dropped, kept in behind.items() if kept in going and dropped not in going]:
+        going.update(dict.fromkeys(more))
+    held = ledger.remove(list(going), place=place, namespace=namespace, reason="forgotten")
+    records = [_record_id(id) for id in going if id in behind]
+    ledger.remove(records, place=_records(place), namespace=namespace, reason="forgotten")
+    return held
 
 
 def undo(ledger: Ledger, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:

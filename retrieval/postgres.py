@@ -38,6 +38,7 @@ from .held import (
     receipt,
     state_hash,
 )
+from .merging import forget
 from .rows import is_recallable
 
 if TYPE_CHECKING:
@@ -223,12 +224,13 @@ class PostgresBank:
             return self._ledger.held(ids, place=self.name, namespace=namespace)
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Stop holding these ids and what they replaced under the same id, for questions about the past too.
+        """Stop holding these ids, what they replaced under the same id and what was merged into them, for questions
+        about the past too.
 
         Where their vectors could not be removed the receipt is pending; the items are recalled no more all the same.
         """
         with self._opened():
-            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
             try:
                 return Receipt(gone, self._catch_up())
             except Exception as error:

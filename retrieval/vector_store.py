@@ -22,6 +22,7 @@ from memory_paths.ledger import Change, Ledger
 from memory_paths.types import Capabilities, Cost, Knowledge, Query, Reading, Recall, Receipt, Usage
 
 from .held import check_place, check_queries, check_search, found_by, new_folder, receipt, state_hash
+from .merging import forget
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -132,13 +133,14 @@ class VectorStorePath:
             return [self._reading(query) for query in queries]
 
     def forget(self, ids: Sequence[str], namespace: str) -> Receipt:
-        """Stop holding these ids and what they replaced under the same id, in the ledger and in the store.
+        """Stop holding these ids, what they replaced under the same id and what was merged into them, in the ledger and
+        in the store.
 
         Where the store cannot be reached the receipt is pending; the items are recalled no more all the same.
         """
         with self._guard:
             self._check_open()
-            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
+            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
             try:
                 self._catch_up()
             except Exception as error:

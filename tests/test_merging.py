@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Clock
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.__main__ import main
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder, SentenceEncoder
+from memory_paths.retrieval.langchain import EncoderEmbeddings
 from memory_paths.retrieval.merging import Merging, Proposal, merge, merged, undo
 from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, count, labelled_pairs, share, table
 from memory_paths.retrieval.near_misses import differences, rest
+from memory_paths.retrieval.vector_store import VectorStorePath
 from memory_paths.types import Knowledge, Query
 
 NAMESPACE = "default"
@@ -242,6 +247,37 @@ def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: 
     assert set(merge(merges, proposals, place=bank.name, namespace=NAMESPACE)) == {"native", "tongue-2"}, "and again"
 
 
+@pytest.mark.parametrize("kind", ["bank", "vector store"])
+def test_what_was_merged_is_forgotten_with_what_stands_for_it(merging: Merging, ledger: Ledger, kind: str) -> None:
+    path: Any = Bank(None, ledger, merging._encoder)
+    if kind == "vector store":
+        path = VectorStorePath(None, ledger, InMemoryVectorStore(EncoderEmbeddings(merging._encoder)))
+    whose = {"place": path.name, "namespace": NAMESPACE}
+    path.write(ITEMS, NAMESPACE)
+    first, second = merging.compare([(ITEMS[1], ITEMS[4]), (ITEMS[1], ITEMS[3])])
+    assert merge(ledger, [replace(first, kept=ITEMS[4], dropped=ITEMS[1])], **whose) == ("tongue",)
+    assert merge(ledger, [replace(second, kept=ITEMS[3], dropped=ITEMS[4])], **whose, reviewed=True) == ("tongue-2",)
+    assert path.forget(["native"], NAMESPACE).ids == ("native",)
+    assert merged(ledger, **whose) == {}
+    (past,) = path.read([Query("What is Ada's mother tongue?", NAMESPACE, as_of=time.time())])
+    assert {recall.item.id for recall in past.recalls} == {"cat", "bread", "bob"}
+    assert ledger.compact() >= 3
+    assert not [version for version in ledger.history("tongue", namespace=NAMESPACE) if "Norwegian" in version.text]
+
+
+def test_an_item_that_is_learnt_again_is_merged_no_longer(merging: Merging, ledger: Ledger) -> None:
+    bank = Bank(None, ledger, merging._encoder)
+    whose = {"place": bank.name, "namespace": NAMESPACE}
+    bank.write(ITEMS, NAMESPACE)
+    merge(ledger, merging.compare([(ITEMS[1], ITEMS[3])]), **whose)
+    bank.write([ITEMS[3]], NAMESPACE)
+    assert merged(ledger, **whose) == {}
+    bank.forget(["tongue"], NAMESPACE)
+    assert "native" in {item.id for item in bank.items(NAMESPACE)}
+    with pytest.raises(ValueError, match="were not merged"):
+        undo(ledger, ["native"], **whose)
+
+
 def test_a_merge_whose_item_has_gone_is_passed_over_and_one_with_a_veto_is_refused(
     merging: Merging, ledger: Ledger
 ) -> None:
@@ -288,6 +324,17 @@ def test_the_command_tells_pairs_merges_the_sure_ones_and_takes_it_back(
     assert set(done["merged"]) == {"native", "tongue-2"}
     assert command("--undo", "native", "tongue-2") == [{"held_again": ["native", "tongue-2"]}]
     assert command() == told
+    assert command("--apply", "native")[-1] == {"merged": ["native"]}
+    with pytest.raises(SystemExit):
+        main(["merge", str(file), "--apply", "cat"])
+    assert "no pair of a score of at least 0.5 would drop ['cat']" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["merge", str(file), "--folder", str(tmp_path / "index")])
+    assert "the index is damaged or missing" in capsys.readouterr().err
+    with Ledger(file) as ledger, closing(Bank(None, ledger, SentenceEncoder(), folder=tmp_path / "index")) as bank:
+        bank.flush()
+    command("--undo", "native")
+    assert command("--folder", str(tmp_path / "index")) == told
     with pytest.raises(SystemExit):
         main(["merge", str(file), "--undo", "bread"])
     assert "were not merged" in capsys.readouterr().err
