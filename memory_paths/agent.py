@@ -17,6 +17,7 @@ from typing import Any
 from memory_paths.answering import ask, better, lay_out
 from memory_paths.conversation import Conversation
 from memory_paths.door import Door
+from memory_paths.eviction import Summarise
 from memory_paths.files import whole_folder
 from memory_paths.ledger import Ledger, check_ids
 from memory_paths.quarantine import Held, Quarantine
@@ -272,6 +273,7 @@ class Agent:
         keep: float = 0.7,
         notes: float = 0.5,
         episodes: bool = False,
+        summarise: Summarise | None = None,
     ) -> Conversation:
         """A dialogue in which each question is answered along the default path.
 
@@ -288,12 +290,13 @@ class Agent:
             episodes: Whether turns that no longer stand in the prompt are learnt, as items of kind "episode": the
                 user's, the assistant's where no note stood in their prompt, and results of tools as an untrusted
                 source, as is what the assistant said after one.
+            summarise: See `Conversation`.
         """
         from memory_paths.episodes import Recollection
 
         memory = Recollection(self, name, episodes=episodes)
         options: dict[str, Any] = {"budget": budget, "keep": keep, "notes": notes, "reserve": self._max_new_tokens}
-        return Conversation(self.lm, system=system, tools=tools, memory=memory, **options)
+        return Conversation(self.lm, system=system, tools=tools, memory=memory, summarise=summarise, **options)
 
     def score(
         self, pairs: Sequence[tuple[str | Query, str]], *, notes: Sequence[Sequence[str]] | None = None

@@ -18,13 +18,14 @@ from typing import Any, Protocol
 
 from memory_paths.context import most_tokens
 from memory_paths.door import text_id
-from memory_paths.eviction import check_keep
+from memory_paths.eviction import Summarise, check_keep
 from memory_paths.lm import one_line
 from memory_paths.types import Generates, Generation, Knowledge, Prompt, Recall, TooLarge, Turn
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = Turn("user", "(Earlier turns are left out here.)")
+IN_SHORT = "(Earlier turns are left out here. In short: {})"
 
 
 def groups(turns: Sequence[Turn]) -> list[tuple[Turn, ...]]:
@@ -39,7 +40,9 @@ def groups(turns: Sequence[Turn]) -> list[tuple[Turn, ...]]:
     return found
 
 
-def fit(lm: Generates, prompt: Prompt, *, budget: int, keep: float = 0.7, left_out: int = 0) -> int:
+def fit(
+    lm: Generates, prompt: Prompt, *, budget: int, keep: float = 0.7, left_out: int = 0, stand_in: Turn = LEFT_OUT
+) -> int:
     """How many groups of turns to leave out, the oldest first, so that the laid-out prompt has at most `budget` tokens.
 
     None, if all fit. Otherwise so many that the history takes at most the share `keep` of its room, for every turn that
@@ -52,6 +55,7 @@ def fit(lm: Generates, prompt: Prompt, *, budget: int, keep: float = 0.7, left_o
         budget: Most tokens of the prompt.
         keep: In (0, 1].
         left_out: How many are left out already and stay so.
+        stand_in: The turn that stands in the place of those left out.
 
     Raises:
         TooLarge: What stays is longer than the budget by itself.
@@ -62,7 +66,7 @@ def fit(lm: Generates, prompt: Prompt, *, budget: int, keep: float = 0.7, left_o
     left_out = min(left_out, most)
 
     def tokens(count: int) -> int:
-        return lm.count_tokens(without(prompt, count))
+        return lm.count_tokens(without(prompt, count, stand_in))
 
     if tokens(left_out) <= budget:
         return left_out
@@ -79,13 +83,13 @@ def fit(lm: Generates, prompt: Prompt, *, budget: int, keep: float = 0.7, left_o
     return count
 
 
-def without(prompt: Prompt, count: int) -> Prompt:
-    """The prompt without the oldest `count` groups of turns that may go; a turn in their place says so."""
+def without(prompt: Prompt, count: int, stand_in: Turn = LEFT_OUT) -> Prompt:
+    """The prompt without the oldest `count` groups of turns that may go; one turn in their place says so."""
     turns: list[Turn] = []
     left_out = 0
     for group, may_go in zip(groups(prompt.turns), _may_go(prompt), strict=True):
         if may_go and left_out < count:
-            turns += [LEFT_OUT] if left_out == 0 else []
+            turns += [stand_in] if left_out == 0 else []
             left_out += 1
         else:
             turns += group
@@ -132,6 +136,9 @@ class Conversation:
         keep: Share of its room, in (0, 1], to which the history is cut when it outgrows it, in one chunk.
         memory: Who recalls notes where none are given, and answers; None: nobody recalls, and `lm` answers.
         notes: Share of the room for history and notes, in (0, 1], that recalled notes may take.
+        summarise: What puts the turns that had to go in short, with what they had in short before them, for the turn
+            that stands in their place; None: that turn only says that they are left out. An empty summary, or one for
+            which there is no room, is not used.
 
     Raises:
         ValueError: An option out of range.
@@ -148,6 +155,7 @@ class Conversation:
         keep: float = 0.7,
         memory: Memory | None = None,
         notes: float = 0.5,
+        summarise: Summarise | None = None,
     ) -> None:
         check_keep(keep)
         if not 0 < notes <= 1:
@@ -160,6 +168,8 @@ class Conversation:
         self._system = (Turn("system", system),) if system.strip() else ()
         self._memory = memory
         self._notes = notes
+        self._summarise = summarise
+        self._stand_in = LEFT_OUT
         self._pinned: dict[str, str | Knowledge] = {}
         self._history: tuple[Turn, ...] = ()
         self._left_out = 0
@@ -174,7 +184,7 @@ class Conversation:
     @property
     def left_out(self) -> tuple[Turn, ...]:
         """The turns of the history that no longer stand in the prompt, for whoever would keep them elsewhere."""
-        return tuple(self._history[place] for place in self._gone())
+        return tuple(self._history[place] for place in self._gone(self._left_out))
 
     @property
     def recalls(self) -> tuple[Recall, ...]:
@@ -229,17 +239,23 @@ class Conversation:
         while True:
             given = [recall.item.text for recall in recalls] if notes is None else notes
             whole = replace(whole, notes=tuple(given))
+            room: dict[str, Any] = {"budget": self.budget, "keep": self._keep, "left_out": self._left_out}
             try:
-                left_out = fit(self._lm, whole, budget=self.budget, keep=self._keep, left_out=self._left_out)
+                left_out = fit(self._lm, whole, **room, stand_in=self._stand_in)
                 break
             except TooLarge:
+                if self._stand_in is not LEFT_OUT:
+                    self._stand_in = LEFT_OUT
+                    continue
                 if not recalls:
                     raise
             # Tokens of notes need not add up in every tokenizer.
             worst = min(recalls, key=lambda recall: recall.score)
             recalls = tuple(recall for recall in recalls if recall is not worst)
+        if self._summarise is not None and left_out > self._left_out:
+            self._stand_in = self._in_short(self._summarise, whole, left_out)
         self._left_out, self._recalls = left_out, tuple(recalls)
-        return without(whole, left_out)
+        return without(whole, left_out, self._stand_in)
 
     def ask(self, question: str = "", notes: Sequence[str] | None = None) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
@@ -252,7 +268,7 @@ class Conversation:
             TooLarge, ValueError: See `prompt`.
         """
         prompt = self.prompt(question, notes)
-        with nullcontext(self._lm) if self._memory is None else self._memory.model() as model:
+        with self._model() as model:
             (generation,) = model.generate([prompt], max_new_tokens=max(1, self.reserve))
         ids = [recall.item.id for recall in self._recalls] if notes is None else map(text_id, notes)
         asked = [Turn("user", question)] if question.strip() else []
@@ -262,7 +278,7 @@ class Conversation:
         return generation
 
     def _tell(self, memory: Memory, used: Sequence[str]) -> None:
-        gone = self._gone()
+        gone = self._gone(self._left_out)
         try:
             memory.use(used)
             memory.keep(self._history, gone[self._told :])
@@ -271,11 +287,26 @@ class Conversation:
         else:
             self._told = len(gone)
 
-    def _gone(self) -> list[int]:
-        """Places of the turns that no longer stand in the prompt."""
+    def _model(self) -> AbstractContextManager[Generates]:
+        return nullcontext(self._lm) if self._memory is None else self._memory.model()
+
+    def _in_short(self, summarise: Summarise, whole: Prompt, left_out: int) -> Turn:
+        """What stands in the place of all turns that are left out, once there are so many groups of them."""
+        before = [] if self._stand_in is LEFT_OUT else [self._stand_in.text]
+        known = len(self._gone(self._left_out))
+        going = [self._history[place] for place in self._gone(left_out)[known:]]
+        texts = [f"{turn.role}: {text}" for turn in going if (text := one_line(turn.text))]
+        with self._model() as model:
+            said = one_line(summarise.said(model, [*before, *texts]))
+        stand_in = replace(LEFT_OUT, text=IN_SHORT.format(said)) if said else self._stand_in
+        fits = self._lm.count_tokens(without(whole, left_out, stand_in)) <= self.budget
+        return stand_in if fits else self._stand_in
+
+    def _gone(self, left_out: int) -> list[int]:
+        """Places of the turns that no longer stand in the prompt when so many groups are left out."""
         found: list[int] = []
         place = 0
-        going = self._left_out
+        going = left_out
         for group in _grouped(self._history)[0]:
             if not _stays(group) and going:
                 going -= 1
@@ -297,7 +328,7 @@ class Conversation:
         if self._memory is None:
             return ()
         asked = whole.question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
-        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole))))
+        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), self._stand_in))
         return tuple(self._memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -197,10 +197,10 @@ class Query:
             cannot be compared, fits `$ne` and `$nin` alone.
 
     Raises:
-        TypeError: A text or namespace that is no str, an `as_of` or budget that is no number, one string for kinds, or
-            a `where` that is no mapping or that JSON cannot hold.
-        ValueError: An `as_of` that is NaN, an unknown kind or comparison, or `$in` or `$nin` of something else than a
-            list or tuple.
+        TypeError: A text or namespace that is no str, an `as_of` or budget that is no number, kinds that are no
+            sequence or one string, or a `where` that is no mapping or that JSON cannot hold.
+        ValueError: An `as_of` that is NaN, a budget below 1, an unknown kind or comparison, or `$in` or `$nin` of
+            something else than a list or tuple.
     """
 
     text: str
@@ -226,10 +226,10 @@ class Query:
         budget = self.token_budget
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Integral)):
             raise TypeError(f"token_budget must be a whole number or None, got {budget!r:.80}")
-        if isinstance(self.kinds, str):
-            raise TypeError(
-                f"kinds must be a sequence of kinds, got one string {self.kinds!r}; write ({self.kinds!r},)"
-            )
+        if budget is not None and budget < 1:
+            raise ValueError(f"token_budget must be at least 1, or None for the model's window, got {budget}")
+        if isinstance(self.kinds, str) or not isinstance(self.kinds, Iterable):
+            raise TypeError(f"kinds must be a sequence of kinds, as ('fact',), or () for all, got {self.kinds!r:.80}")
         object.__setattr__(self, "kinds", tuple(self.kinds))
         if strange := [kind for kind in self.kinds if kind not in _KINDS]:
             raise ValueError(f"kinds must be among {_KINDS}, got {strange}")

@@ -6,7 +6,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from conftest import CHAT_TEMPLATE, build_module, build_tokenizer
 
 from memory_paths.conversation import LEFT_OUT, Conversation, fit, groups, without
+from memory_paths.eviction import Summarise
 from memory_paths.lm import PREFIX_BLOCK, CausalLM, layout
 from memory_paths.prefixes import common
 from memory_paths.testing import EchoLM
@@ -114,7 +115,7 @@ def test_random_histories_fit_exactly_and_no_pair_is_split(lms: Callable[[str], 
     hook = lm.module.register_forward_pre_hook(
         lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
-    cut = refused = 0
+    cut = summarised = refused = 0
     for _ in range(HISTORIES):
         conversation = Conversation(
             lm,
@@ -123,6 +124,7 @@ def test_random_histories_fit_exactly_and_no_pair_is_split(lms: Callable[[str], 
             budget=source.randint(30, min(450, lm.window - 1)),
             reserve=0,
             keep=source.choice([0.3, 0.7, 1.0]),
+            summarise=source.choice([None, Summarise(summariser=lambda texts: text(source, 6))]),
         )
         if source.random() < 0.3:
             conversation.pin("who", text(source, 4))
@@ -141,15 +143,20 @@ def test_random_histories_fit_exactly_and_no_pair_is_split(lms: Callable[[str], 
             assert predicted == read[0] == generation.usage.tokens - len(generation.token_ids)
             assert (prompt.question, prompt.notes) == (question, tuple(notes)), "whole, or not at all"
             check_what_stands(conversation, prompt)
-            cut += LEFT_OUT in prompt.turns
+            cut += any(map(stands_in, prompt.turns))
+            summarised += any(stands_in(turn) and turn != LEFT_OUT for turn in prompt.turns)
     hook.remove()
-    assert cut > HISTORIES / 10, "budgets were tight, or nothing is tested"
+    assert cut > summarised > HISTORIES / 20, "budgets were tight, or nothing is tested"
     assert refused < 1.5 * HISTORIES, "of two prompts for each history enough fit, or nothing is tested"
+
+
+def stands_in(turn: Turn) -> bool:
+    return turn.text.startswith(LEFT_OUT.text.removesuffix(")"))
 
 
 def check_what_stands(conversation: Conversation, prompt: Prompt) -> None:
     """No group is split, and what is left out are the oldest groups that may go."""
-    shown = [id(turn) for turn in prompt.turns if turn is not LEFT_OUT]
+    shown = [id(turn) for turn in prompt.turns if not stands_in(turn)]
     history = groups(conversation.history)
     stands = [{id(turn) in shown for turn in group} for group in history]
     assert all(len(stand) == 1 for stand in stands), "whole, or not at all"
@@ -161,7 +168,7 @@ def check_what_stands(conversation: Conversation, prompt: Prompt) -> None:
     may_go = [True in stand for group, stand in zip(history, stands, strict=True) if not group[0].pinned]
     assert may_go == sorted(may_go), "the oldest first"
     assert all(True in stand for group, stand in zip(history, stands, strict=True) if group[0].pinned)
-    assert (LEFT_OUT in prompt.turns) is (False in may_go) is bool(conversation.left_out)
+    assert any(map(stands_in, prompt.turns)) is (False in may_go) is bool(conversation.left_out)
     assert {id(turn) for turn in conversation.left_out}.isdisjoint(shown)
 
 
@@ -197,6 +204,58 @@ def test_the_history_is_cut_in_chunks_and_what_is_left_out_stays_out() -> None:
     shown = conversation.prompt("Who?").turns
     assert shown[:2] == (Turn("system", "Be brief."), LEFT_OUT)
     assert shown[2:] == conversation.history[len(conversation.left_out) :]
+
+
+def test_a_summary_of_the_summary_and_of_what_goes_takes_its_place() -> None:
+    given: list[list[str]] = []
+
+    def summariser(texts: Sequence[str]) -> str:
+        given.append(list(texts))
+        return f"{len(given)}\nparts."
+
+    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=Summarise(summariser=summariser))
+    shown: tuple[Turn, ...] = ()
+    for number in range(40):
+        shown = conversation.prompt(f"Question number {number}?").turns
+        conversation.add(*user(number))
+    assert len(given) >= 3
+    assert shown[0] == Turn("user", f"(Earlier turns are left out here. In short: {len(given)} parts.)")
+    for number, texts in enumerate(given):
+        assert texts[0].endswith(f"In short: {number} parts.)" if number else "Question number 0?")
+    said = [one for number, texts in enumerate(given) for one in texts[number > 0 :]]
+    assert said == [f"{turn.role}: {turn.text}" for turn in conversation.left_out], "each turn once, in order"
+
+
+def test_a_summary_that_fails_or_does_not_fit_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(texts: Sequence[str]) -> str:
+        raise RuntimeError("no")
+
+    for summariser in (fails, lambda texts: "", lambda texts: "word " * 500):
+        summarise = Summarise(summariser=summariser)
+        conversation = Conversation(EchoLM(window=120), reserve=20, summarise=summarise)
+        for number in range(20):
+            conversation.add(*user(number))
+        prompt = conversation.prompt("Who?")
+        assert prompt.turns[0] == LEFT_OUT
+        assert EchoLM().count_tokens(prompt) <= conversation.budget
+    assert "left out without a summary: no" in caplog.text
+    short = Summarise(summariser=lambda texts: "word " * 20)
+    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=short)
+    for number in range(20):
+        conversation.add(*user(number))
+    assert "In short" in conversation.prompt("Who?").turns[0].text
+    prompt = conversation.prompt("word " * 80)
+    assert prompt.turns[0] == LEFT_OUT, "the question matters more"
+
+
+def test_the_model_itself_puts_in_short_what_goes(lms: Callable[[str], CausalLM]) -> None:
+    lm = lms("embedded")
+    conversation = Conversation(lm, budget=90, summarise=Summarise(max_new_tokens=16))
+    for number in range(8):
+        conversation.add(*user(number))
+    first = conversation.prompt("Who?").turns[0]
+    said = Summarise(max_new_tokens=16).said(lm, [f"{turn.role}: {turn.text}" for turn in conversation.left_out])
+    assert first.text == (f"(Earlier turns are left out here. In short: {said})" if said else LEFT_OUT.text)
 
 
 def test_the_last_result_stays_where_the_model_is_to_go_on_from_it() -> None:
