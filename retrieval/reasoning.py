@@ -167,17 +167,21 @@ class ReasoningBank:
         recalled: dict[str, Knowledge] = {}
         found = 0
         while found < self._tasks:
-            nearest = self._teaching(task, {**where, "task": {"$nin": passed}}, 1)
+            (nearest,) = self._search([_teaching(task, self.namespace, {**where, "task": {"$nin": passed}})], 1)
             if not nearest:
                 break
             past = nearest[0].metadata["task"]
             passed.append(past)
-            taught = self._teaching(task, {**where, "task": past}, MOST_OF_A_TASK)
-            lessons = {one.metadata["lesson"]: one for one in taught if one.kind == "lesson"}
-            named = {id for one in taught for id in one.metadata["lesson"].split()}
-            for id in sorted(named - lessons.keys()):
-                elsewhere = self._teaching(task, {**others, "lesson": id}, 1, kinds=("lesson",))
-                lessons.update((id, one) for one in elsewhere)
+            about = {**where, "task": past}
+            queries = [_teaching(task, self.namespace, about, kind) for kind in ("lesson", "episode")]
+            own, attempts = self._search(queries, MOST_OF_A_TASK)
+            lessons = {one.metadata["lesson"]: one for one in own}
+            named = {id for one in attempts for id in one.metadata["lesson"].split()}
+            queries = [
+                _teaching(task, self.namespace, {**others, "lesson": id}, "lesson")
+                for id in sorted(named - lessons.keys())
+            ]
+            lessons |= {one.metadata["lesson"]: one for elsewhere in self._search(queries, 1) for one in elsewhere}
             if self._feedback:
                 effects = self.effects(list(lessons.values()))
                 lessons = {id: lessons[id] for id, effect in zip(lessons, effects, strict=True) if not effect.harmful}
@@ -259,20 +263,14 @@ class ReasoningBank:
         found = self._search(queries, NEIGHBOURS + own)
         return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, found, strict=True)]
 
-    def _teaching(
-        self,
-        task: Task,
-        where: dict[str, Any],
-        top_k: int,
-        kinds: tuple[KnowledgeKind, ...] = ("lesson", "episode"),
-    ) -> list[Knowledge]:
-        """Lessons, and attempts that name some."""
-        query = Query(task.text, self.namespace, kinds=kinds, where={"lesson": {"$gt": ""}, **where})
-        return self._search([query], top_k)[0]
-
     def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
         readings = self._bank.search(queries, top_k=top_k, method="dense", diversity=0.0)
         return [[recall.item for recall in reading.recalls] for reading in readings]
+
+
+def _teaching(task: Task, namespace: str, where: dict[str, Any], *kinds: KnowledgeKind) -> Query:
+    """For lessons, and attempts that name some; of one kind, or of both."""
+    return Query(task.text, namespace, kinds=kinds or ("lesson", "episode"), where={"lesson": {"$gt": ""}, **where})
 
 
 def _effect(lesson: Knowledge, episodes: Sequence[Knowledge]) -> Effect:

@@ -17,7 +17,7 @@ from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.retrieval.extraction import Extractor, read_lessons
 from memory_paths.retrieval.judging import Judge, read_verdict
-from memory_paths.retrieval.reasoning import Attempt, ReasoningBank
+from memory_paths.retrieval.reasoning import MOST_OF_A_TASK, Attempt, ReasoningBank
 from memory_paths.retrieval.scaling import Selector, best_of, parallel, sequential
 from memory_paths.retrieval.solving import RECHECK, UNREADABLE, Solver
 from memory_paths.retrieval.trajectory import Judged, Lesson, Step, Task, Trajectory, Verdict
@@ -323,6 +323,15 @@ def test_a_lesson_that_was_shown_is_not_learnt_again_and_comes_with_the_task_tha
     agent(bank, UNKNOWN).learn(attempt("Sing a song.", shown=[sort]))
     bank.forget([sort.id], "shop")
     assert agent(bank).recall(Task("Write a letter to the baker.")) == learnt.lessons
+
+
+def test_many_attempts_at_a_task_do_not_crowd_out_its_own_lessons(bank: Bank) -> None:
+    (sort,) = agent(bank).learn(attempt("Find the cheapest kettle.")).lessons
+    lamp = "Find the cheapest lamp."
+    for number in range(MOST_OF_A_TASK + 1):
+        agent(bank).learn(attempt(lamp, f"search lamp {number}", shown=[sort]))
+    (own,) = agent(bank, advice=items("Read the reviews")).learn(attempt(lamp, "look around")).lessons
+    assert agent(bank).recall(Task("Find the cheapest lamp of all.")) == (own, sort)
 
 
 def test_lessons_and_attempts_pass_the_quarantine_and_none_is_trusted(bank: Bank) -> None:
