@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from memory_paths.lm import tell_given
+from memory_paths.lm import CausalLM, tell_given
 from memory_paths.types import Phrasing
 
 from .batches import TrainingBatch
@@ -65,20 +65,23 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class SelectiveNegativeLogLikelihood:
-    """Mean cross entropy of those target tokens that an earlier self finds least likely: what it knew well need not be
-    studied.
+    """Mean cross entropy of those target tokens that are worth studying.
 
-    Selection as in RHO-1 (Lin et al. 2024, arXiv 2404.07965), by a reference's loss of each token. RHO-1 ranks by how
-    far the model lags behind a reference that is better than it is; an earlier self is no such one, and to lag behind
-    it would be to have forgotten, so that its loss alone ranks here.
+    With an `expert`, as in RHO-1 (Lin et al. 2024, arXiv 2404.07965): those by which the model lags most behind one
+    that is better at such texts, by loss less the expert's loss. Without one, those that an earlier self finds least
+    likely, since what it knew well need not be studied; to lag behind an earlier self would be to have forgotten.
 
     Args:
         share: Of the batch's target tokens that are kept, in (0, 1]; at least one is.
-        reference: "untouched" by any learning, or "before" this write.
+        reference: The earlier self: "untouched" by any learning, or "before" this write. Not asked with an expert.
+        expert: Folder or hub name of a causal language model with the same tokens, which each write loads.
+        expert_loader: Gives its module and tokenizer in place of transformers' automatic classes.
     """
 
     share: float = 0.6
     reference: Earlier = "untouched"
+    expert: str | None = None
+    expert_loader: Callable[[str], tuple[Any, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -86,12 +89,37 @@ class SelectiveNegativeLogLikelihood:
         check_earlier(self.reference, "reference")
 
     def __call__(self, setting: Setting, batch: TrainingBatch) -> Aim:
-        """See `Objective`."""
-        with setting.earlier(self.reference):
-            expected = token_losses(logits_of(setting.module, batch), batch)
+        """See `Objective`.
+
+        Raises:
+            ValueError: The expert's tokens are others.
+        """
+        if self.expert is None:
+            with setting.earlier(self.reference):
+                expected = token_losses(logits_of(setting.module, batch), batch)
+        else:
+            with torch.no_grad():
+                expected = token_losses(logits_of(self._expert(setting, self.expert), batch), batch)
         setting.charge(batch, 1.0)
-        kept = torch.topk(expected, max(1, round(self.share * len(expected)))).indices
-        return Aim(batch, lambda: token_losses(logits_of(setting.module, batch), batch)[kept].mean())
+        count = max(1, round(self.share * len(expected)))
+
+        def loss() -> Tensor:
+            losses = token_losses(logits_of(setting.module, batch), batch)
+            rank = expected if self.expert is None else losses.detach() - expected
+            return losses[rank.topk(count).indices].mean()
+
+        return Aim(batch, loss)
+
+    def _expert(self, setting: Setting, name: str) -> Any:
+        if "expert" not in setting.kept:
+            device = str(setting.module.get_input_embeddings().weight.device)
+            expert = CausalLM(name, device=device, dtype="auto", loader=self.expert_loader)
+            if expert.tokenizer.get_vocab() != setting.lm.tokenizer.get_vocab():
+                raise ValueError(
+                    f"expert {name!r} has other tokens than {setting.lm.name!r}; take one of the same family"
+                )
+            setting.kept["expert"] = expert.module
+        return setting.kept["expert"]
 
 
 Source = Literal["new", "old", "pseudo_old"]

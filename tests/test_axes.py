@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,6 +286,33 @@ def test_selective_likelihood_studies_what_the_untouched_model_found_least_likel
     assert float(found) == pytest.approx(float(losses[kept].mean()), rel=1e-6)
     assert float(found) != pytest.approx(float(losses.mean()), rel=1e-3)
     assert setting.charge.spent == batch.token_count
+
+
+def test_selective_likelihood_studies_that_by_which_the_model_lags_most_behind_an_expert(
+    make_tiny_lm: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    """By loss less the expert's loss (Lin et al. 2024, arXiv 2404.07965, eq. 3), of the model as it is now."""
+    lm, expert = make_tiny_lm(seed=0), make_tiny_lm(seed=1)
+    expert.module.save_pretrained(tmp_path / "expert")
+    expert.tokenizer.save_pretrained(tmp_path / "expert")
+    objective = SelectiveNegativeLogLikelihood(share=0.5, expert=str(tmp_path / "expert"))
+    weights = Full()
+    setting = make_setting(lm, weights)
+    batch = setting.batch(NEW)
+    with torch.no_grad(), weights.applied(lm.module):
+        for parameter in lm.module.parameters():
+            parameter.add_(0.05 * torch.ones_like(parameter))
+        losses = token_losses(logits_of(lm.module, batch), batch)
+        lag = losses - token_losses(logits_of(expert.module, batch), batch)
+        found = [float(objective(setting, batch).loss()) for _ in range(2)]
+    kept = lag.argsort(descending=True)[: round(0.5 * len(losses))]
+    assert found == pytest.approx([float(losses[kept].mean())] * 2, rel=1e-6)
+    assert found[0] != pytest.approx(float(losses.sort(descending=True).values[: len(kept)].mean()), rel=1e-3)
+    strange = build_tokenizer()
+    strange.add_tokens(["Xyzzy"])
+    other = SelectiveNegativeLogLikelihood(expert="other", expert_loader=lambda name: (expert.module, strange))
+    with pytest.raises(ValueError, match="expert 'other' has other tokens than"):
+        other(make_setting(lm, weights), batch)
 
 
 @pytest.mark.parametrize("source", ["new", "old", "pseudo_old"])
