@@ -335,19 +335,24 @@ class CausalLM:
     def encode_phrasing(self, phrasing: Phrasing) -> tuple[list[int], list[bool]]:
         """Tokens of prompt + completion + stop as the model would be shown them, and which of them are targets.
 
-        Targets are the completion and the stop; a token that holds characters of both prompt and completion is one. The
-        first token of all is never a target, since nothing stands before it. Nothing is put between prompt and
-        completion, except for a phrasing that asks: it is laid out as `generate` would.
+        Targets are the completion and the stop, which one that does not end has not; a token that holds characters of
+        both prompt and completion is one. The first token of all is never a target, since nothing stands before it.
+        Nothing is put between prompt and completion, except for a phrasing that asks: it is laid out as `generate`
+        would.
 
         Raises:
             ValueError: There is nothing to learn in the phrasing.
         """
         if not phrasing.completion.strip():
             raise ValueError(f"a phrasing needs a completion to be learnt, got {phrasing!r}")
-        if phrasing.asks:
-            return self.encode_answer(Prompt(phrasing.prompt), phrasing.completion)
         with self._lock:
-            return self._with_stop(self._continued(phrasing.prompt, phrasing.completion))
+            row = (
+                self._pair(Prompt(phrasing.prompt), phrasing.completion)
+                if phrasing.asks
+                else self._continued(phrasing.prompt, phrasing.completion)
+            )
+            ids, learnt = self._with_stop(row)
+        return (ids, learnt) if phrasing.ends else (ids[:-1], learnt[:-1])
 
     def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[bool]]:
         """Tokens of prompt + answer + stop as `generate` would lay them out, and which of them are the answer and stop.

@@ -63,11 +63,13 @@ class Phrasing:
         completion: The text to be learnt.
         prompt: The text before it, which is context and not a target; empty for a plain sentence.
         asks: Whether the prompt is a question, to be laid out as the model is asked, with the completion as its answer.
+        ends: Whether the text is whole, so that it is learnt to stop behind it.
     """
 
     completion: str
     prompt: str = ""
     asks: bool = False
+    ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,11 @@ class Knowledge:
         """The item as one line of canonical JSON (sorted keys), the form that is stored and hashed."""
         if self.phrasings or self.cue or self.span or self.metadata:
             fields = {name: value for name, value in vars(self).items() if value or name not in _ADDED_LATER}
-            fields["phrasings"] = [vars(phrasing) for phrasing in self.phrasings]
+            # Without the usual value of what came later, so that what was stored before has the same hash.
+            fields["phrasings"] = [
+                {name: value for name, value in vars(phrasing).items() if (name, value) != ("ends", True)}
+                for phrasing in self.phrasings
+            ]
             return _canonical(fields)
         # Most items are plain: the same line, several times faster.
         since = "null" if self.valid_from is None else _canonical(self.valid_from)

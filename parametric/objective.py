@@ -94,13 +94,17 @@ class SelectiveNegativeLogLikelihood:
         Raises:
             ValueError: The expert's tokens are others.
         """
+        passes = 1.0
         if self.expert is None:
             with setting.earlier(self.reference):
                 expected = token_losses(logits_of(setting.module, batch), batch)
         else:
+            expert = self._expert(setting, self.expert)
             with torch.no_grad():
-                expected = token_losses(logits_of(self._expert(setting, self.expert), batch), batch)
-        setting.charge(batch, 1.0)
+                expected = token_losses(logits_of(expert.module, batch), batch)
+            length = batch.tokens.shape[1]
+            passes = expert.forward_flops(length) / setting.lm.forward_flops(length)
+        setting.charge(batch, passes)
         count = max(1, round(self.share * len(expected)))
 
         def loss() -> Tensor:
@@ -110,7 +114,7 @@ class SelectiveNegativeLogLikelihood:
 
         return Aim(batch, loss)
 
-    def _expert(self, setting: Setting, name: str) -> Any:
+    def _expert(self, setting: Setting, name: str) -> CausalLM:
         if "expert" not in setting.kept:
             device = str(setting.module.get_input_embeddings().weight.device)
             expert = CausalLM(name, device=device, dtype="auto", loader=self.expert_loader)
@@ -118,8 +122,9 @@ class SelectiveNegativeLogLikelihood:
                 raise ValueError(
                     f"expert {name!r} has other tokens than {setting.lm.name!r}; take one of the same family"
                 )
-            setting.kept["expert"] = expert.module
-        return setting.kept["expert"]
+            setting.kept["expert"] = expert
+        found: CausalLM = setting.kept["expert"]
+        return found
 
 
 Source = Literal["new", "old", "pseudo_old"]
@@ -174,6 +179,7 @@ class Distillation:
         new = self.source == "new"
         old = [] if new else self._old(setting)
         if not (beside_targets(batch).any() if new else old):
+            setting.note(f"distillation of {self.source} texts found none in a step, and only studies")
             return NegativeLogLikelihood()(setting, batch)
         shown = batch if new else setting.batch(old)
         with setting.earlier(self.teacher):

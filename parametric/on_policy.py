@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memory_paths.evaluation.scoring import exact_match, token_f1
-from memory_paths.types import Phrasing, Prompt
+from memory_paths.types import Generation, Phrasing, Prompt
 
 from .batches import Encoded, TrainingBatch, collate
 from .objective import NegativeLogLikelihood, divergence, logits_of, token_losses
@@ -28,7 +28,8 @@ class SelfDistillation:
     model as well, with the item's text as a note in its prompt. What it reads goes into its weights.
 
     With `beta` 0 and `on_policy` 1 it is self-distillation finetuning (SDFT, Shenfeld et al. 2026, arXiv 2601.19897;
-    its forward divergence); with others it is generalised knowledge distillation (GKD, Agarwal et al. 2024,
+    its forward divergence), whose teacher there is a moving average of the weights and here one that stands still; with
+    others it is generalised knowledge distillation (GKD, Agarwal et al. 2024,
     2306.13649, equation 5), whose teacher is the reader. Study texts that ask nothing are studied as they stand.
 
     Args:
@@ -61,16 +62,16 @@ class SelfDistillation:
         said, read = [], []
         plain = [one for one in batch.sequences[: batch.fresh] if not (one.phrasing.asks and one.text)]
         for one, mine in zip(asked, own, strict=True):
-            answer = (next(answers) if mine else "") or one.phrasing.completion
-            alone = _encoded(setting, one, answer, ())
-            beside = _encoded(setting, one, answer, (one.text,))
+            answer = next(answers) if mine else one.phrasing.completion
+            alone = _after(setting, one, answer, ())
+            beside = _after(setting, one, answer, (one.text,))
             if len(beside.ids) <= setting.lm.window and sum(alone.learnt) == sum(beside.learnt):
                 said.append(alone)
                 read.append(beside)
             else:  # there is no room for the note
                 plain.append(one)
         if not said:
-            return NegativeLogLikelihood()(setting, batch)
+            return _as_it_stands(setting, batch, self)
         shown, spoken, studied = _joined(setting, said, plain, batch)
         reading = collate(setting.lm, read)
         with torch.no_grad():
@@ -115,7 +116,8 @@ class PolicyGradient:
     (GRPO, Shao et al. 2024, arXiv 2402.03300, one update for each sample, with DAPO's mean over tokens, 2503.14476).
 
     The reward is told from the studied answer, in [0, 1]. A question of which all answers are as good teaches nothing:
-    it works where the model is right now and then.
+    it works where the model is right now and then. Unlike the paper's, the loss has no divergence from a reference:
+    `penalty=kl` adds one.
 
     Args:
         reward: "token_f1", the overlap of words, or "exact_match", 1 for the answer itself: for short answers of which
@@ -145,31 +147,26 @@ class PolicyGradient:
         """See `Objective`. Study texts that ask nothing, and what is rehearsed, are studied as they stand."""
         asked = [one for one in batch.sequences[: batch.fresh] if one.phrasing.asks]
         if not asked:
-            return NegativeLogLikelihood()(setting, batch)
+            return _as_it_stands(setting, batch, self)
         chosen = setting.generator.sample(asked, min(self.questions, len(asked)))
         repeated = [one for one in chosen for _ in range(self.samples)]
         answers = _answers(setting, repeated, self)
         rewards = torch.tensor(
             [
-                float(REWARDS[self.reward](answer, [one.phrasing.completion]))
+                float(REWARDS[self.reward](answer.text, [one.phrasing.completion]))
                 for one, answer in zip(repeated, answers, strict=True)
             ]
         ).view(-1, self.samples)
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
-        spoken = [
-            (one, answer, gain) for one, answer, gain in zip(repeated, answers, advantages, strict=True) if answer
-        ]
-        if not spoken:
-            return NegativeLogLikelihood()(setting, batch)
-        said = [_encoded(setting, one, answer, ()) for one, answer, _ in spoken]
+        said = [_after(setting, one, answer, ()) for one, answer in zip(repeated, answers, strict=True)]
         plain = [one for one in batch.sequences[: batch.fresh] if not one.phrasing.asks]
         shown, own, studied = _joined(setting, said, plain, batch)
         lengths = own.targets[: len(said), 1:].sum(dim=1)
-        gains = torch.stack([gain for *_, gain in spoken]).to(lengths.device).repeat_interleave(lengths)
+        gains = advantages.to(lengths.device).repeat_interleave(lengths)
 
         def loss() -> Tensor:
             logits = logits_of(setting.module, shown)
-            losses = token_losses(logits, own)
+            losses = token_losses(logits / self.temperature, own)
             # The ratio to the policy that sampled is 1; its gradient is that of the log-likelihood.
             gained = -(torch.exp(losses.detach() - losses) * gains).mean()
             return gained if studied is None else gained + token_losses(logits, studied).mean()
@@ -197,6 +194,11 @@ class OnPolicy:
     def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
         """See `Demanding`."""
         check_known(background, "rehearsal=on_policy")
+        if not any(one.asks for one in background):
+            raise ValueError(
+                "rehearsal=on_policy asks what the model knew, and no text of lm.background asks anything: give"
+                " phrasings with a prompt, or choose rehearsal=experience"
+            )
 
     def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`.
@@ -247,9 +249,9 @@ class Generative:
             yield setting.generator.sample(kept, min(self.per_step, len(kept)))
 
 
-def _answers(setting: Setting, asked: Sequence[Encoded], how: SelfDistillation | PolicyGradient) -> list[str]:
+def _answers(setting: Setting, asked: Sequence[Encoded], how: SelfDistillation | PolicyGradient) -> list[Generation]:
     """What the model says to the questions, sampled."""
-    found = setting.lm.generate(
+    found: list[Generation] = setting.lm.generate(
         [Prompt(one.phrasing.prompt) for one in asked],
         max_new_tokens=how.max_new_tokens,
         temperature=how.temperature,
@@ -257,12 +259,25 @@ def _answers(setting: Setting, asked: Sequence[Encoded], how: SelfDistillation |
     )
     if asked:
         setting.charge(collate(setting.lm, asked), 1.0)
-    return [one.text for one in found]
+    return found
 
 
-def _encoded(setting: Setting, one: Encoded, answer: str, notes: tuple[str, ...]) -> Encoded:
-    ids, learnt = setting.lm.encode_answer(Prompt(one.phrasing.prompt, notes), answer)
+def _after(setting: Setting, one: Encoded, answer: str | Generation, notes: tuple[str, ...]) -> Encoded:
+    """A question with an answer behind it: with a given one, or with the very tokens that the model said, of which a
+    stop is one only where it stopped."""
+    prompt = Prompt(one.phrasing.prompt, notes)
+    if isinstance(answer, str):
+        ids, learnt = setting.lm.encode_answer(prompt, answer)
+    else:
+        before = setting.lm.token_ids(prompt)
+        ids = [*before, *answer.token_ids]
+        learnt = [place >= len(before) for place in range(len(ids))]
     return replace(one, ids=ids, learnt=learnt)
+
+
+def _as_it_stands(setting: Setting, batch: TrainingBatch, objective: SelfDistillation | PolicyGradient) -> Aim:
+    setting.note(f"{type(objective).__name__} found no question in a step, and studies its texts as they stand")
+    return NegativeLogLikelihood()(setting, batch)
 
 
 def _joined(

@@ -44,13 +44,18 @@ class AveragedGradient:
 
     Args:
         per_step: Phrasings of what the model knew before, drawn anew at every step.
+        taught: Phrasings of what earlier writes taught, beside them.
     """
 
     per_step: int = 16
+    taught: int = 8
 
     def __post_init__(self) -> None:
-        if self.per_step < 1:
-            raise ValueError(f"per_step of a projection must be at least 1, got {self.per_step}")
+        if self.per_step < 1 or self.taught < 0:
+            raise ValueError(
+                f"per_step of projection=a_gem must be at least 1 and taught at least 0, got {self.per_step} and "
+                f"{self.taught}"
+            )
 
     def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
         """See `Demanding`."""
@@ -60,7 +65,8 @@ class AveragedGradient:
         """See `Projection`."""
 
         def project(gradients: Sequence[Gradient]) -> None:
-            shown = setting.batch(setting.known(self.per_step, "projection=a_gem"))
+            known = setting.known(self.per_step, "projection=a_gem")
+            shown = setting.batch([*known, *setting.taught(self.taught)])
             found = trainer.gradients(lambda: token_losses(logits_of(setting.module, shown), shown).mean())
             setting.charge(shown, 1.0 + setting.weights.backward)
             others = {other.name: other for other in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from memory_paths.types import Phrasing, Prompt
 
 from .batches import TrainingBatch, collate, encode
 from .weights import Weights
+
+logger = logging.getLogger(__name__)
 
 Earlier = Literal["untouched", "before"]
 EARLIER: tuple[Earlier, ...] = ("untouched", "before")
@@ -76,8 +79,15 @@ class Setting:
         check_known(self.background, what)
         return self.generator.sample(list(self.background), min(count, len(self.background)))
 
+    def note(self, told: str) -> None:
+        """Log what departs from what was chosen, once for each write."""
+        if told not in self.kept:
+            self.kept[told] = True
+            logger.warning("%s", told)
+
     def written(self, count: int, *, max_new_tokens: int, temperature: float) -> list[Phrasing]:
-        """Texts that the model, as it was before this write, writes by itself; without the empty ones."""
+        """Texts that the model, as it was before this write, writes by itself; without the empty ones. Behind those
+        that the limit cut off no stop is learnt."""
         with self.earlier("before"):
             found = self.lm.generate(
                 [Prompt(" ", continues=True)] * count,
@@ -85,7 +95,7 @@ class Setting:
                 temperature=temperature,
                 seed=self.generator.randrange(2**31),
             )
-        texts = [Phrasing(one.text) for one in found if one.text]
+        texts = [Phrasing(one.text, ends=one.stopped) for one in found if one.text]
         if texts:
             self.charge(self.batch(texts), 1.0)
         return texts

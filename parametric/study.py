@@ -99,7 +99,7 @@ class SelfEdits:
         edits: How many are sampled for each item, at least 1.
         kept: How many of them are studied at most, at least 1.
         temperature: Of the sampling, above 0.
-        max_new_tokens: Of an edit, which ends with its line.
+        max_new_tokens: Of an edit, which ends with its line; behind one that the limit cut off no stop is learnt.
         seed: Of the sampling.
 
     Raises:
@@ -143,8 +143,8 @@ class SelfEdits:
             seed=seed,
         )
         usage = sum((one.usage for one in written), Usage())
-        lines = (one.text.lstrip("-*0123456789.) ") for one in written)  # of a list, perhaps
-        edits = [line for line in dict.fromkeys(lines) if line and line.rstrip(".") != item.text.rstrip(". ")]
+        lines = {one.text.lstrip("-*0123456789.) "): one.stopped for one in written}  # of a list, perhaps
+        edits = [line for line in lines if line and line.rstrip(".") != item.text.rstrip(". ")]
         if len(edits) > self.kept:
             asked = [one for one in own if one.asks]
             pairs = [(edit, Prompt(one.prompt, (edit,)), one.completion) for edit in edits for one in asked] or [
@@ -161,4 +161,4 @@ class SelfEdits:
             ]
             usage += Usage(tokens=sum(read), flops=sum(map(lm.forward_flops, read)))
             edits = sorted(edits, key=rewards.__getitem__, reverse=True)[: self.kept]
-        return StudyTexts((*own, *map(Phrasing, edits)), usage)
+        return StudyTexts((*own, *(Phrasing(edit, ends=lines[edit]) for edit in edits)), usage)

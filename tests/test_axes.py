@@ -59,7 +59,7 @@ from memory_paths.parametric.schedule import Constant, Rewarming
 from memory_paths.parametric.slots import Background, Divergence, TfIdf
 from memory_paths.parametric.study import SelfEdits, Templates
 from memory_paths.parametric.weights import Aim, Changed, Gradient, LossFunction, Weights
-from memory_paths.types import Knowledge, Phrasing, Prompt
+from memory_paths.types import Generation, Knowledge, Phrasing, Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
 KNOWN = [Phrasing("lives in Alavia.", "Alma Ashway "), Phrasing("enjoys chess.", "Bruno Barrbury ")]
@@ -243,7 +243,7 @@ def test_what_needs_something_known_is_refused_at_the_door_without_it(lm: Causal
         (lambda: OutputDivergence(strength=0.0), "strength of penalty=kl must be above 0"),
         (lambda: FeatureDistance(where="there"), "where of penalty=feature must be one of new, known, got 'there'"),
         (lambda: OrthogonalSubspaces(0.0), "strength of penalty=orthogonal must be above 0, got 0"),
-        (lambda: AveragedGradient(per_step=0), "per_step of a projection must be at least 1, got 0"),
+        (lambda: AveragedGradient(per_step=0), "per_step of projection=a_gem must be at least 1"),
         (lambda: OrthogonalGradient(samples=0), "samples of projection=ogd must be at least 1"),
         (lambda: Experience(0), "one of them at least 1, got 0 and 0"),
         (lambda: Templates(("no place for it",)), r"must hold \{text\} once"),
@@ -388,8 +388,13 @@ def _said(lm: CausalLM, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
     """Lets the model say this in place of what it would sample; its probabilities stay its own."""
     said = iter(answers)
     plain = lm.generate([Prompt("?")], max_new_tokens=1)[0]
+
+    def says(prompt: Prompt, text: str) -> Generation:
+        ids, learnt = lm.encode_answer(prompt, text)
+        return replace(plain, text=text, token_ids=tuple(ids[learnt.index(True) :]), stopped=True)
+
     monkeypatch.setattr(
-        type(lm), "generate", lambda self, prompts, **options: [replace(plain, text=next(said)) for _ in prompts]
+        type(lm), "generate", lambda self, prompts, **options: [says(prompt, next(said)) for prompt in prompts]
     )
 
 
@@ -453,6 +458,55 @@ def test_a_question_whose_note_has_no_room_is_studied_as_it_stands(
         aim = SelfDistillation()(setting, collate(lm, [*short, *long]))
     assert [one.phrasing for one in aim.batch.sequences] == [ASKED[1], ASKED[0]]
     assert list(aim.batch.sequences[1].ids) == list(long[0].ids), "with the answer that was given"
+
+
+@pytest.mark.parametrize("objective", [PolicyGradient(samples=6, max_new_tokens=2), SelfDistillation(max_new_tokens=2)])
+def test_what_is_studied_are_the_very_tokens_that_were_sampled(
+    lm: CausalLM, objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stop only behind those that stopped, however the tokenizer would have cut up their text."""
+    sampled: list[Generation] = []
+    plain = type(lm).generate
+
+    def watched(self: CausalLM, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
+        sampled.extend(found := plain(self, prompts, **options))
+        return found
+
+    monkeypatch.setattr(type(lm), "generate", watched)
+    setting = make_setting(lm, weights := Full())
+    batch = collate(lm, encode(lm, ASKED, "Bruno enjoys rowing."))
+    with weights.applied(lm.module):
+        shown = objective(setting, batch).batch
+    assert not all(one.stopped for one in sampled)
+    studied = [tuple(row[kept].tolist()) for row, kept in zip(shown.tokens, shown.targets, strict=True)]
+    assert studied[: len(sampled)] == [one.token_ids for one in sampled]
+
+
+def test_no_stop_is_learnt_behind_what_the_limit_cut_off(lm: CausalLM) -> None:
+    setting = make_setting(lm, weights := Full())
+    with weights.applied(lm.module):
+        cut = setting.written(6, max_new_tokens=3, temperature=1.0)
+        (edited,) = SelfEdits(edits=2, max_new_tokens=3)(_items(NEW[:1]), lm)
+    stop = lm.tokenizer.eos_token_id
+    assert not all(one.ends for one in (*cut, *edited.phrasings))
+    assert [one.ends for one in edited.phrasings][:1] == [True], "the item's own is whole"
+    for one in (*cut, *edited.phrasings):
+        (row,) = encode(lm, [one])
+        assert (row.ids[-1] == stop) is one.ends
+        assert row.learnt[-1]
+
+
+def test_a_choice_without_anything_to_work_on_says_so(lm: CausalLM, caplog: pytest.LogCaptureFixture) -> None:
+    setting = make_setting(lm, weights := Full(), background=KNOWN)
+    batch = setting.batch(NEW[:1])
+    with weights.applied(lm.module):
+        for objective in (PolicyGradient(), SelfDistillation()):
+            for _ in range(2):
+                objective(setting, batch)
+    told = [record.message for record in caplog.records]
+    assert [one.split()[0] for one in told] == ["PolicyGradient", "SelfDistillation"], "once for each write"
+    with Ledger() as ledger, pytest.raises(ValueError, match=r"no text of lm\.background asks anything"):
+        WeightsPath(lm, ledger, weights=Full(), background=KNOWN, rehearsal=OnPolicy())
 
 
 def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
