@@ -330,9 +330,9 @@ class Agent:
     def forget(self, ids: Sequence[str] = (), *, keys: Sequence[str] = ()) -> Receipt:
         """Stop holding these ids, wherever they live, in quarantine too. Ids that are not held are ignored.
 
-        An id is forgotten with all its versions. What it had superseded does not come back, but stays for questions
-        about the past (`Query.as_of`), for it has an id of its own; give the key to forget that too. What models keep
-        of prompts is dropped. `compact` then erases the texts.
+        An id is forgotten with all its versions, and with what was merged into it (`retrieval.merging`). What it had
+        superseded by its key does not come back, but stays for questions about the past (`Query.as_of`), for it says
+        something else; give the key to forget that too. What models keep of prompts is dropped. `compact` then erases the texts.
 
         Args:
             ids: Of items.

@@ -70,6 +70,8 @@ CREATE INDEX version_key ON version (namespace, key) WHERE reason = '' AND key <
 -- For what arrives late.
 CREATE INDEX version_past ON version (namespace, key) WHERE reason = 'superseded' AND key <> '';
 CREATE INDEX version_ending ON version (ended_at) WHERE reason = '' AND ended_at IS NOT NULL;
+-- For what was merged into another item.
+CREATE INDEX version_merged ON version (successor) WHERE reason = 'superseded' AND key = '';
 CREATE TABLE change (
     position    INTEGER PRIMARY KEY,
     place       TEXT NOT NULL,
@@ -241,9 +243,10 @@ class Ledger:
         """Stop holding ids at a place, in one transaction. Ids that are not held are ignored.
 
         Forgetting also covers the versions of these ids at this place that were replaced earlier, so that questions
-        about the past do not bring them back, and those that were evicted or moved away, wherever that was, so that
-        `compact` erases their text too. Other ids under the same key stay as they are: nothing takes the place of a
-        forgotten item. See `under` for all that was said under a key.
+        about the past do not bring them back, those that were evicted or moved away, wherever that was, so that
+        `compact` erases their text too, and what was ended in their favour (`supersede`), in turn. Other ids under the
+        same key stay as they are: nothing takes the place of a forgotten item. See `under` for all that was said under
+        a key.
 
         Returns:
             The ids that were held.
@@ -265,12 +268,24 @@ class Ledger:
             now = self._settled()
             for id in ids:
                 rows = self._rows(f"namespace = ? AND id = ? AND {covered} ORDER BY version", namespace, id, place)
+                if reason == "forgotten":
+                    self._add_merged(rows)
                 for row in rows:
                     self._end(row, reason, ended_at=now, now=now, successor=row["successor"])
                     self._replan(row["key"], namespace, now)
                 if any(not row["reason"] for row in rows):
                     held.append(id)
         return tuple(held)
+
+    def _add_merged(self, rows: list[Row]) -> None:
+        """Add the versions without a key that some of these stand for; one with a key was replaced, by what says
+        something else."""
+        found = {row["version"] for row in rows}
+        for row in rows:
+            where = "successor = ? AND reason = 'superseded' AND key = '' ORDER BY version"
+            more = [one for one in self._rows(where, row["version"]) if one["version"] not in found]
+            found.update(one["version"] for one in more)
+            rows += more
 
     def sweep(self, *, namespace: str, forget: bool = False) -> tuple[str, ...]:
         """End what has expired by now, at every place, in one transaction, so that projections let go of it.

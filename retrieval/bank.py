@@ -48,7 +48,6 @@ from .held import (
     state_hash,
 )
 from .index import SEGMENT, VectorIndex
-from .merging import forget
 from .metadata import Metadata
 from .reranking import Reranker, reranked
 from .rows import Rows, is_recallable
@@ -278,7 +277,7 @@ class Bank:
         """Stop holding these ids, what they replaced under the same id and what was merged into them, for questions
         about the past too."""
         with self._opened():
-            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
+            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
             return Receipt(gone, *self._catch_up_if_possible())
 
     def beginning(self, prefix: str, namespace: str) -> list[Version]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memory_paths.ledger import Ledger, check_ids
+from memory_paths.ledger import Ledger
 from memory_paths.types import Knowledge, MemoryPath, Query
 
 from .encoder import Encoder
@@ -176,27 +176,15 @@ def merge(
 
 def merged(ledger: Ledger, *, place: str, namespace: str) -> dict[str, str]:
     """The ids that are merged now, each with the id of the item that stands for it, in the order of merging."""
-    versions = ledger.beginning(_record_id(""), place=_records(place), namespace=namespace)
-    records = [version.item.metadata for version in versions if not version.reason]
-    found = {str(record["dropped"]): str(record["kept"]) for record in records}
-    again = ledger.held(list(found), place=place, namespace=namespace)
-    return {dropped: kept for dropped, kept in found.items() if dropped not in again}
+    records = ledger.beginning(_record_id(""), place=_records(place), namespace=namespace)
+    pairs = [(str(one.item.metadata["dropped"]), str(one.item.metadata["kept"])) for one in records if not one.reason]
+    return {dropped: kept for dropped, kept in pairs if _stands_for(ledger, kept, dropped, place, namespace)}
 
 
-def forget(ledger: Ledger, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:
-    """Forget ids at a place, and with each what was merged into it, in turn.
-
-    Returns:
-        The ids that were held, which those that were merged are not.
-    """
-    going = dict.fromkeys(check_ids(ids))
-    behind = merged(ledger, place=place, namespace=namespace)
-    while more := [dropped for dropped, kept in behind.items() if kept in going and dropped not in going]:
-        going.update(dict.fromkeys(more))
-    held = ledger.remove(list(going), place=place, namespace=namespace, reason="forgotten")
-    records = [_record_id(id) for id in going if id in behind]
-    ledger.remove(records, place=_records(place), namespace=namespace, reason="forgotten")
-    return held
+def _stands_for(ledger: Ledger, kept: str, dropped: str, place: str, namespace: str) -> bool:
+    """Whether what was last written under an id was merged, and not written anew, replaced or forgotten since."""
+    versions = [one for one in ledger.history(dropped, namespace=namespace) if one.place == place]
+    return bool(versions) and (versions[-1].reason, versions[-1].superseded_by) == ("superseded", kept)
 
 
 def undo(ledger: Ledger, ids: Sequence[str], *, place: str, namespace: str) -> tuple[str, ...]:

@@ -38,7 +38,6 @@ from .held import (
     receipt,
     state_hash,
 )
-from .merging import forget
 from .rows import is_recallable
 
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ class PostgresBank:
         Where their vectors could not be removed the receipt is pending; the items are recalled no more all the same.
         """
         with self._opened():
-            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
+            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
             try:
                 return Receipt(gone, self._catch_up())
             except Exception as error:

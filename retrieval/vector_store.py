@@ -22,7 +22,6 @@ from memory_paths.ledger import Change, Ledger
 from memory_paths.types import Capabilities, Cost, Knowledge, Query, Reading, Recall, Receipt, Usage
 
 from .held import check_place, check_queries, check_search, found_by, new_folder, receipt, state_hash
-from .merging import forget
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -140,7 +139,7 @@ class VectorStorePath:
         """
         with self._guard:
             self._check_open()
-            gone = forget(self._ledger, ids, place=self.name, namespace=namespace)
+            gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="forgotten")
             try:
                 self._catch_up()
             except Exception as error:

@@ -14,6 +14,7 @@ import pytest
 from conftest import Clock
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from memory_paths.context import InContext
 from memory_paths.ledger import Ledger
 from memory_paths.retrieval.__main__ import main
 from memory_paths.retrieval.bank import Bank
@@ -23,6 +24,7 @@ from memory_paths.retrieval.merging import Merging, Proposal, merge, merged, und
 from memory_paths.retrieval.merging_figures import Outcome, Pair, calibrate, count, labelled_pairs, share, table
 from memory_paths.retrieval.near_misses import differences, rest
 from memory_paths.retrieval.vector_store import VectorStorePath
+from memory_paths.testing import EchoLM
 from memory_paths.types import Knowledge, Query
 
 NAMESPACE = "default"
@@ -247,11 +249,13 @@ def test_merged_items_are_found_once_and_undoing_leaves_the_same_bytes(merging: 
     assert set(merge(merges, proposals, place=bank.name, namespace=NAMESPACE)) == {"native", "tongue-2"}, "and again"
 
 
-@pytest.mark.parametrize("kind", ["bank", "vector store"])
+@pytest.mark.parametrize("kind", ["bank", "vector store", "window"])
 def test_what_was_merged_is_forgotten_with_what_stands_for_it(merging: Merging, ledger: Ledger, kind: str) -> None:
     path: Any = Bank(None, ledger, merging._encoder)
     if kind == "vector store":
         path = VectorStorePath(None, ledger, InMemoryVectorStore(EncoderEmbeddings(merging._encoder)))
+    elif kind == "window":
+        path = InContext(EchoLM(window=1024), ledger)
     whose = {"place": path.name, "namespace": NAMESPACE}
     path.write(ITEMS, NAMESPACE)
     first, second = merging.compare([(ITEMS[1], ITEMS[4]), (ITEMS[1], ITEMS[3])])
@@ -263,6 +267,38 @@ def test_what_was_merged_is_forgotten_with_what_stands_for_it(merging: Merging, 
     assert {recall.item.id for recall in past.recalls} == {"cat", "bread", "bob"}
     assert ledger.compact() >= 3
     assert not [version for version in ledger.history("tongue", namespace=NAMESPACE) if "Norwegian" in version.text]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        Knowledge("native", "Ada lives in Oslo.", valid_from=1e9),
+        Knowledge("native", "Ada lives in Oslo.", key="ada/home"),
+        Knowledge("native", "Ada lives in Oslo.", valid_until=2_000.0),
+    ],
+    ids=["of the future", "replaced by its key", "expired"],
+)
+def test_what_was_written_under_a_merged_id_since_is_none_of_the_merge(
+    merging: Merging, tmp_path: Path, again: Knowledge
+) -> None:
+    clock = Clock(1_000.0)
+    with Ledger(tmp_path / "other.sqlite", clock=clock) as ledger:
+        bank = Bank(None, ledger, merging._encoder)
+        whose = {"place": bank.name, "namespace": NAMESPACE}
+        bank.write(ITEMS, NAMESPACE)
+        merge(ledger, merging.compare([(ITEMS[1], ITEMS[3])]), **whose)
+        bank.write([again], NAMESPACE)
+        if again.key:
+            bank.write([Knowledge("home", "Ada lives in Bergen.", key="ada/home")], NAMESPACE)
+        clock.now = 3_000.0
+        assert merged(ledger, **whose) == {}
+        with pytest.raises(ValueError, match="were not merged"):
+            undo(ledger, ["native"], **whose)
+        before = [one for one in ledger.history("native", namespace=NAMESPACE) if one.text == again.text]
+        assert bank.forget(["tongue"], NAMESPACE).ids == ("tongue",)
+        kept, gone = ledger.history("native", namespace=NAMESPACE)[-1], ledger.history("native", namespace=NAMESPACE)[0]
+        assert [kept] == before, "as it stood"
+        assert gone.reason == "forgotten", "what was merged"
 
 
 def test_an_item_that_is_learnt_again_is_merged_no_longer(merging: Merging, ledger: Ledger) -> None:
