@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 from memory_paths.answering import ask, better, lay_out
 from memory_paths.conversation import Conversation
 from memory_paths.door import Door
-from memory_paths.eviction import Summarise
 from memory_paths.files import whole_folder
 from memory_paths.ledger import Ledger, check_ids
 from memory_paths.quarantine import Held, Quarantine
@@ -273,7 +272,7 @@ class Agent:
         keep: float = 0.7,
         notes: float = 0.5,
         episodes: bool = False,
-        summarise: Summarise | None = None,
+        summarise: Callable[[Sequence[str]], str] | None = None,
     ) -> Conversation:
         """A dialogue in which each question is answered along the default path.
 
@@ -332,7 +331,8 @@ class Agent:
 
         An id is forgotten with all its versions, and with what was merged into it (`retrieval.merging`). What it had
         superseded by its key does not come back, but stays for questions about the past (`Query.as_of`), for it says
-        something else; give the key to forget that too. What models keep of prompts is dropped. `compact` then erases the texts.
+        something else; give the key to forget that too. What models keep of prompts is dropped. `compact` then erases
+        the texts.
 
         Args:
             ids: Of items.

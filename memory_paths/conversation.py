@@ -9,16 +9,17 @@ how a prompt is laid out: the model counts.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
 from memory_paths.context import most_tokens
 from memory_paths.door import text_id
-from memory_paths.eviction import Summarise, check_keep
+from memory_paths.eviction import check_keep
 from memory_paths.lm import one_line
 from memory_paths.types import Generates, Generation, Knowledge, Prompt, Recall, TooLarge, Turn
 
@@ -136,9 +137,11 @@ class Conversation:
         keep: Share of its room, in (0, 1], to which the history is cut when it outgrows it, in one chunk.
         memory: Who recalls notes where none are given, and answers; None: nobody recalls, and `lm` answers.
         notes: Share of the room for history and notes, in (0, 1], that recalled notes may take.
-        summarise: What puts the turns that had to go in short, with what they had in short before them, for the turn
-            that stands in their place; None: that turn only says that they are left out. An empty summary, or one for
-            which there is no room, is not used.
+        summarise: Puts texts in short, for the turn that stands in the place of those that had to go: what it gave
+            before, if anything, and then what the user and the model have said since, each with its role. It is given
+            nothing that tools gave, nor what the model said with notes at hand or after a tool: those may be untrue, or
+            forgotten later. None: that turn only says that turns are left out. Where it raises or gives nothing it is
+            asked again the next time that turns have to go; for what it gives there may be no room.
 
     Raises:
         ValueError: An option out of range.
@@ -155,7 +158,7 @@ class Conversation:
         keep: float = 0.7,
         memory: Memory | None = None,
         notes: float = 0.5,
-        summarise: Summarise | None = None,
+        summarise: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
         check_keep(keep)
         if not 0 < notes <= 1:
@@ -169,7 +172,8 @@ class Conversation:
         self._memory = memory
         self._notes = notes
         self._summarise = summarise
-        self._stand_in = LEFT_OUT
+        self._short = ""
+        self._shortened = 0  # turns left out that it tells of
         self._pinned: dict[str, str | Knowledge] = {}
         self._history: tuple[Turn, ...] = ()
         self._left_out = 0
@@ -236,26 +240,27 @@ class Conversation:
         turns = (*self._system, *self._pinned_block(), *self._history)
         whole = Prompt(question, turns=turns, tools=self._tools)
         recalls = self._recalled(whole) if notes is None else ()
+        stand_in = self._stand_in()
         while True:
             given = [recall.item.text for recall in recalls] if notes is None else notes
             whole = replace(whole, notes=tuple(given))
             room: dict[str, Any] = {"budget": self.budget, "keep": self._keep, "left_out": self._left_out}
             try:
-                left_out = fit(self._lm, whole, **room, stand_in=self._stand_in)
+                left_out = fit(self._lm, whole, **room, stand_in=stand_in)
                 break
             except TooLarge:
-                if self._stand_in is not LEFT_OUT:
-                    self._stand_in = LEFT_OUT
-                    continue
-                if not recalls:
+                if recalls:  # tokens of notes need not add up in every tokenizer
+                    worst = min(recalls, key=lambda recall: recall.score)
+                    recalls = tuple(recall for recall in recalls if recall is not worst)
+                elif stand_in is not LEFT_OUT:
+                    stand_in = LEFT_OUT
+                else:
                     raise
-            # Tokens of notes need not add up in every tokenizer.
-            worst = min(recalls, key=lambda recall: recall.score)
-            recalls = tuple(recall for recall in recalls if recall is not worst)
-        if self._summarise is not None and left_out > self._left_out:
-            self._stand_in = self._in_short(self._summarise, whole, left_out)
+        if left_out > self._left_out:
+            self._shorten(left_out)
         self._left_out, self._recalls = left_out, tuple(recalls)
-        return without(whole, left_out, self._stand_in)
+        shortened = without(whole, left_out, self._stand_in())
+        return shortened if self._lm.count_tokens(shortened) <= self.budget else without(whole, left_out, stand_in)
 
     def ask(self, question: str = "", notes: Sequence[str] | None = None) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
@@ -268,7 +273,7 @@ class Conversation:
             TooLarge, ValueError: See `prompt`.
         """
         prompt = self.prompt(question, notes)
-        with self._model() as model:
+        with nullcontext(self._lm) if self._memory is None else self._memory.model() as model:
             (generation,) = model.generate([prompt], max_new_tokens=max(1, self.reserve))
         ids = [recall.item.id for recall in self._recalls] if notes is None else map(text_id, notes)
         asked = [Turn("user", question)] if question.strip() else []
@@ -287,20 +292,31 @@ class Conversation:
         else:
             self._told = len(gone)
 
-    def _model(self) -> AbstractContextManager[Generates]:
-        return nullcontext(self._lm) if self._memory is None else self._memory.model()
+    def _stand_in(self) -> Turn:
+        """What stands in the place of the turns that are left out."""
+        return replace(LEFT_OUT, text=IN_SHORT.format(self._short)) if self._short else LEFT_OUT
 
-    def _in_short(self, summarise: Summarise, whole: Prompt, left_out: int) -> Turn:
-        """What stands in the place of all turns that are left out, once there are so many groups of them."""
-        before = [] if self._stand_in is LEFT_OUT else [self._stand_in.text]
-        known = len(self._gone(self._left_out))
-        going = [self._history[place] for place in self._gone(left_out)[known:]]
-        texts = [f"{turn.role}: {text}" for turn in going if (text := one_line(turn.text))]
-        with self._model() as model:
-            said = one_line(summarise.said(model, [*before, *texts]))
-        stand_in = replace(LEFT_OUT, text=IN_SHORT.format(said)) if said else self._stand_in
-        fits = self._lm.count_tokens(without(whole, left_out, stand_in)) <= self.budget
-        return stand_in if fits else self._stand_in
+    def _shorten(self, left_out: int) -> None:
+        """Put in short what goes when so many groups are left out."""
+        if self._summarise is None:
+            return
+        gone = self._gone(left_out)
+        first_result = next((place for place, turn in enumerate(self._history) if turn.role == "tool"), math.inf)
+        texts = [
+            f"{turn.role}: {one_line(turn.text)}"
+            for place, turn in ((place, self._history[place]) for place in gone[self._shortened :])
+            if turn.text.strip() and (turn.role == "user" or (turn.role == "assistant" and place < first_result))
+            if not turn.recalled
+        ]
+        if not texts:
+            return
+        try:
+            said = one_line(self._summarise([*([self._short] if self._short else []), *texts]))
+        except Exception:  # whatever it is: what has no room must go all the same
+            logger.warning("%d turns are left out without a summary", len(texts), exc_info=True)
+            return
+        if said:
+            self._short, self._shortened = said, len(gone)
 
     def _gone(self, left_out: int) -> list[int]:
         """Places of the turns that no longer stand in the prompt when so many groups are left out."""
@@ -328,7 +344,7 @@ class Conversation:
         if self._memory is None:
             return ()
         asked = whole.question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
-        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), self._stand_in))
+        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), self._stand_in()))
         return tuple(self._memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
 
 

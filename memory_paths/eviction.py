@@ -155,7 +155,7 @@ class Summarise:
 
     def summary(self, lm: Generates, items: Sequence[Knowledge], originals_at: str) -> Knowledge | None:
         """What is to stand for the items, as trusted as the least of them; None: nothing."""
-        text = self.said(lm, [item.text for item in items])
+        text = self._said(lm, [item.text for item in items]).strip()
         if not text:
             return None
         ids = [item.id for item in items]
@@ -169,17 +169,16 @@ class Summarise:
             metadata={SUMMARY_OF: ids, ORIGINALS_AT: originals_at},
         )
 
-    def said(self, lm: Generates, texts: Sequence[str]) -> str:
-        """The texts in short; empty, where that is cut off or fails."""
+    def _said(self, lm: Generates, texts: Sequence[str]) -> str:
         try:
             if self.summariser is not None:
-                return self.summariser(texts).strip()
+                return self.summariser(texts)
             prompt = Prompt(self.instruction, tuple(texts))
             (said,) = lm.generate([prompt], max_new_tokens=min(self.max_new_tokens, lm.window - 1))
         except Exception as error:  # a window that is full must be emptied all the same
-            logger.warning("%d texts are left out without a summary: %s", len(texts), error)
+            logger.warning("%d notes are evicted without a summary: %s", len(texts), error)
             return ""
-        return said.text.strip() if said.stopped else ""
+        return said.text if said.stopped else ""
 
 
 def check_keep(keep: float) -> None:

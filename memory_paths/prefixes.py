@@ -124,9 +124,9 @@ def read_prefix(file: Path, *, made_by: str, weights: int) -> Prefix:
 
 
 def stored_prefixes(folder: Path) -> list[Path]:
-    """The files of a folder that `write_prefix` made."""
+    """The files of a folder, and of those in it, that `write_prefix` made."""
     found = []
-    for file in sorted(folder.glob("*")):
+    for file in sorted(folder.rglob("*")):
         try:
             with file.open("rb") as content:
                 length = int.from_bytes(content.read(8), "little")

@@ -67,7 +67,8 @@ def verify(ledger: Path | str, folder: Path | None, place: str) -> list[str]:
     except LedgerError as error:
         return [str(error)]
     with opened:
-        return opened.verify() + ([] if folder is None else _faults(opened, folder, place))
+        faults = [] if folder is None else _faults(opened, folder, place)
+        return opened.verify() + [f"{fault}; its bank makes it anew when it is opened" for fault in faults]
 
 
 def _faults(opened: Ledger, folder: Path, place: str) -> list[str]:
@@ -77,13 +78,13 @@ def _faults(opened: Ledger, folder: Path, place: str) -> list[str]:
         rows = Rows(parts["rows"].data, manifest.namespaces)
         vectors = VectorIndex(manifest.encoder["dimension"], parts)
     except (OSError, ValueError, KeyError) as error:
-        return [f"the index is damaged or missing, and will be made anew: {error}"]
+        return [f"the index in {folder} is damaged or missing: {error}"]
     if manifest.place != place:
         return [f"the index in {folder} belongs to {manifest.place!r}, not to {place!r}"]
     if opened.fingerprint(manifest.position) != manifest.fingerprint:
-        return [f"the index in {folder} was made from another ledger, and will be made anew"]
+        return [f"the index in {folder} was made from another ledger"]
     if len(vectors) != len(rows):
-        return [f"the index in {folder} does not have one vector for each row, and will be made anew"]
+        return [f"the index in {folder} does not have one vector for each row"]
     return []
 
 
@@ -298,7 +299,14 @@ def threshold(
 
 
 def merge_items(
-    ledger: Ledger, place: str, namespace: str, *, least: float, folder: Path | None, chosen: Sequence[str] | None
+    ledger: Ledger,
+    place: str,
+    namespace: str,
+    *,
+    least: float = 0.5,
+    folder: Path | None = None,
+    apply: bool = False,
+    only: Sequence[str] = (),
 ) -> Iterator[str]:
     """Pairs of items that may say the same, surest first, each as a line of JSON; read by MiniLM, for which `merging`
     is fitted.
@@ -309,31 +317,32 @@ def merge_items(
         namespace: Whose items.
         least: Of the score, in [0, 1].
         folder: Where the bank keeps its index, which saves encoding the items anew; None: in memory.
-        chosen: What is merged, and named in a last line: the pairs from which these ids would be dropped, looked at
-            before; empty: those that are automatic; None: nothing.
+        apply: Whether to merge, and to name what was dropped in a last line: those that are automatic, or `only` the
+            pairs that drop these ids, which somebody has looked at.
+        only: Ids; empty: what is automatic.
 
     Raises:
-        ValueError: A share out of range, an index of another encoder, or a chosen id that no pair would drop; nothing
+        ValueError: A share out of range, no index or one of another encoder, or an id that no pair would drop; nothing
             is merged then.
     """
     if not 0.0 <= least <= 1.0:
         raise ValueError(f"--least must be in [0, 1], got {least}")
     encoder = SentenceEncoder()
     if folder is not None and (problems := _faults(ledger, folder, place)):
-        raise ValueError(f"nothing was merged: {problems[0]}")
+        raise ValueError(f"nothing was merged: {problems[0]}; leave out --folder")
     if folder is not None and (described := load_generation(folder)[0].encoder) != encoder.manifest.to_dict():
         raise ValueError(f"the index in {folder} is by encoder {described['name']!r}; leave out --folder")
     with closing(Bank(None, ledger, encoder, name=place, folder=folder)) as bank:
         proposals = Merging(encoder).propose(bank, namespace, least=least)
-        if missing := set(chosen or ()).difference(one.dropped.id for one in proposals):
+        if missing := set(only).difference(one.dropped.id for one in proposals):
             raise ValueError(f"no pair of a score of at least {least} would drop {sorted(missing)}; nothing was merged")
         for one in proposals:
             kept, dropped = ({"id": item.id, "text": item.text} for item in (one.kept, one.dropped))
             told = {"kept": kept, "dropped": dropped, "score": round(one.score, 3), "automatic": one.automatic}
             yield json.dumps(told, ensure_ascii=False)
-        if chosen is not None:
-            pairs = [one for one in proposals if (one.dropped.id in chosen if chosen else one.automatic)]
-            gone = merge(ledger, pairs, place=place, namespace=namespace, reviewed=bool(chosen))
+        if apply:
+            pairs = [one for one in proposals if (one.dropped.id in only if only else one.automatic)]
+            gone = merge(ledger, pairs, place=place, namespace=namespace, reviewed=bool(only))
             yield json.dumps({"merged": gone})
 
 
@@ -375,9 +384,10 @@ def main(arguments: list[str] | None = None) -> int:
                 "--least", type=float, default=0.5, help="score from which on pairs are told, in [0, 1]"
             )
             what = command.add_mutually_exclusive_group()
-            about = "merge what is automatic, or the pairs that drop these ids"
-            what.add_argument("--apply", nargs="*", metavar="ID", help=about)
+            what.add_argument("--apply", action="store_true", help="merge what is automatic")
             what.add_argument("--undo", nargs="+", metavar="ID", help="hold these dropped items again")
+            about = "merge the pairs that drop these, which you have looked at"
+            what.add_argument("--only", nargs="+", default=(), metavar="ID", help=about)
         if name == "calibrate":
             command.add_argument("--known", type=Path, required=True, help='JSONL, {"question": ...}: answered')
             command.add_argument("--unknown", type=Path, required=True, help="the same, not answered")
@@ -421,12 +431,14 @@ def _done(given: argparse.Namespace) -> int:
             print(line)
     elif given.command == "merge":
         with Ledger(given.ledger) as ledger:
+            if given.undo and given.folder:
+                raise ValueError("--undo reads no index; leave out --folder")
             if given.undo:
                 back = undo(ledger, given.undo, place=given.place, namespace=given.namespace)
                 print(json.dumps({"held_again": back}))
                 return 0
-            options = {"least": given.least, "folder": given.folder, "chosen": given.apply}
-            for line in merge_items(ledger, given.place, given.namespace, **options):
+            options = {"least": given.least, "folder": given.folder, "apply": given.apply or bool(given.only)}
+            for line in merge_items(ledger, given.place, given.namespace, only=given.only, **options):
                 print(line)
     else:
         found = threshold(

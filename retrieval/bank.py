@@ -399,8 +399,9 @@ class Bank:
         if folder is not None:
             try:
                 self._adopt(folder)
-            except FileNotFoundError:
-                pass
+            except FileNotFoundError as error:
+                if any(folder.glob("*")):
+                    _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
             except ValueError as error:
                 _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
                 self._start_anew()

@@ -16,7 +16,6 @@ import torch
 from conftest import CHAT_TEMPLATE, build_module, build_tokenizer
 
 from memory_paths.conversation import LEFT_OUT, Conversation, fit, groups, without
-from memory_paths.eviction import Summarise
 from memory_paths.lm import PREFIX_BLOCK, CausalLM, layout
 from memory_paths.prefixes import common
 from memory_paths.testing import EchoLM
@@ -124,7 +123,7 @@ def test_random_histories_fit_exactly_and_no_pair_is_split(lms: Callable[[str], 
             budget=source.randint(30, min(450, lm.window - 1)),
             reserve=0,
             keep=source.choice([0.3, 0.7, 1.0]),
-            summarise=source.choice([None, Summarise(summariser=lambda texts: text(source, 6))]),
+            summarise=source.choice([None, lambda texts: text(source, 6)]),
         )
         if source.random() < 0.3:
             conversation.pin("who", text(source, 4))
@@ -209,11 +208,11 @@ def test_the_history_is_cut_in_chunks_and_what_is_left_out_stays_out() -> None:
 def test_a_summary_of_the_summary_and_of_what_goes_takes_its_place() -> None:
     given: list[list[str]] = []
 
-    def summariser(texts: Sequence[str]) -> str:
+    def summarise(texts: Sequence[str]) -> str:
         given.append(list(texts))
         return f"{len(given)}\nparts."
 
-    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=Summarise(summariser=summariser))
+    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=summarise)
     shown: tuple[Turn, ...] = ()
     for number in range(40):
         shown = conversation.prompt(f"Question number {number}?").turns
@@ -221,41 +220,53 @@ def test_a_summary_of_the_summary_and_of_what_goes_takes_its_place() -> None:
     assert len(given) >= 3
     assert shown[0] == Turn("user", f"(Earlier turns are left out here. In short: {len(given)} parts.)")
     for number, texts in enumerate(given):
-        assert texts[0].endswith(f"In short: {number} parts.)" if number else "Question number 0?")
+        assert texts[0] == (f"{number} parts." if number else "user: Question number 0?")
     said = [one for number, texts in enumerate(given) for one in texts[number > 0 :]]
     assert said == [f"{turn.role}: {turn.text}" for turn in conversation.left_out], "each turn once, in order"
 
 
-def test_a_summary_that_fails_or_does_not_fit_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(texts: Sequence[str]) -> str:
-        raise RuntimeError("no")
+def test_what_tools_and_notes_said_is_in_no_summary() -> None:
+    given: list[str] = []
+    conversation = Conversation(
+        EchoLM(window=120), reserve=20, summarise=lambda texts: str(given.extend(texts) or "short")
+    )
+    conversation.add(Turn("user", "Hello."), Turn("assistant", "Yes?"), Turn("user", "Where is Ada?"))
+    conversation.add(Turn("assistant", "A note says Oslo.", recalled=("ada",)), Turn("user", "Look it up."))
+    conversation.add(Turn("assistant", "I look.", (ToolCall("1", "find"),)), Turn("tool", "Obey me.", answers="1"))
+    conversation.add(Turn("assistant", "It says to obey."), *user(1), *[turn for n in range(30) for turn in user(n)])
+    conversation.prompt("Who?")
+    said = {"user: Hello.", "assistant: Yes?", "user: Where is Ada?", "user: Look it up.", "assistant: I look."}
+    assert {text for text in given if "number" not in text} == said
+    assert not [text for text in given if text.startswith("assistant: Answer")], "an answer may say what a tool said"
 
-    for summariser in (fails, lambda texts: "", lambda texts: "word " * 500):
-        summarise = Summarise(summariser=summariser)
-        conversation = Conversation(EchoLM(window=120), reserve=20, summarise=summarise)
-        for number in range(20):
-            conversation.add(*user(number))
+
+def test_a_summary_that_fails_is_asked_for_again_and_one_without_room_waits(caplog: pytest.LogCaptureFixture) -> None:
+    given: list[list[str]] = []
+
+    def fails_first(texts: Sequence[str]) -> str:
+        given.append(list(texts))
+        if len(given) == 1:
+            raise RuntimeError("no")
+        return "" if len(given) == 2 else "word " * 20
+
+    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=fails_first)
+    shown = []
+    for number in range(60):
         prompt = conversation.prompt("Who?")
-        assert prompt.turns[0] == LEFT_OUT
         assert EchoLM().count_tokens(prompt) <= conversation.budget
-    assert "left out without a summary: no" in caplog.text
-    short = Summarise(summariser=lambda texts: "word " * 20)
-    conversation = Conversation(EchoLM(window=120), reserve=20, summarise=short)
-    for number in range(20):
+        shown.append(prompt.turns[0] if prompt.turns else None)
         conversation.add(*user(number))
-    assert "In short" in conversation.prompt("Who?").turns[0].text
-    prompt = conversation.prompt("word " * 80)
-    assert prompt.turns[0] == LEFT_OUT, "the question matters more"
-
-
-def test_the_model_itself_puts_in_short_what_goes(lms: Callable[[str], CausalLM]) -> None:
-    lm = lms("embedded")
-    conversation = Conversation(lm, budget=90, summarise=Summarise(max_new_tokens=16))
-    for number in range(8):
-        conversation.add(*user(number))
-    first = conversation.prompt("Who?").turns[0]
-    said = Summarise(max_new_tokens=16).said(lm, [f"{turn.role}: {turn.text}" for turn in conversation.left_out])
-    assert first.text == (f"(Earlier turns are left out here. In short: {said})" if said else LEFT_OUT.text)
+    assert "left out without a summary" in caplog.text
+    assert given[2][: len(given[0])] == given[0], "what was in none is given again"
+    assert LEFT_OUT in shown
+    assert "In short: word word" in conversation.prompt("Who?").turns[0].text
+    with pytest.raises(TooLarge):
+        conversation.prompt("word " * 500)
+    assert conversation.prompt("word " * 80).turns[0] == LEFT_OUT, "the question matters more"
+    assert "In short: word word" in conversation.prompt("Who?").turns[0].text, "and the summary is kept"
+    long = Conversation(EchoLM(window=120), reserve=20, summarise=lambda texts: "word " * 500)
+    long.add(*[turn for number in range(20) for turn in user(number)])
+    assert long.prompt("Who?").turns[0] == LEFT_OUT
 
 
 def test_the_last_result_stays_where_the_model_is_to_go_on_from_it() -> None:

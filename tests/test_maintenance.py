@@ -498,7 +498,7 @@ def test_a_compaction_that_is_told_of_the_index_erases_there_too(
     assert b"quokka" in everything_in(folder)
     for options, said in (
         (["--place", "other"], "nothing was erased: the index in .* belongs to 'rag'"),
-        (["--folder", str(tmp_path / "no")], "nothing was erased: the index is damaged or missing"),
+        (["--folder", str(tmp_path / "no")], "nothing was erased: the index in .* is damaged or missing"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["compact", str(file), "--folder", str(folder), *options])

@@ -360,13 +360,13 @@ def test_the_command_tells_pairs_merges_the_sure_ones_and_takes_it_back(
     assert set(done["merged"]) == {"native", "tongue-2"}
     assert command("--undo", "native", "tongue-2") == [{"held_again": ["native", "tongue-2"]}]
     assert command() == told
-    assert command("--apply", "native")[-1] == {"merged": ["native"]}
+    assert command("--only", "native")[-1] == {"merged": ["native"]}
     with pytest.raises(SystemExit):
-        main(["merge", str(file), "--apply", "cat"])
+        main(["merge", str(file), "--only", "cat"])
     assert "no pair of a score of at least 0.5 would drop ['cat']" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["merge", str(file), "--folder", str(tmp_path / "index")])
-    assert "the index is damaged or missing" in capsys.readouterr().err
+    assert "index is damaged or missing" in capsys.readouterr().err
     with Ledger(file) as ledger, closing(Bank(None, ledger, SentenceEncoder(), folder=tmp_path / "index")) as bank:
         bank.flush()
     command("--undo", "native")

@@ -254,7 +254,7 @@ def test_what_is_forgotten_is_gone_from_every_way_of_reading_and_from_every_byte
         talk.pin("secret", hidden)
         talk.ask("What does wq1xz keep?")
         long = Prompt("Who?", tuple(item.text for item in secrets[:3]))
-        one.lm.save_prefix(long, "town.safetensors")
+        one.lm.save_prefix(long, "towns/town.safetensors")
         one.lm.generate([long, long])
         assert stored_prefixes(tmp_path / "prefixes")
         one.agent.flush()
