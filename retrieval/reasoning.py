@@ -10,6 +10,7 @@ returns. The file knows nothing of how prompts are worded, how replies are read,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ MOST_OF_A_TASK = 64  # lessons of one past task that are shown
 NEIGHBOURS = 16  # attempts at similar tasks, beside which a lesson's effect is measured
 LEVEL = 0.9  # of the interval that must lie below 0 for a lesson to be passed over
 LEAST_SHOWN = 3  # times, before that
+SAME = 1e-6  # scores that are no further apart are those of equal texts
 TRUST = 0.5  # of what models thought, and wrote down of it: an environment may have told them anything
 
 
@@ -264,8 +266,29 @@ class ReasoningBank:
         return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, found, strict=True)]
 
     def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
-        readings = self._bank.search(queries, top_k=top_k, method="dense", diversity=0.0)
-        return [[recall.item for recall in reading.recalls] for reading in readings]
+        """For each query the nearest; where more are as near as the last of them, such as attempts at one wording, the
+        latest of these."""
+        found: dict[int, list[Knowledge]] = {}
+        asked, left = top_k, list(range(len(queries)))
+        while left:
+            asked *= 2  # to see how far those go on that are as near as the last one
+            readings = self._bank.search(
+                [queries[number] for number in left], top_k=asked, method="dense", diversity=0.0
+            )
+            for number, reading in zip(left, readings, strict=True):
+                recalls = reading.recalls
+                if len(recalls) < asked or recalls[top_k - 1].score - recalls[-1].score > SAME:
+                    found[number] = _latest([(recall.item, recall.score) for recall in recalls], top_k)
+            left = [number for number in left if number not in found]
+        return [found[number] for number in range(len(queries))]
+
+
+def _latest(found: Sequence[tuple[Knowledge, float]], count: int) -> list[Knowledge]:
+    """The nearest of what was found, nearest first and as near ones in the order of writing."""
+    least = found[count - 1][1] + SAME if len(found) > count else -math.inf
+    nearer = [item for item, score in found if score > least]
+    tied = [item for item, score in found[len(nearer) :] if score >= least - 2 * SAME]
+    return [*nearer, *tied[max(0, len(tied) - (count - len(nearer))) :]]
 
 
 def _teaching(task: Task, namespace: str, where: dict[str, Any], *kinds: KnowledgeKind) -> Query:

@@ -395,6 +395,25 @@ def test_a_lesson_that_did_harm_is_passed_over_and_one_that_helped_is_not(bank: 
     assert worse.interval.high < 0 < better.interval.low
 
 
+def test_among_attempts_at_one_wording_the_latest_tell_what_a_lesson_does(bank: Bank) -> None:
+    """All are as near; the first sixteen must not be taken for good."""
+    (sort,) = agent(bank).learn(attempt("Buy tea.")).lessons
+    kettle = "Find the cheapest kettle."
+    for number in range(20):
+        agent(bank).learn(attempt(kettle, f"search {number}"))
+    for number in range(40):
+        shown = [sort] if number % 2 else []
+        agent(bank, FAILURE if shown else SUCCESS).learn(attempt(kettle, f"look {number}", shown=shown))
+    (effect,) = agent(bank).effects([sort])
+    assert (effect.shown, effect.successes, effect.others, effect.other_successes) == (8, 0, 8, 8)
+    assert effect.harmful
+    (other,) = agent(bank, advice=items("Read the reviews")).learn(attempt("Buy a boat.")).lessons
+    for number in range(MOST_OF_A_TASK):
+        agent(bank).learn(attempt("Sing a song.", f"sing {number}", shown=[sort]))
+    agent(bank, advice=items("Read the reviews")).learn(attempt("Sing a song.", "hum", shown=[other]))
+    assert other in agent(bank, feedback=False).recall(Task("Sing a song again."))
+
+
 def test_what_was_learnt_outlives_the_process(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         bank = Bank(None, ledger, HashEncoder(), name="lessons")
