@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,8 @@ class Adapter:
 
     def fingerprint(self) -> str:
         """See `Weights`."""
-        return f"{self._config.to_dict()} {self._seed}"
+        # PEFT makes a set of the names of modules, and the order of a set is another one in every process.
+        return f"{json.dumps(self._config.to_dict(), sort_keys=True, default=_plain)} {self._seed}"
 
     def state(self) -> Mapping[str, Tensor]:
         """See `Weights`: every tensor of the adapter by name."""
@@ -143,6 +145,10 @@ class Adapter:
             for name, parameter in _trained(module).items():
                 if name in state:
                     parameter.copy_(state[name])
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _unwrap(module: Any) -> None:

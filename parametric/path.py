@@ -372,7 +372,9 @@ class WeightsPath:
 
     def _hash_of_settings(self) -> str:
         """Hash of what says how a write learns: with another one the same items would lead to other weights."""
-        weights = {name: value for name, value in vars(self._weights).items() if not name.startswith("_")}
+        public = {name: value for name, value in vars(self._weights).items() if not name.startswith("_")}
+        # Where something lies does not change what it says.
+        weights = {name: value for name, value in public.items() if not isinstance(value, Path | None)}
         axes = (self._study, self._objective, self._rehearsal, self._penalty, self._projection, self._schedule)
         said = repr((sorted(weights.items()), axes, self._merging, self._budget, self._seed, self._background))
         return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", said).encode()).hexdigest()

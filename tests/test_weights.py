@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from _train_together import build_lm
-from conftest import full_disk, make_setting, mean_loss, plain_aim
+from conftest import full_disk, make_setting, mean_loss, plain_aim, run
 from hydra.errors import InstantiationException
 from peft import IA3Config, LoraConfig, OSFConfig, ShiraConfig
 
@@ -751,6 +753,28 @@ def test_background_statistics_are_gathered_once_and_then_loaded(lm: CausalLM, t
             return path.state_hash()
 
     assert learnt(None) == learnt(tmp_path)
+
+
+def test_where_statistics_lie_does_not_say_how_a_write_learns(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    """An agent that was saved beside one folder is the same beside another: its journal is kept."""
+    settings = [
+        _path(lm, ledger, weights=MemoryRows(rows=8, statistics=folder))._settings
+        for folder in (None, tmp_path / "one", tmp_path / "other")
+    ]
+    assert settings[0] == settings[1] == settings[2]
+    assert settings[0] != _path(lm, ledger, weights=MemoryRows(rows=9))._settings
+
+
+def test_an_adapter_has_the_same_fingerprint_in_every_process() -> None:
+    """PEFT keeps the names of modules in a set, whose order changes with the hash seed."""
+    program = (
+        "from peft import LoraConfig; from memory_paths.parametric.adapter import Adapter;"
+        "names = ['q_proj', 'k_proj', 'v_proj', 'o_proj'];"
+        "print(Adapter(LoraConfig(target_modules=names), rate=1e-3).fingerprint())"
+    )
+    told = {run(sys.executable, "-c", program, env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "123"}
+    assert len(told) == 1
+    assert '["k_proj", "o_proj", "q_proj", "v_proj"]' in told.pop()
 
 
 def test_background_statistics_of_anything_else_are_refused(lm: CausalLM, tmp_path: Path) -> None:
