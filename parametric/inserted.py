@@ -1,6 +1,7 @@
 """New modules in a frozen model: bottleneck adapters, and keys and values that stand before every text.
 
-What is put in does nothing until it learns: virtual tokens, which could not but be read, are not there before. What
+What is put in does nothing until it learns: virtual tokens, which could not but be read, are not there before. PEFT's
+prompts, prefixes and cartridges are not used for that reason, and because they move the positions of the text. What
 grows with every write, or by whole blocks, is in `growth`. This file knows nothing of what is studied or how a step is
 made.
 """
@@ -237,7 +238,9 @@ class VirtualTokens:
     for "prompt" the tokens' embeddings (Lester et al. 2021, arXiv 2104.08691), which begin as those of some tokens of
     the background; for "prefix" the keys and values themselves (Li & Liang 2021, 2101.00190, without its
     reparametrisation), which begin as those of random embeddings; for "cartridge" the same, begun as those of the
-    first tokens of the background (Eyuboglu et al. 2025, 2506.06266).
+    first tokens of the background (Eyuboglu et al. 2025, 2506.06266, who begin with the text that is to be learnt, keep
+    its first token as it is and distil from a reader of the whole; `objective=self_distillation` is the nearest to that
+    here).
 
     Args:
         form: What trains.

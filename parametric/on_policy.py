@@ -177,7 +177,7 @@ class PolicyGradient:
 @dataclass(frozen=True)
 class OnPolicy:
     """Before a write the model is asked what it knew; the answers that are right are studied again beside the new items
-    (on-policy replay).
+    (on-policy replay, arXiv 2605.29495).
 
     Args:
         per_step: Phrasings for each step, at least 1.

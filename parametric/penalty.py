@@ -55,7 +55,8 @@ class NoPenalty:
 class TowardsBefore:
     """Takes back a share of the way that the weights have gone since before this write.
 
-    The proximal form of an L2 penalty: its strength means the same for every optimiser and learning rate.
+    The proximal form of a penalty on the squared distance from where finetuning began (L2-SP, Li et al. 2018, arXiv
+    1802.01483): its strength means the same for every optimiser and learning rate.
 
     Args:
         strength: The share, in [0, 1).
@@ -162,7 +163,8 @@ Where = Literal["new", "known"]
 
 @dataclass(frozen=True)
 class OutputDivergence:
-    """Adds the divergence of the model's next-token distributions from those of an earlier self.
+    """Adds the divergence of the model's next-token distributions from those of an earlier self (as finetuning by
+    preferences does, Ziegler et al. 2019, arXiv 1909.08593).
 
     Args:
         strength: Factor of the divergence (nats per position), above 0.
@@ -198,7 +200,8 @@ class OutputDivergence:
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """Adds the mean squared distance of the last hidden states from those of an earlier self, relative to their size.
+    """Adds the mean squared distance of the last hidden states from those of an earlier self, relative to their size
+    (after less-forgetting learning, Jung et al. 2016, arXiv 1607.00122).
 
     Args:
         strength: Factor of the relative distance, above 0.
@@ -240,8 +243,8 @@ class FeatureDistance:
 @dataclass(frozen=True)
 class OrthogonalSubspaces:
     """Keeps what this write reads apart from what earlier writes read: adds the sum over layers of the absolute
-    products of old and new input directions, |A_old A_new^T| (O-LoRA, Wang et al. 2023, arXiv 2310.14152, equation 7).
-    For `weights=lora_stack`.
+    products of old and new input directions, |A_old A_new^T| (O-LoRA, Wang et al. 2023, arXiv 2310.14152, as in its
+    authors' code; equation 7 has their squares). For `weights=lora_stack`.
 
     Args:
         strength: Factor of the sum, above 0.

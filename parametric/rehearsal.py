@@ -32,7 +32,8 @@ class NoRehearsal:
 
 @dataclass(frozen=True)
 class Experience:
-    """A few phrasings of what the model knew before, and of what earlier writes taught, drawn anew at every step.
+    """A few phrasings of what the model knew before, and of what earlier writes taught, drawn anew at every step
+    (experience replay, Rolnick et al. 2019, arXiv 1811.11682).
 
     Args:
         per_step: How many of what the model knew before it learnt anything.

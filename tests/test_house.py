@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -176,6 +177,20 @@ def test_a_value_that_is_no_preset_is_the_default_of_its_class(file: Path) -> No
             literal = not isinstance(value, dict | list) and not str(value).startswith(("${", "???"))
             if literal and default is not inspect.Parameter.empty and name not in PRESETS.get(file.parent.name, ()):
                 assert value == default, f"{name} is {value!r} here and {default!r} in {target}"
+
+
+AXES = "objective penalty projection rehearsal study weights selector schedule merging parallel".split()
+SOURCE = re.compile(r"[A-Z][^()]*(19|20)\d\d|arXiv \d{4}\.\d{5}")
+OURS = {"none", "random"}  # controls, which have no source
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_choice_of_an_axis_says_when_to_take_it_and_whose_it_is(axis: str) -> None:
+    for file in (CONF / axis).glob("*.yaml"):
+        first = file.read_text().splitlines()[0]
+        assert first.startswith("# "), file
+        assert ": " in first, f"{file} does not say when to choose it"
+        assert file.stem in OURS or SOURCE.search(first), f"{file}: whose is it?"
 
 
 def test_help_shows_how_to_begin_and_loads_nothing_heavy() -> None:
