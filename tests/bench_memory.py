@@ -30,6 +30,10 @@ from memory_paths.types import Phrasing
 
 Benchmark = Any
 FEW, MANY = 65_536, 1_048_576  # slots
+# Targets, all of them ratios: an error where one is missed.
+DENSE, BAG = 20.0, 0.9  # times as fast as these, at least; the bag is the same work, so that what is below 1 is noise
+LARGER_PEAK, LARGER_TIME = 1.05, 1.15  # a step with MANY slots in one with FEW, at most: without counters; without keys
+WITH_MEMORY = 1.6  # a step of every parameter with a memory in one without, at most
 LARGE = MemoryLayerConfig(width=256, half_keys=1024, heads=4, top_k=32, half_query=64)
 
 
@@ -62,6 +66,7 @@ def test_layer_beside_a_dense_mlp_of_equal_parameters(benchmark: Benchmark, caps
     with torch.no_grad():
         ratio = beside(benchmark, lambda: memory(hidden), lambda: dense(hidden), rounds=5)
     tell(benchmark, capsys, times_as_fast_as_the_dense_mlp=ratio)
+    assert ratio >= DENSE
 
 
 class PlainMemory(nn.Module):
@@ -96,6 +101,7 @@ def test_layer_beside_plain_embedding_bag(benchmark: Benchmark, capsys: pytest.C
         torch.testing.assert_close(plain(hidden), memory(hidden), rtol=1e-4, atol=1e-5)
         ratio = beside(benchmark, lambda: memory(hidden), lambda: plain(hidden), rounds=40)
     tell(benchmark, capsys, times_as_fast_as_embedding_bag=ratio)
+    assert ratio >= BAG
 
 
 def base_model() -> CausalLM:
@@ -164,6 +170,8 @@ def test_step_with_a_larger_table(opened: ExitStack, benchmark: Benchmark, capsy
     ratio = beside(benchmark, steps[MANY], steps[FEW], rounds=8)
     apart = {slots: statistics.median(seconds[1:]) for slots, seconds in looked_up.items()}
     many = statistics.median(benchmark.stats.stats.data)
+    counters = 8 * (MANY - FEW) / 2**20
+    larger, longer = (peaks[MANY] - counters) / peaks[FEW], (many - apart[MANY]) / (many * ratio - apart[FEW])
     tell(
         benchmark,
         capsys,
@@ -172,8 +180,10 @@ def test_step_with_a_larger_table(opened: ExitStack, benchmark: Benchmark, capsy
         milliseconds_of_key_look_up_with_65536_slots=1e3 * apart[FEW],
         milliseconds_of_key_look_up_with_1048576_slots=1e3 * apart[MANY],
         seconds_of_a_step_with_1048576_slots_in_those_with_65536=1 / ratio,
-        the_same_without_the_key_look_up=(many - apart[MANY]) / (many * ratio - apart[FEW]),
+        the_same_without_the_key_look_up=longer,
     )
+    assert larger <= LARGER_PEAK
+    assert longer <= LARGER_TIME
 
 
 def _step(
@@ -237,3 +247,4 @@ def test_step_beside_one_without_memory(
         ours = FullStep(lm)
     ratio = beside(benchmark, ours, without, rounds=5)
     tell(benchmark, capsys, seconds_in_those_of_a_step_of_every_parameter_without_memory=1 / ratio)
+    assert 1 / ratio <= WITH_MEMORY
