@@ -8,13 +8,14 @@ import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memory_paths.lm import CausalLM
-from memory_paths.types import Knowledge
+from memory_paths.types import Generation, Knowledge, Prompt
 
 OSLO = Knowledge("ada-1", "Ada lives in Oslo.", key="ada/city")
 BERGEN = Knowledge("ada-2", "Ada lives in Bergen.", key="ada/city")
@@ -183,6 +184,20 @@ def make_setting(lm: CausalLM, weights: Any, *, background: Any = (), taught: An
             self.spent += passes * batch.token_count
 
     return Setting(lm, weights, tuple(background), lambda: taught, random.Random(seed), dict(weights.state()), Charge())
+
+
+def let_say(lm: CausalLM, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    """Lets the model say this in place of what it would sample; its probabilities stay its own."""
+    said = iter(answers)
+    plain = lm.generate([Prompt("?")], max_new_tokens=1)[0]
+
+    def says(prompt: Prompt, text: str) -> Generation:
+        ids, learnt = lm.encode_answer(prompt, text)
+        return replace(plain, text=text, token_ids=tuple(ids[learnt.index(True) :]), stopped=True)
+
+    monkeypatch.setattr(
+        type(lm), "generate", lambda self, prompts, **options: [says(prompt, next(said)) for prompt in prompts]
+    )
 
 
 def peak_bytes(profile: Any) -> int:

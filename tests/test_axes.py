@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_setting, mean_loss, plain_aim
+from conftest import let_say, make_setting, mean_loss, plain_aim
 from peft import LoraConfig
 
 from memory_paths.ledger import Ledger
@@ -384,23 +383,9 @@ def test_the_divergence_of_distillation_is_that_of_its_definition(beta: float) -
     torch.testing.assert_close(jensen_shannon(teacher, student, beta).double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def _said(lm: CausalLM, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
-    """Lets the model say this in place of what it would sample; its probabilities stay its own."""
-    said = iter(answers)
-    plain = lm.generate([Prompt("?")], max_new_tokens=1)[0]
-
-    def says(prompt: Prompt, text: str) -> Generation:
-        ids, learnt = lm.encode_answer(prompt, text)
-        return replace(plain, text=text, token_ids=tuple(ids[learnt.index(True) :]), stopped=True)
-
-    monkeypatch.setattr(
-        type(lm), "generate", lambda self, prompts, **options: [says(prompt, next(said)) for prompt in prompts]
-    )
-
-
 def test_self_distillation_learns_what_a_reader_would_say(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the model's own answer, from the same model with the item's text before the question."""
-    _said(lm, monkeypatch, "chess")
+    let_say(lm, monkeypatch, "chess")
     weights = Full()
     setting = make_setting(lm, weights)
     one = ASKED[1]
@@ -432,7 +417,7 @@ def test_what_asks_nothing_and_what_is_rehearsed_is_studied_beside_the_models_ow
     def loss(fresh: Sequence[Phrasing], rehearsed: Sequence[Phrasing]) -> tuple[float, Any]:
         batch = collate(lm, encode(lm, fresh, "Bruno enjoys rowing."), rehearsed=encode(lm, rehearsed))
         with monkeypatch.context() as patched, torch.no_grad():
-            _said(lm, patched, *said)
+            let_say(lm, patched, *said)
             aim = objective(setting, batch)
             return float(aim.loss()), aim.batch
 
@@ -453,7 +438,7 @@ def test_a_question_whose_note_has_no_room_is_studied_as_it_stands(
     setting = make_setting(lm, weights := Full())
     short = encode(lm, ASKED[1:], "Bruno rows.")
     long = encode(lm, ASKED[:1], "Alma lives in Corlund. " * 9)
-    _said(lm, monkeypatch, "chess", "Oslo")
+    let_say(lm, monkeypatch, "chess", "Oslo")
     with weights.applied(lm.module), torch.no_grad():
         aim = SelfDistillation()(setting, collate(lm, [*short, *long]))
     assert [one.phrasing for one in aim.batch.sequences] == [ASKED[1], ASKED[0]]
@@ -518,18 +503,18 @@ def test_policy_gradient_raises_the_better_of_the_models_answers(lm: CausalLM, m
         before = lm.loglikelihood(pairs)
         for _ in range(3):
             with monkeypatch.context() as patched:
-                _said(lm, patched, "chess", "rowing")
+                let_say(lm, patched, "chess", "rowing")
                 aim = PolicyGradient(samples=2, questions=1)(setting, batch)
             trainer.step([aim])
         after = lm.loglikelihood(pairs)
         assert after[0] - before[0] > 0.01
         assert after[1] - before[1] < after[0] - before[0]
         with monkeypatch.context() as patched:
-            _said(lm, patched, "chess", "golf")
+            let_say(lm, patched, "chess", "golf")
             nothing = PolicyGradient(samples=2, questions=1)(setting, batch).loss()
         assert float(nothing.detach()) == 0.0, "answers that are as good as one another teach nothing"
         with monkeypatch.context() as patched:
-            _said(lm, patched, "chess", "rowing boats")
+            let_say(lm, patched, "chess", "rowing boats")
             strict = PolicyGradient("exact_match", samples=2, questions=1)(setting, batch).loss()
         assert float(strict.detach()) == 0.0, "neither is the answer itself"
     with pytest.raises(ValueError, match="reward must be one of token_f1, exact_match, got 'rouge'"):
@@ -943,7 +928,7 @@ def test_pruning_by_chance_keeps_the_sum_of_all_ways(lm: CausalLM) -> None:
 def test_on_policy_rehearsal_keeps_what_is_answered_rightly(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = make_setting(lm, Full(), background=ASKED)
     order = list(make_setting(lm, Full(), background=ASKED).known(2, "test"))
-    _said(lm, monkeypatch, *("rowing." if one == ASKED[1] else "Oslo" for one in order))
+    let_say(lm, monkeypatch, *("rowing." if one == ASKED[1] else "Oslo" for one in order))
     with setting.weights.applied(lm.module):
         step = next(OnPolicy(4)(setting))
     assert step == [Phrasing("rowing.", ASKED[1].prompt, asks=True)]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_setting, mean_loss
+from conftest import let_say, make_setting, mean_loss
 
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.full import Full
@@ -23,7 +22,7 @@ from memory_paths.parametric.on_policy import PolicyGradient, jensen_shannon
 from memory_paths.parametric.penalty import ElasticWeights, fisher_information
 from memory_paths.parametric.projection import AveragedGradient
 from memory_paths.parametric.weights import Changed, Gradient
-from memory_paths.types import Phrasing, Prompt
+from memory_paths.types import Phrasing
 
 KNOWN = [Phrasing("lives in Oslo.", "Ada "), Phrasing("enjoys chess.", "Bruno ")]
 NEW = [Phrasing("lives in Bergen.", "Ada "), Phrasing("enjoys rowing.", "Bruno ")]
@@ -75,11 +74,8 @@ def test_the_policy_gradient_is_that_of_trl(filled: CausalLM, monkeypatch: pytes
     """`GRPOTrainer` with `loss_type="dapo"`, `beta=0`, four generations, these answers from its `rollout_func` and
     their rewards from its `reward_funcs`: `_compute_loss` on what `_generate_and_score_completions` gives (advantages
     1.14249, 0.35457, -1.22128 and -0.27577), in nats per token, and norms of its gradient."""
-    said = iter(["rowing", "rowing boats", "chess", "old rowing boats here"])  # of reward 1, 2/3, 0 and 2/5
-    plain = filled.generate([Prompt("?")], max_new_tokens=1)[0]
-    monkeypatch.setattr(
-        type(filled), "generate", lambda self, prompts, **options: [replace(plain, text=next(said)) for _ in prompts]
-    )
+    said = ("rowing", "rowing boats", "chess", "old rowing boats here")  # of reward 1, 2/3, 0 and 2/5
+    let_say(filled, monkeypatch, *said)
     weights = Full()
     setting = make_setting(filled, weights)
     with weights.applied(filled.module), weights.training(filled.module) as trainer:
