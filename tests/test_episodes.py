@@ -103,6 +103,23 @@ def test_notes_take_their_share_and_a_prompt_is_never_over_budget() -> None:
         assert len(prompt.turns) > 2
 
 
+def test_what_was_forgotten_does_not_speak_on_in_a_summary() -> None:
+    """What was said with a note at hand is in none."""
+    with make_agent("rag", window=200) as agent:
+        agent.learn([OSLO])
+        given: list[str] = []
+        talk = agent.conversation(summarise=lambda texts: str(given.extend(texts) or "Ada's home."))
+        talk.ask("Where does Ada live?")
+        assert "Oslo" in talk.history[-1].text
+        for number in range(30):
+            talk.add(Turn("user", f"Question number {number}?"), Turn("assistant", f"Answer number {number}."))
+        agent.forget([OSLO.id])
+        (first, *_) = talk.prompt("What now?").turns
+        assert first.text == "(Earlier turns are left out here. In short: Ada's home.)"
+        assert given[:2] == ["user: Where does Ada live?", "user: Question number 0?"]
+        assert "Oslo" not in " ".join([*given, layout(talk.prompt("What now?"))])
+
+
 def test_going_on_from_a_tools_result_recalls_for_the_users_last_words() -> None:
     with make_agent("rag") as agent:
         agent.learn([OSLO, BEN])
