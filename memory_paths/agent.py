@@ -416,8 +416,11 @@ class Agent:
         if isinstance(self.lm, KeepsPrefixes):
             self.lm.drop_prefixes()
 
-    def move(self, ids: Sequence[str], *, source: str, target: str) -> None:
+    def move(self, ids: Sequence[str], *, source: str, target: str) -> Receipt:
         """Take items from one path to another, ids and history kept. If the target cannot hold them, they stay.
+
+        Returns:
+            The ids that were moved, without those that are at the target already.
 
         Raises:
             ValueError: No such path, an id that neither path holds, or a source that cannot forget.
@@ -439,6 +442,7 @@ class Agent:
                 raise
             finally:
                 self.paths[source].flush()
+        return Receipt(moved)
 
     def _held(self, ids: Sequence[str], place: str) -> list[Knowledge]:
         """What the ledger holds at a place, valid by now or not."""

@@ -72,6 +72,9 @@ def chat(agent: Agent, lines: Iterable[str]) -> Iterator[str]:
 
 def main() -> None:
     """The command line: overrides as for `python -m memory_paths`."""
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
     from memory_paths.build import load
 
     def prompted() -> Iterator[str]:
@@ -84,7 +87,12 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(f"python -m memory_paths.chat [OPTION=VALUE ...], options as for python -m memory_paths\n{HELP}")
         return
-    with load(*sys.argv[1:]) as agent:
+    try:
+        agent = load(*sys.argv[1:])
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as raised:
+        error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
+        sys.exit(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+    with agent:
         for response in chat(agent, prompted()):
             print(response)
 

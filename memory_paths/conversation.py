@@ -144,6 +144,7 @@ class Conversation:
             asked again the next time that turns have to go; for what it gives there may be no room.
 
     Raises:
+        TypeError: A system that is no str, or a `summarise` that is no function.
         ValueError: An option out of range.
     """
 
@@ -161,6 +162,10 @@ class Conversation:
         summarise: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
         check_keep(keep)
+        if not isinstance(system, str):
+            raise TypeError(f"system must be a str, got {system!r:.80}")
+        if summarise is not None and not callable(summarise):
+            raise TypeError(f"summarise must be a function from texts to a str, or None, got {summarise!r:.80}")
         if not 0 < notes <= 1:
             raise ValueError(f"notes must be in (0, 1], a share of the room, got {notes}")
         self.budget = most_tokens(lm, budget, reserve)

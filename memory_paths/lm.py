@@ -426,10 +426,13 @@ class CausalLM:
             How many tokens it covers; at least `PREFIX_BLOCK`.
 
         Raises:
+            TypeError: A prompt that is no `types.Prompt`, as `Conversation.prompt` gives one.
             ValueError: The model keeps no prefixes, or the prompt is shorter than a block.
             TooLarge: A prompt longer than the window.
             OSError: The disk is full or cannot be written; an older file is untouched.
         """
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"prompt must be a memory_paths.types.Prompt, as Prompt(question), got {prompt!r:.80}")
         with self._lock, self._evaluating():
             if not self._keeps_prefixes():
                 raise ValueError(

@@ -144,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    if not (summary.lines or summary.failures):
+        print(f"{given.folder} holds no run; give the folder of a run or of a sweep", file=sys.stderr)
+        return 2
     return 1 if summary.failures else 0
 
 

@@ -340,7 +340,7 @@ class WeightsPath:
         gone = self._ledger.remove(ids, place=self.name, namespace=namespace, reason="evicted")
         return self._relearnt(gone, self._catch_up(undone=last))
 
-    def export_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Path:
+    def export_patch(self, folder: str | Path, namespace: str = DEFAULT_NAMESPACE) -> Path:
         """The last write as a folder that `import_patch` carries to another copy of the same model: the rows that it
         changed, in `patch.safetensors`, and its items.
 
@@ -348,6 +348,7 @@ class WeightsPath:
             ValueError: Nothing has been written, the weights are not rows of a memory, or the journal has no more room
                 for the write.
         """
+        folder = Path(folder)
         self._check(namespace)
         self._catch_up()
         if not self._writes:
@@ -379,7 +380,7 @@ class WeightsPath:
         said = repr((sorted(weights.items()), axes, self._merging, self._budget, self._seed, self._background))
         return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", said).encode()).hexdigest()
 
-    def import_patch(self, folder: Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
+    def import_patch(self, folder: str | Path, namespace: str = DEFAULT_NAMESPACE) -> Receipt:
         """Take in a write of another copy, without learning.
 
         Raises:
@@ -387,6 +388,7 @@ class WeightsPath:
             ValueError: A patch for another model, for rows that are not as they were when it was made, or of items that
                 are held here already. Nothing is changed then.
         """
+        folder = Path(folder)
         self._check(namespace)
         self._catch_up()
         before = dict(self._weights.state())

@@ -431,21 +431,24 @@ def main() -> None:
         parser.error(f"{arguments.model} needs --texts: what the model can continue")
     if arguments.texts is None and arguments.items is not None:
         parser.error("--items go with --texts; without these the embedded model's own world is read")
-    recipe = Recovery(**{name: getattr(arguments, name) for name in asdict(Recovery())})
-    material = (
-        world_material(recipe.seed)
-        if arguments.texts is None
-        else file_material(arguments.texts, arguments.items, held_out=arguments.held_out)
-    )
-    lm = CausalLM(arguments.model, loader=load_embedded if is_embedded else None)
-    shape = MemoryLayerConfig(
-        lm.module.config.hidden_size,
-        arguments.half_keys,
-        arguments.heads,
-        arguments.top_k,
-        arguments.half_query,
-        arguments.query_norm,
-    )
+    try:
+        recipe = Recovery(**{name: getattr(arguments, name) for name in asdict(Recovery())})
+        material = (
+            world_material(recipe.seed)
+            if arguments.texts is None
+            else file_material(arguments.texts, arguments.items, held_out=arguments.held_out)
+        )
+        lm = CausalLM(arguments.model, loader=load_embedded if is_embedded else None)
+        shape = MemoryLayerConfig(
+            lm.module.config.hidden_size,
+            arguments.half_keys,
+            arguments.heads,
+            arguments.top_k,
+            arguments.half_query,
+            arguments.query_norm,
+        )
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
     layers = arguments.layers or [middle_mlp(lm.module)]
     card = recover(lm, layers, shape, recipe, material, mode=arguments.mode, shared=arguments.shared)
     save_memory(lm.module, arguments.folder)

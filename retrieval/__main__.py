@@ -333,6 +333,8 @@ def merge_items(
     if folder is not None and (described := load_generation(folder)[0].encoder) != encoder.manifest.to_dict():
         raise ValueError(f"the index in {folder} is by encoder {described['name']!r}; leave out --folder")
     with closing(Bank(None, ledger, encoder, name=place, folder=folder)) as bank:
+        if not bank.items(namespace):
+            _tell_where(ledger.file, place, namespace)
         proposals = Merging(encoder).propose(bank, namespace, least=least)
         if missing := set(only).difference(one.dropped.id for one in proposals):
             raise ValueError(f"no pair of a score of at least {least} would drop {sorted(missing)}; nothing was merged")
@@ -344,6 +346,15 @@ def merge_items(
             pairs = [one for one in proposals if (one.dropped.id in only if only else one.automatic)]
             gone = merge(ledger, pairs, place=place, namespace=namespace, reviewed=bool(only))
             yield json.dumps({"merged": gone})
+
+
+def _tell_where(ledger: Path | str, place: str, namespace: str | None) -> None:
+    """Say on the terminal that there is nothing, and where there is something."""
+    with Ledger(ledger) as opened:
+        held = opened.namespaces(place=place, holding="")
+    whose = "" if namespace is None else f" in namespace {namespace!r}"
+    there = f"namespaces that hold something there: {list(held[:20])}"
+    print(f"nothing is held{whose} at {place!r}; {there}", file=sys.stderr)
 
 
 def _encoder(name: str, *dimension: int) -> Encoder:
@@ -427,8 +438,11 @@ def _done(given: argparse.Namespace) -> int:
         )
         print(f"{erased} versions erased{beside}")
     elif given.command == "export":
+        line = None
         for line in export(given.ledger, given.place, given.namespace):
             print(line)
+        if line is None:
+            _tell_where(given.ledger, given.place, given.namespace)
     elif given.command == "merge":
         with Ledger(given.ledger) as ledger:
             if given.undo and given.folder:

@@ -192,7 +192,8 @@ def test_where_the_first_path_is_unsure_the_next_is_asked_too_and_the_surer_one_
 def test_an_item_moves_from_path_to_path_with_its_id() -> None:
     with _agent() as agent:
         agent.learn(FACTS)
-        agent.move(["ada"], source="icl", target="rag")
+        assert agent.move(["ada"], source="icl", target="rag").ids == ("ada",)
+        assert agent.move(["ada"], source="icl", target="rag").ids == (), "it is there already"
         assert "ada" not in [item.id for item in agent.paths["icl"].items(namespace="default")]
         assert [item.id for item in agent.paths["rag"].items(namespace="default")] == ["ada"]
         assert len(agent.ledger.history("ada", namespace="default")) == 2

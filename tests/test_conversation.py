@@ -327,6 +327,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\['a'\] wait for their results"):
         conversation.prompt("And?")
     assert len(conversation.history) == 2, "what was refused was not added"
+    for wrong in ({"summarise": "short"}, {"system": 3}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be"):
+            Conversation(EchoLM(), **wrong)  # type: ignore[arg-type]
     options: dict[str, Any]
     for options in ({"keep": 0.0}, {"budget": 9999}, {"reserve": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
@@ -442,6 +445,8 @@ def test_a_stored_prefix_of_another_model_or_a_damaged_one_is_refused(make_tiny_
             file.write_bytes(damaged)
             with pytest.raises(ValueError, match=r"damaged|another model|holds format"):
                 lm.load_prefix(file)
+    with pytest.raises(TypeError, match=r"must be a memory_paths\.types\.Prompt"):
+        lm.save_prefix("Who lives here?", file)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no stored prefix"):
         lm.load_prefix(tmp_path / "none")
     with pytest.raises(ValueError, match="at least 64 tokens"):

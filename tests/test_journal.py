@@ -256,7 +256,7 @@ def test_a_patch_carries_a_write_to_another_copy_of_the_model(
     path = _path(lm, ledger, kind)
     path.write([ONE], namespace="default")
     path.write([TWO], namespace="default")
-    folder = path.export_patch(tmp_path / "patch")
+    folder = path.export_patch(str(tmp_path / "patch"))
     with Ledger() as elsewhere:
         other = _path(_lm(), elsewhere, kind)
         other.write([ONE], namespace="default")

@@ -382,6 +382,10 @@ def test_the_commands_verify_export_and_import(
         assert json.loads(capsys.readouterr().out) == {"items": 202, "new": new, "quarantined": 0}
     assert main(["export", str(tmp_path / "copy.sqlite"), "--namespace", "mine"]) == 0
     assert capsys.readouterr().out == lines
+    assert main(["export", str(tmp_path / "copy.sqlite")]) == 0
+    assert "nothing is held in namespace 'default' at 'rag'; namespaces that hold something there: ['mine']" in (
+        capsys.readouterr().err
+    )
     (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().replace(b"default", b"defaulT"))
     assert main(["verify", str(file), "--folder", str(folder)]) == 1
     assert "does not match its own checksum" in capsys.readouterr().out

@@ -557,6 +557,9 @@ def test_a_sweep_is_kept_as_one_file_that_says_the_same(sweep: Path, capsys: pyt
     kept.write_text(kept.read_text() + '{"schema": 1}\n')
     assert entry.main([str(kept)]) == 2
     assert "line 9 of" in capsys.readouterr().err
+    kept.write_text("")
+    assert entry.main([str(kept)]) == 2
+    assert "holds no run" in capsys.readouterr().err
     whole = packed.read_bytes()
     for damaged in (whole[:-9], whole[:400] + bytes(40) + whole[440:], b"none"):
         packed.write_bytes(damaged)

@@ -140,6 +140,9 @@ def test_the_chat_is_a_program_to_teach_and_ask_by_hand(tmp_path: Path) -> None:
     said = run_module("memory_paths.chat", "path=icl", cwd=tmp_path, input=lines).stdout
     assert "learnt as " in said
     assert "'Alavia' by path 'icl'" in said
+    told = run_module("memory_paths.chat", "path=telepathy", cwd=tmp_path, expect=1).stderr
+    assert "Could not find 'path/telepathy'" in told
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
