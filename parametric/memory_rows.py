@@ -102,8 +102,8 @@ class MemoryRows:
     Args:
         rows: t, the most rows that one step may change in each table; None: all that were read.
         rate: Learning rate of plain SGD on the rows, per nat of mean loss.
-        optimiser: "sgd", as the paper has it, or "adam", whose moments move only for the rows that are chosen (the rate
-            is then that of Adam, about 1e-3).
+        optimiser: "sgd", as the paper has it, or "adam", whose moments move only for the rows that are chosen. The
+            rate is then how far a number goes in a step: about 1 for the embedded model.
         momentum: Of SGD; a row's momentum moves only when the row is chosen.
         weight_decay: On chosen rows only; decoupled with Adam.
         clip: Largest norm of a step's gradient, of the chosen rows of all tables together; None: any.
