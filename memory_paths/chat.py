@@ -76,6 +76,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from memory_paths.build import load
+    from memory_paths.ledger import LedgerError
 
     def prompted() -> Iterator[str]:
         while True:
@@ -89,7 +90,7 @@ def main() -> None:
         return
     try:
         agent = load(*sys.argv[1:])
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as raised:
+    except (HydraException, OmegaConfBaseException, LedgerError, ImportError, ValueError, OSError) as raised:
         error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
         sys.exit(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
     with agent:

@@ -139,9 +139,9 @@ class Conversation:
         notes: Share of the room for history and notes, in (0, 1], that recalled notes may take.
         summarise: Puts texts in short, for the turn that stands in the place of those that had to go: what it gave
             before, if anything, and then what the user and the model have said since, each with its role. It is given
-            nothing that tools gave, nor what the model said with notes at hand or after a tool: those may be untrue, or
-            forgotten later. None: that turn only says that turns are left out. Where it raises or gives nothing it is
-            asked again the next time that turns have to go; for what it gives there may be no room.
+            nothing that tools gave, nor what the model said from the first tool's result or the first note on: that may
+            be untrue, or forgotten later. None: that turn only says that turns are left out. Where it raises, or gives
+            nothing or more than there is room for, it is asked again the next time that turns have to go.
 
     Raises:
         TypeError: A system that is no str, or a `summarise` that is no function.
@@ -244,8 +244,10 @@ class Conversation:
             raise ValueError("there is nothing to answer; ask a question, or add a turn")
         turns = (*self._system, *self._pinned_block(), *self._history)
         whole = Prompt(question, turns=turns, tools=self._tools)
-        recalls = self._recalled(whole) if notes is None else ()
         stand_in = self._stand_in()
+        if self._room(whole, stand_in) <= 0:
+            stand_in = LEFT_OUT
+        recalls = self._recalled(whole, stand_in) if notes is None else ()
         while True:
             given = [recall.item.text for recall in recalls] if notes is None else notes
             whole = replace(whole, notes=tuple(given))
@@ -262,7 +264,7 @@ class Conversation:
                 else:
                     raise
         if left_out > self._left_out:
-            self._shorten(left_out)
+            self._shorten(whole, left_out)
         self._left_out, self._recalls = left_out, tuple(recalls)
         shortened = without(whole, left_out, self._stand_in())
         return shortened if self._lm.count_tokens(shortened) <= self.budget else without(whole, left_out, stand_in)
@@ -280,7 +282,8 @@ class Conversation:
         prompt = self.prompt(question, notes)
         with nullcontext(self._lm) if self._memory is None else self._memory.model() as model:
             (generation,) = model.generate([prompt], max_new_tokens=max(1, self.reserve))
-        ids = [recall.item.id for recall in self._recalls] if notes is None else map(text_id, notes)
+        ids = [recall.item.id for recall in self._recalls] if notes is None else [text_id(note) for note in notes]
+        ids += [note.id for note in self._pinned.values() if isinstance(note, Knowledge)]
         asked = [Turn("user", question)] if question.strip() else []
         self.add(*asked, Turn("assistant", generation.text, calls=generation.calls, recalled=tuple(ids)))
         if self._memory is not None:
@@ -301,17 +304,18 @@ class Conversation:
         """What stands in the place of the turns that are left out."""
         return replace(LEFT_OUT, text=IN_SHORT.format(self._short)) if self._short else LEFT_OUT
 
-    def _shorten(self, left_out: int) -> None:
+    def _shorten(self, whole: Prompt, left_out: int) -> None:
         """Put in short what goes when so many groups are left out."""
         if self._summarise is None:
             return
         gone = self._gone(left_out)
-        first_result = next((place for place, turn in enumerate(self._history) if turn.role == "tool"), math.inf)
+        # What the model says after that may say it again.
+        from_elsewhere = (place for place, turn in enumerate(self._history) if turn.role == "tool" or turn.recalled)
+        first = next(from_elsewhere, math.inf)
         texts = [
             f"{turn.role}: {one_line(turn.text)}"
             for place, turn in ((place, self._history[place]) for place in gone[self._shortened :])
-            if turn.text.strip() and (turn.role == "user" or (turn.role == "assistant" and place < first_result))
-            if not turn.recalled
+            if turn.text.strip() and (turn.role == "user" or place < first)
         ]
         if not texts:
             return
@@ -320,8 +324,12 @@ class Conversation:
         except Exception:  # whatever it is: what has no room must go all the same
             logger.warning("%d turns are left out without a summary", len(texts), exc_info=True)
             return
-        if said:
-            self._short, self._shortened = said, len(gone)
+        before = self._short
+        self._short = said or before
+        if said and self._lm.count_tokens(without(whole, left_out, self._stand_in())) <= self.budget:
+            self._shortened = len(gone)
+        else:
+            self._short = before
 
     def _gone(self, left_out: int) -> list[int]:
         """Places of the turns that no longer stand in the prompt when so many groups are left out."""
@@ -344,12 +352,16 @@ class Conversation:
                 lines.append(f"- {one_line(name)}: {one_line(note.text)}")
         return [Turn("user", "\n".join(lines), pinned=True)] if len(lines) > 1 else []
 
-    def _recalled(self, whole: Prompt) -> tuple[Recall, ...]:
+    def _room(self, whole: Prompt, stand_in: Turn) -> int:
+        """Tokens for notes and history."""
+        return self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), stand_in))
+
+    def _recalled(self, whole: Prompt, stand_in: Turn) -> tuple[Recall, ...]:
         """What the memory recalls for a prompt without notes."""
         if self._memory is None:
             return ()
         asked = whole.question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
-        room = self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), self._stand_in()))
+        room = self._room(whole, stand_in)
         return tuple(self._memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
 
 

@@ -486,6 +486,17 @@ class Ledger:
             found.update((row["id"], Knowledge.from_json(row["content"])) for row in rows)
         return {id: found[id] for id in ids if id in found}
 
+    def numbers(self, ids: Sequence[str], *, place: str, namespace: str) -> dict[str, int]:
+        """The numbers of the versions of these ids that are held at a place, which grow in the order of writing."""
+        _check_names(place=place, namespace=namespace)
+        ids, found = check_ids(ids), dict[str, int]()
+        for start in range(0, len(ids), PART):
+            part = ids[start : start + PART]
+            where = f"namespace = ? AND place = ? AND id IN ({', '.join('?' * len(part))}) AND reason = ''"
+            rows = self._query(f"SELECT id, version FROM version WHERE {where}", namespace, place, *part)
+            found.update((row["id"], row["version"]) for row in rows)
+        return found
+
     def metadata(self, first: int, last: int, *, place: str, namespace: str | None = None) -> dict[int, dict[str, Any]]:
         """The metadata of every version from one number to another, held or not, in order."""
         where, values = _where(place=place, namespace=namespace)

@@ -334,7 +334,7 @@ def merge_items(
         raise ValueError(f"the index in {folder} is by encoder {described['name']!r}; leave out --folder")
     with closing(Bank(None, ledger, encoder, name=place, folder=folder)) as bank:
         if not bank.items(namespace):
-            _tell_where(ledger.file, place, namespace)
+            _tell_where(ledger, place, namespace)
         proposals = Merging(encoder).propose(bank, namespace, least=least)
         if missing := set(only).difference(one.dropped.id for one in proposals):
             raise ValueError(f"no pair of a score of at least {least} would drop {sorted(missing)}; nothing was merged")
@@ -348,10 +348,9 @@ def merge_items(
             yield json.dumps({"merged": gone})
 
 
-def _tell_where(ledger: Path | str, place: str, namespace: str | None) -> None:
+def _tell_where(ledger: Ledger, place: str, namespace: str | None) -> None:
     """Say on the terminal that there is nothing, and where there is something."""
-    with Ledger(ledger) as opened:
-        held = opened.namespaces(place=place, holding="")
+    held = ledger.namespaces(place=place, holding="")
     whose = "" if namespace is None else f" in namespace {namespace!r}"
     there = f"namespaces that hold something there: {list(held[:20])}"
     print(f"nothing is held{whose} at {place!r}; {there}", file=sys.stderr)
@@ -442,7 +441,8 @@ def _done(given: argparse.Namespace) -> int:
         for line in export(given.ledger, given.place, given.namespace):
             print(line)
         if line is None:
-            _tell_where(given.ledger, given.place, given.namespace)
+            with Ledger(given.ledger) as ledger:
+                _tell_where(ledger, given.place, given.namespace)
     elif given.command == "merge":
         with Ledger(given.ledger) as ledger:
             if given.undo and given.folder:

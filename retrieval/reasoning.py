@@ -19,7 +19,7 @@ from memory_paths.door import plain, stands_in
 from memory_paths.evaluation.statistics import UNBOUNDED, Interval, difference_interval
 from memory_paths.ledger import Ledger
 from memory_paths.quarantine import Held
-from memory_paths.types import Knowledge, KnowledgeKind, Query, Reading, Receipt
+from memory_paths.types import Knowledge, KnowledgeKind, Query, Reading, Recall, Receipt
 
 from .extraction import Extraction, check_attempts
 from .held import Guard, guarded
@@ -38,8 +38,13 @@ class Memory(Protocol):
     """The part of `retrieval.bank.Bank` that is used."""
 
     @property
+    def name(self) -> str:
+        """Their place in the ledger."""
+        ...
+
+    @property
     def ledger(self) -> Ledger:
-        """Where the items are, for what is kept apart."""
+        """Where the items are, for what is kept apart, and in which order they were written."""
         ...
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
@@ -261,34 +266,38 @@ class ReasoningBank:
         # One filter for all, which the bank then keeps; a lesson's own attempts are taken out afterwards.
         judged = {"outcome": ["success", "failure"]}
         queries = [Query(lesson.cue, self.namespace, kinds=("episode",), where=judged) for lesson in lessons]
-        own = max((len(lesson.source.split()) for lesson in lessons), default=0)
-        found = self._search(queries, NEIGHBOURS + own)
+        found = self._search(queries, NEIGHBOURS, [lesson.source.split() for lesson in lessons])
         return [_effect(lesson, episodes) for lesson, episodes in zip(lessons, found, strict=True)]
 
-    def _search(self, queries: Sequence[Query], top_k: int) -> list[list[Knowledge]]:
-        """For each query the nearest; where more are as near as the last of them, such as attempts at one wording, the
-        latest of these."""
+    def _search(
+        self, queries: Sequence[Query], top_k: int, apart: Sequence[Sequence[str]] | None = None
+    ) -> list[list[Knowledge]]:
+        """For each query the nearest, without those of the sources in `apart`; where more are as near as the last of
+        them, such as attempts at one wording, the latest of these."""
+        others = [frozenset(sources) for sources in apart] if apart else [frozenset[str]()] * len(queries)
         found: dict[int, list[Knowledge]] = {}
-        asked, left = top_k, list(range(len(queries)))
+        asked, left = top_k + max(map(len, others), default=0), list(range(len(queries)))
         while left:
             asked *= 2  # to see how far those go on that are as near as the last one
             readings = self._bank.search(
                 [queries[number] for number in left], top_k=asked, method="dense", diversity=0.0
             )
             for number, reading in zip(left, readings, strict=True):
-                recalls = reading.recalls
-                if len(recalls) < asked or recalls[top_k - 1].score - recalls[-1].score > SAME:
-                    found[number] = _latest([(recall.item, recall.score) for recall in recalls], top_k)
+                recalls = [recall for recall in reading.recalls if recall.item.source not in others[number]]
+                least = recalls[top_k - 1].score if len(recalls) >= top_k else -math.inf
+                if len(reading.recalls) < asked or least - recalls[-1].score > SAME:
+                    found[number] = self._latest(recalls, least, top_k)
             left = [number for number in left if number not in found]
         return [found[number] for number in range(len(queries))]
 
-
-def _latest(found: Sequence[tuple[Knowledge, float]], count: int) -> list[Knowledge]:
-    """The nearest of what was found, nearest first and as near ones in the order of writing."""
-    least = found[count - 1][1] + SAME if len(found) > count else -math.inf
-    nearer = [item for item, score in found if score > least]
-    tied = [item for item, score in found[len(nearer) :] if score >= least - 2 * SAME]
-    return [*nearer, *tied[max(0, len(tied) - (count - len(nearer))) :]]
+    def _latest(self, recalls: Sequence[Recall], least: float, top_k: int) -> list[Knowledge]:
+        """The nearest, and then of those with the least score the latest, in the order of writing."""
+        nearer = [recall.item for recall in recalls if recall.score > least + SAME]
+        tied = [recall.item for recall in recalls if abs(recall.score - least) <= SAME]
+        # Not by their scores: equal texts that were encoded in other batches differ in the last digit.
+        written = self._bank.ledger.numbers([item.id for item in tied], place=self._bank.name, namespace=self.namespace)
+        tied.sort(key=lambda item: written.get(item.id, 0))
+        return [*nearer, *tied[max(0, len(tied) - (top_k - len(nearer))) :]]
 
 
 def _teaching(task: Task, namespace: str, where: dict[str, Any], *kinds: KnowledgeKind) -> Query:
@@ -299,8 +308,7 @@ def _teaching(task: Task, namespace: str, where: dict[str, Any], *kinds: Knowled
 def _effect(lesson: Knowledge, episodes: Sequence[Knowledge]) -> Effect:
     shown: list[bool] = []
     others: list[bool] = []
-    sources = lesson.source.split()
-    for episode in [episode for episode in episodes if episode.source not in sources][:NEIGHBOURS]:
+    for episode in episodes:
         side = shown if lesson.metadata["lesson"] in episode.metadata["shown"] else others
         side.append(episode.metadata["outcome"] == "success")
     counts = (sum(shown), len(shown), sum(others), len(others))

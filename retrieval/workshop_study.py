@@ -88,6 +88,11 @@ class _Miskeyed:
         self._generator = random.Random(f"miskeyed/{seed}")
 
     @property
+    def name(self) -> str:
+        """See `Memory`."""
+        return self._bank.name
+
+    @property
     def ledger(self) -> Ledger:
         """See `Memory`."""
         return self._bank.ledger

@@ -407,6 +407,9 @@ def test_among_attempts_at_one_wording_the_latest_tell_what_a_lesson_does(bank: 
     (effect,) = agent(bank).effects([sort])
     assert (effect.shown, effect.successes, effect.others, effect.other_successes) == (8, 0, 8, 8)
     assert effect.harmful
+    agent(bank, FAILURE).learn(attempt(kettle, "give up"))
+    (effect,) = agent(bank).effects([sort])
+    assert (effect.shown, effect.others, effect.other_successes) == (8, 8, 7), "the newest one counts"
     (other,) = agent(bank, advice=items("Read the reviews")).learn(attempt("Buy a boat.")).lessons
     for number in range(MOST_OF_A_TASK):
         agent(bank).learn(attempt("Sing a song.", f"sing {number}", shown=[sort]))
