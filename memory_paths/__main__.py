@@ -94,7 +94,6 @@ def _plain(cfg: Any) -> dict[str, Any]:
 @hydra.main(config_path="pkg://memory_paths.conf", config_name="config", version_base="1.3")
 def _task(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import InstantiationException
     from hydra.types import RunMode
 
     settings = HydraConfig.get()
@@ -109,10 +108,10 @@ def _task(cfg: Any) -> None:
         logger.error("interrupted; the same command with %s goes on where it stopped", again)
         sys.exit(130)
     except Exception as raised:
-        # What Hydra says of a constructor's error is longer and no clearer than that.
-        error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
+        from memory_paths.build import failure
+
         overrides = [_without_password(override) for override in settings.overrides.task]
-        described = {"error": without_passwords(f"{type(error).__name__}: {error}"), "overrides": overrides}
+        described = {"error": failure(raised), "overrides": overrides}
         told = {**described, "traceback": without_passwords(traceback.format_exc())}
         failed.write_text(json.dumps(told, indent=1))
         if settings.mode != RunMode.MULTIRUN:

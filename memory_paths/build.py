@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memory_paths.agent import Agent
-from memory_paths.database import without_password
+from memory_paths.database import without_password, without_passwords
 from memory_paths.evaluation.plan import Control
 from memory_paths.files import read_json
 from memory_paths.ledger import Ledger
@@ -208,6 +208,15 @@ def _own_hydra() -> Iterator[None]:
             GlobalHydra.set_instance(state)
             VersionBase.set_instance(base)
             base.version_base = version
+
+
+def failure(raised: BaseException) -> str:
+    """What went wrong in one line, without passwords; of a constructor's error what that said, since what Hydra says of
+    it is longer and no clearer."""
+    from hydra.errors import InstantiationException
+
+    error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
+    return without_passwords(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def threads(count: int | None) -> None:

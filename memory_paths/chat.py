@@ -72,10 +72,10 @@ def chat(agent: Agent, lines: Iterable[str]) -> Iterator[str]:
 
 def main() -> None:
     """The command line: overrides as for `python -m memory_paths`."""
-    from hydra.errors import HydraException, InstantiationException
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from memory_paths.build import load
+    from memory_paths.build import failure, load
     from memory_paths.ledger import LedgerError
 
     def prompted() -> Iterator[str]:
@@ -91,8 +91,7 @@ def main() -> None:
     try:
         agent = load(*sys.argv[1:])
     except (HydraException, OmegaConfBaseException, LedgerError, ImportError, ValueError, OSError) as raised:
-        error = raised.__cause__ if isinstance(raised, InstantiationException) and raised.__cause__ else raised
-        sys.exit(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        sys.exit(f"failed: {failure(raised)}")
     with agent:
         for response in chat(agent, prompted()):
             print(response)

@@ -244,16 +244,18 @@ class Conversation:
             raise ValueError("there is nothing to answer; ask a question, or add a turn")
         turns = (*self._system, *self._pinned_block(), *self._history)
         whole = Prompt(question, turns=turns, tools=self._tools)
-        stand_in = self._stand_in()
-        if self._room(whole, stand_in) <= 0:
-            stand_in = LEFT_OUT
-        recalls = self._recalled(whole, stand_in) if notes is None else ()
+        stand_in = _in_short(self._short)
+        recalls: tuple[Recall, ...] = ()
+        if notes is None and self._memory is not None:
+            if (room := self._room(whole, stand_in)) <= 0 and self._short:
+                stand_in, room = LEFT_OUT, self._room(whole, LEFT_OUT)
+            recalls = self._recalled(self._memory, question, room)
+        limits: dict[str, Any] = {"budget": self.budget, "keep": self._keep, "left_out": self._left_out}
         while True:
             given = [recall.item.text for recall in recalls] if notes is None else notes
             whole = replace(whole, notes=tuple(given))
-            room: dict[str, Any] = {"budget": self.budget, "keep": self._keep, "left_out": self._left_out}
             try:
-                left_out = fit(self._lm, whole, **room, stand_in=stand_in)
+                left_out = fit(self._lm, whole, **limits, stand_in=stand_in)
                 break
             except TooLarge:
                 if recalls:  # tokens of notes need not add up in every tokenizer
@@ -263,11 +265,10 @@ class Conversation:
                     stand_in = LEFT_OUT
                 else:
                     raise
-        if left_out > self._left_out:
-            self._shorten(whole, left_out)
+        if left_out > self._left_out and self._shorten(whole, left_out):
+            stand_in = _in_short(self._short)
         self._left_out, self._recalls = left_out, tuple(recalls)
-        shortened = without(whole, left_out, self._stand_in())
-        return shortened if self._lm.count_tokens(shortened) <= self.budget else without(whole, left_out, stand_in)
+        return without(whole, left_out, stand_in)
 
     def ask(self, question: str = "", notes: Sequence[str] | None = None) -> Generation:
         """The model's greedy answer, of at most `reserve` tokens; question and answer are added, the notes are not.
@@ -300,14 +301,10 @@ class Conversation:
         else:
             self._told = len(gone)
 
-    def _stand_in(self) -> Turn:
-        """What stands in the place of the turns that are left out."""
-        return replace(LEFT_OUT, text=IN_SHORT.format(self._short)) if self._short else LEFT_OUT
-
-    def _shorten(self, whole: Prompt, left_out: int) -> None:
-        """Put in short what goes when so many groups are left out."""
+    def _shorten(self, whole: Prompt, left_out: int) -> bool:
+        """Put in short what goes when so many groups are left out; whether there is room for what came of it."""
         if self._summarise is None:
-            return
+            return False
         gone = self._gone(left_out)
         # What the model says after that may say it again.
         from_elsewhere = (place for place, turn in enumerate(self._history) if turn.role == "tool" or turn.recalled)
@@ -318,18 +315,16 @@ class Conversation:
             if turn.text.strip() and (turn.role == "user" or place < first)
         ]
         if not texts:
-            return
+            return False
         try:
             said = one_line(self._summarise([*([self._short] if self._short else []), *texts]))
         except Exception:  # whatever it is: what has no room must go all the same
             logger.warning("%d turns are left out without a summary", len(texts), exc_info=True)
-            return
-        before = self._short
-        self._short = said or before
-        if said and self._lm.count_tokens(without(whole, left_out, self._stand_in())) <= self.budget:
-            self._shortened = len(gone)
-        else:
-            self._short = before
+            return False
+        if not said or self._lm.count_tokens(without(whole, left_out, _in_short(said))) > self.budget:
+            return False
+        self._short, self._shortened = said, len(gone)
+        return True
 
     def _gone(self, left_out: int) -> list[int]:
         """Places of the turns that no longer stand in the prompt when so many groups are left out."""
@@ -356,13 +351,15 @@ class Conversation:
         """Tokens for notes and history."""
         return self.budget - self._lm.count_tokens(without(whole, sum(_may_go(whole)), stand_in))
 
-    def _recalled(self, whole: Prompt, stand_in: Turn) -> tuple[Recall, ...]:
+    def _recalled(self, memory: Memory, question: str, room: int) -> tuple[Recall, ...]:
         """What the memory recalls for a prompt without notes."""
-        if self._memory is None:
-            return ()
-        asked = whole.question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
-        room = self._room(whole, stand_in)
-        return tuple(self._memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
+        asked = question.strip() or next((t.text for t in reversed(self._history) if t.role == "user"), "")
+        return tuple(memory.recall(asked, int(self._notes * room))) if asked and room > 0 else ()
+
+
+def _in_short(said: str) -> Turn:
+    """What stands in the place of the turns that are left out."""
+    return replace(LEFT_OUT, text=IN_SHORT.format(said)) if said else LEFT_OUT
 
 
 def drawn_from(answer: str, question: str, recalls: Sequence[Recall]) -> tuple[str, ...]:

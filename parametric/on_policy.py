@@ -29,8 +29,8 @@ class SelfDistillation:
 
     With `beta` 0 and `on_policy` 1 it is self-distillation finetuning (SDFT, Shenfeld et al. 2026, arXiv 2601.19897;
     its forward divergence), whose teacher there is a moving average of the weights and here one that stands still; with
-    others it is generalised knowledge distillation (GKD, Agarwal et al. 2024,
-    2306.13649, equation 5), whose teacher is the reader. Study texts that ask nothing are studied as they stand.
+    others it is generalised knowledge distillation (GKD, Agarwal et al. 2024, 2306.13649, equation 5), whose teacher is
+    the reader. Study texts that ask nothing are studied as they stand.
 
     Args:
         teacher: The reader's weights: those of now ("live"), those before this write, or the untouched ones.

@@ -399,11 +399,9 @@ class Bank:
         if folder is not None:
             try:
                 self._adopt(folder)
-            except FileNotFoundError as error:
-                if any(folder.glob("*")):
+            except (FileNotFoundError, ValueError) as error:
+                if any(folder.glob("*")):  # in an empty folder there is nothing to be missing
                     _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
-            except ValueError as error:
-                _log.warning("bank %r makes its index anew from the ledger: %s", self.name, error)
                 self._start_anew()
         self._saved_position = self._position if len(self._rows) else -1
         with self._caught_up():
