@@ -51,25 +51,24 @@ def run(cfg: Any, folder: Path) -> None:
         logger.info("%s is finished already", folder)
         return
     build.threads(cfg.threads)
-    wanted = config["evaluation"]["harness"]
+    options = dict(config["evaluation"])
+    wanted = options.pop("harness")
+    build.check_options(Evaluator, options, "evaluation.")
+    build.check_options(Evaluator, {"progress": config["progress"]})
     harness = Harness(**wanted, seed=cfg.seeds.order) if wanted["tasks"] or wanted["folder"] else None
     built = build.build_run(cfg)
     with built.agent as agent:
         evaluator = Evaluator(
             built.stream,
             folder=folder,
-            samples=cfg.evaluation.samples,
             seed=cfg.seeds.order,
             control=built.control,
-            likelihoods=cfg.evaluation.likelihoods,
-            probes=cfg.evaluation.probes,
-            relearn=cfg.evaluation.relearn,
-            unknown_threshold=cfg.evaluation.unknown_threshold,
             harness=harness,
             progress=cfg.progress,
             config=config,
             restore=build.restore,
             sinks=build.build_sinks(cfg, folder),
+            **options,
         )
         evaluator.run(agent)
     compact(folder)

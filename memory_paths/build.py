@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,15 @@ from memory_paths.ledger import Ledger
 from memory_paths.types import Stream
 
 _HYDRA = threading.Lock()
+
+_KINDS = {
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (float, int)),
+    "str": ("text", (str,)),
+    "Path": ("a path", (Path,)),
+    "None": ("null", (type(None),)),
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,15 @@ def build_agent(cfg: Any) -> Agent:
     """The agent that a configuration describes.
 
     Raises:
-        ValueError: Two paths of one agent have one name, or the model and a path do not go together.
+        ValueError: Two paths of one agent have one name, the model and a path do not go together, or an option is of
+            another kind than its class takes.
     """
     from hydra.utils import instantiate
 
     described = plain(cfg)
+    for group in ("lm", "path", "more_paths", "router", "quarantine"):
+        _check_kinds(described.get(group), group)
+    check_options(Agent, {name: cfg[name] for name in ("namespace", "max_new_tokens")})
     lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
     lm = instantiate(lm_options, _convert_="all")
     with contextlib.ExitStack() as opened:  # what is open is closed again where the rest cannot be built
@@ -100,10 +114,13 @@ def build_stream(cfg: Any) -> Stream:
     """What a configuration teaches and asks.
 
     Raises:
-        ValueError: All at once and one alone were asked for, or an experience that there is not.
+        ValueError: All at once and one alone were asked for, or an experience that there is not; or an option is of
+            another kind than the stream takes.
     """
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
+    _check_kinds(OmegaConf.to_container(cfg.stream, resolve=True), "stream")
     stream = cast(Stream, instantiate(cfg.stream, _convert_="all"))
     if cfg.joint and cfg.alone is not None:
         raise ValueError(f"joint=true teaches everything at once, alone={cfg.alone} one experience: choose one of them")
@@ -137,6 +154,37 @@ def build_sinks(cfg: Any, folder: Path) -> dict[str, Any]:
     from hydra.utils import instantiate
 
     return {name: instantiate(sink, folder=str(folder)) for name, sink in (cfg.get("sinks") or {}).items()}
+
+
+def check_options(target: Any, given: Mapping[str, Any], where: str = "") -> None:
+    """Refuse options of the wrong kind before anything is built; `where` is said before their names.
+
+    Only parameters that are annotated as numbers, text, truth values and null are looked at, in modules that postpone
+    the evaluation of annotations, as all of this package do; what else is wrong the target says itself.
+
+    Raises:
+        ValueError: A number where text is wanted, and the like.
+    """
+    parameters = inspect.signature(target).parameters
+    for name, value in given.items():
+        kinds = str(parameters[name].annotation).split(" | ") if name in parameters else []
+        if not kinds or not set(kinds) <= set(_KINDS) or isinstance(value, Mapping):
+            continue
+        if type(value) not in [allowed for kind in kinds for allowed in _KINDS[kind][1]]:
+            wanted = " or ".join(_KINDS[kind][0] for kind in kinds)
+            raise ValueError(f"{where}{name} must be {wanted}, got {value!r}")
+
+
+def _check_kinds(node: Any, where: str) -> None:
+    """`check_options` for whatever of ours a configuration names; what others wrote checks its own."""
+    from hydra.utils import get_object
+
+    parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in parts:
+        _check_kinds(value, f"{where}.{name}")
+    target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+    if target.startswith("memory_paths."):
+        check_options(get_object(target), node, f"{where}.")
 
 
 def load_saved(folder: Path) -> Agent:
@@ -222,8 +270,8 @@ def failure(raised: BaseException) -> str:
 def threads(count: int | None) -> None:
     """Limit torch to `count` threads, for jobs that run side by side; None leaves it as it is."""
     if count is not None:
-        if count < 1:
-            raise ValueError(f"threads must be at least 1, got {count}")
+        if type(count) is not int or count < 1:
+            raise ValueError(f"threads must be a whole number of at least 1, or null, got {count!r}")
         import torch
 
         torch.set_num_threads(count)
@@ -235,6 +283,7 @@ __all__: Sequence[str] = [
     "build_run",
     "build_sinks",
     "build_stream",
+    "check_options",
     "compose",
     "load",
     "load_saved",

@@ -177,6 +177,12 @@ def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
         (("lm=hf", "lm.name=./nothing"), "there is no model folder"),
         (("path.memory.top_k=0",), "top_k must be at least 1"),
         (("stream.facts=3",), "facts must be at least 12"),
+        (("stream.facts=many",), "stream.facts must be a whole number, got 'many'"),
+        (("path.memory.threshold=high",), "path.memory.threshold must be a number or null, got 'high'"),
+        (("path.memory.diversity=some",), "path.memory.diversity must be a number, got 'some'"),
+        (("lm.prefix_cache=1",), "lm.prefix_cache must be true or false, got 1"),
+        (("stream=jsonl", "stream.file=7"), "stream.file must be text or a path, got 7"),
+        (("max_new_tokens=few",), "max_new_tokens must be a whole number, got 'few'"),
     ],
 )
 def test_bad_input_is_an_error_at_the_door(arguments: tuple[str, ...], message: str) -> None:
@@ -191,6 +197,8 @@ def test_a_run_that_fails_says_why_and_its_exit_status_too(tmp_path: Path) -> No
     )
     done = run_module("memory_paths", "path=icl", "seed=first", cwd=tmp_path, expect=1)
     assert "seeds.world, which is seed unless it is given, must be a whole number, got 'first'" in done.stderr
+    done = run_module("memory_paths", "path=icl", "evaluation.samples=all", cwd=tmp_path, expect=1)
+    assert "evaluation.samples must be a whole number, got 'all'" in done.stderr
     env = {name: value for name, value in os.environ.items() if name != "MEMORY_PATHS_DATA"}
     done = run_module("memory_paths", "path=icl", "stream=zsre", cwd=tmp_path, expect=1, env=env)
     assert "set MEMORY_PATHS_DATA to the folder" in done.stderr
