@@ -27,41 +27,59 @@ notebooks: .venv/tools
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 # Every choice of the weights paths' axes on 240 facts: what trains by itself, all else beside full finetuning, which has
-# much to lose. Some three hours on one core; -j2 makes two sweeps at once. Started again it goes on where it was
+# much to lose. Some four hours on one core; -j2 makes two sweeps at once. Started again it goes on where it was
 # stopped; after a change of conf/ it wants another folder, METHODS=multirun/again. Rates were chosen in the same way:
-#   make methods METHODS=multirun/methods_rates SEEDS='100 path.memory.schedule.factor=0.3,0.55,1,1.8,3'
+#   make methods METHODS=multirun/methods_rates SEEDS=100 FACTOR=0.3,0.55,1,1.8,3
 METHODS ?= multirun/methods
 SEEDS ?= 0,1,2
+FACTOR ?=
 # A sweep with a job that failed ends in an error and must not stop the others; the report names what failed.
 METHOD = -$(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.sweep.dir=$(METHODS)/$@ seed=$(SEEDS)
-AXES = objective penalty projection rehearsal schedule study merging
-objective = selective,distil_new,distil_old,distil_pseudo_old,self_distillation,gkd,policy_gradient
-penalty = l2,ewc,feature,kl
-projection = a_gem,ogd
-rehearsal = experience,generative,on_policy
-schedule = rewarming
-study = as_given,templates
-merging = interpolation,pruning
-SWEEPS = methods_presets methods_weights methods_selector methods_self_edits $(AXES:%=methods_%)
+# Beside full finetuning: choice = axis, multiple of the preset's rate, other options.
+selective = objective 1
+distil_new = objective 1
+distil_old = objective 1
+distil_pseudo_old = objective 1
+self_distillation = objective 1
+gkd = objective 1
+policy_gradient = objective 1
+l2 = penalty 1
+ewc = penalty 1
+feature = penalty 1
+kl = penalty 1
+a_gem = projection 1
+ogd = projection 1
+experience = rehearsal 1
+generative = rehearsal 1
+on_policy = rehearsal 1
+rewarming = schedule 1
+as_given = study 1
+templates = study 1
+self_edits = study 1 "path.memory.study.instruction=' '" path.memory.study.continues=true
+interpolation = merging 1
+pruning = merging 1
+BESIDE = selective distil_new distil_old distil_pseudo_old self_distillation gkd policy_gradient l2 ewc feature kl \
+	a_gem ogd experience generative on_policy rewarming as_given templates self_edits interpolation pruning
+SWEEPS = methods_presets methods_weights methods_selector $(BESIDE:%=methods_%)
 .PHONY: $(SWEEPS)
 
 methods: $(SWEEPS)
 	$(BIN)/python -m memory_paths.report $(METHODS)
 
 methods_presets: .venv/ready
-	$(METHOD) path=sparse_memory,sparse_memory_thorough,sparse_memory_frequency,sparse_memory_random,lora,o_lora,full
+	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=sparse_memory,sparse_memory_thorough,sparse_memory_frequency,sparse_memory_random,lora,o_lora,full
 
 methods_weights: .venv/ready
-	$(METHOD) path=lora weights@path.memory.weights=lora_stack,shira,osf,ia3,adapter,prompt,prefix,cartridge,prompt_pool,new_blocks,experts
+	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=lora \
+		weights@path.memory.weights=lora_stack,shira,osf,ia3,adapter,prompt,prefix,cartridge,prompt_pool,new_blocks,experts
 
 methods_selector: .venv/ready
-	$(METHOD) path=sparse_memory selector@path.memory.weights.selector=divergence
+	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=sparse_memory selector@path.memory.weights.selector=divergence
 
-methods_self_edits: .venv/ready
-	$(METHOD) path=full study@path.memory.study=self_edits "path.memory.study.instruction=' '" path.memory.study.continues=true
-
-$(AXES:%=methods_%): methods_%: .venv/ready
-	$(METHOD) path=full $*@path.memory.$*=$($*)
+AXIS = $(word 1,$($*))@path.memory.$(word 1,$($*))
+$(BESIDE:%=methods_%): methods_%: .venv/ready
+	$(METHOD) path=full $(AXIS)=$* $(wordlist 3,9,$($*)) \
+		path.memory.schedule.factor=$(or $(FACTOR),$(word 2,$($*)))
 
 pretrain: .venv/ready
 	$(BIN)/python -m memory_paths.parametric.pretraining .work/reads --half-keys 128 --addresses 0 --steps 7000

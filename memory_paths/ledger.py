@@ -11,6 +11,7 @@ This file knows nothing of models, indexes, prompts or weights: whatever those k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -110,11 +111,13 @@ class Recorded:
 @dataclass(frozen=True)
 class Change:
     """One step of the log: a version came to a place ("add") or left it ("remove"), and why; or its end in the future
-    has changed ("plan"). `entry` tells how that version stands by now, which may be after this step."""
+    has changed ("plan"). `entry` tells how that version stands by now, which may be after this step; `recorded_at` is when
+    the step was taken, the same for all steps of one call."""
 
     position: int
     action: Action
     reason: Reason
+    recorded_at: float
     entry: Version
 
     @property
@@ -153,6 +156,10 @@ class Version:
     def text(self) -> str:
         """The text of this version."""
         return self.item.text
+
+
+class _TakenBack(Exception):
+    """Ends a transaction that was only to show what would happen."""
 
 
 @dataclass(frozen=True)
@@ -216,27 +223,46 @@ class Ledger:
         """
         _check_names(place=place, namespace=namespace)
         given = [(item, _content(item)) for item in items]
+        with self._transaction():
+            return self._recorded(given, place, namespace)
+
+    def foresee(self, items: Sequence[Knowledge], *, place: str, namespace: str) -> tuple[str, ...]:
+        """The ids that `record` would give a new version which is still held when it is done, in order: without what is
+        recorded already, arrives late, or is superseded by another of these items. Nothing is stored.
+
+        Raises:
+            ValueError, TypeError, LedgerError: As `record` would.
+        """
+        _check_names(place=place, namespace=namespace)
+        given = [(item, _content(item)) for item in items]
+        with contextlib.suppress(_TakenBack), self._transaction():
+            versions = self._recorded(given, place, namespace).versions
+            found = self.get(version.version for version in versions).values()
+            held = tuple(version.item.id for version in found if version.reason is None)
+            raise _TakenBack
+        return held
+
+    def _recorded(self, given: Sequence[tuple[Knowledge, str]], place: str, namespace: str) -> Recorded:
         written: list[Version] = []
         superseded: list[str] = []
-        with self._transaction():
-            now = self._settled()
-            add = partial(self._add, place=place, namespace=namespace, recorded_at=now, reason="recorded", now=now)
-            ids, keys = self._taken(items, namespace)
-            plain: list[tuple[Knowledge, str]] = []  # new under their id and their key: nothing to compare them with
-            for item, content in given:
-                is_plain = item.id not in ids and item.key not in keys
-                ids.add(item.id)
-                if item.key:
-                    keys.add(item.key)
-                if is_plain:
-                    plain.append((item, content))
-                    continue
-                written += add(plain)
-                plain = []
-                if not self._is_recorded(item, content, place, namespace, now):
-                    written += add([(item, content)])
-                    superseded += self._supersede(item, written[-1].version, namespace, now)
+        now = self._settled()
+        add = partial(self._add, place=place, namespace=namespace, recorded_at=now, reason="recorded", now=now)
+        ids, keys = self._taken([item for item, _ in given], namespace)
+        plain: list[tuple[Knowledge, str]] = []  # new under their id and their key: nothing to compare them with
+        for item, content in given:
+            is_plain = item.id not in ids and item.key not in keys
+            ids.add(item.id)
+            if item.key:
+                keys.add(item.key)
+            if is_plain:
+                plain.append((item, content))
+                continue
             written += add(plain)
+            plain = []
+            if not self._is_recorded(item, content, place, namespace, now):
+                written += add([(item, content)])
+                superseded += self._supersede(item, written[-1].version, namespace, now)
+        written += add(plain)
         return Recorded(tuple(written), tuple(dict.fromkeys(superseded)))
 
     def remove(self, ids: Sequence[str], *, place: str, namespace: str, reason: Removal) -> tuple[str, ...]:
@@ -545,7 +571,8 @@ class Ledger:
             if row["version"] not in versions:
                 missing = f"change {row['position']} speaks of a version that is missing"
                 raise LedgerError(damage(self.file, missing))
-            changes.append(Change(row["position"], row["action"], row["reason"], versions[row["version"]]))
+            step = {name: row[name] for name in ("position", "action", "reason", "recorded_at")}
+            changes.append(Change(**step, entry=versions[row["version"]]))
         return changes
 
     def changed(self, *, place: str, after: int, known: Sequence[Version] = ()) -> tuple[list[Version], int]:

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
 from memory_paths.files import read_json, write_durably
-from memory_paths.ledger import Ledger
+from memory_paths.ledger import Change, Ledger
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
     Capabilities,
@@ -220,8 +220,8 @@ class WeightsPath:
         self._namespace: str | None = None
 
     def write(self, items: Sequence[Knowledge], namespace: str) -> Receipt:
-        """Learn the items that are new, then record them; what arrives when something later holds under its key already
-        is recorded alone.
+        """Learn the items that are new, then record them; what is over when it comes, since something later holds under
+        its key already or comes with it, is recorded alone.
 
         Raises:
             FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
@@ -231,15 +231,8 @@ class WeightsPath:
         self._check(namespace)
         self._catch_up()
         self._refuse_future(items)
-        held = self._held()
-        for item in items:
-            if item.id in held and held[item.id].content_hash() != item.content_hash():
-                raise ValueError(
-                    f"item {item.id!r} is active with another text; forget it first, or write the new text under a "
-                    "new id with the same key"
-                )
-        late = self._late(items, namespace)
-        new = list({item.id: item for item in items if item.id not in held and item.id not in late}.values())
+        arriving = set(self._ledger.foresee(items, place=self.name, namespace=namespace))
+        new = list({item.id: item for item in items if item.id in arriving}.values())
         before = dict(self._weights.state())
         details = self._learn(new) if new else {}
         self._record(items, new, namespace, before)
@@ -257,11 +250,12 @@ class WeightsPath:
         try:
             self._ledger.record(items, place=self.name, namespace=namespace)
             self._namespace = namespace
-            changes = self._ledger.changes(place=self.name, after=self._position)
-            ids = {item.id for item in learnt}
-            versions = [change.version for change in changes if change.action == "add" and change.item.id in ids]
-            if versions:
-                self._note(versions, before)
+            calls = filter(None, _arrived(self._ledger.changes(place=self.name, after=self._position)))
+            first = next(calls, [])
+            if learnt and [change.item.id for change in first] == [item.id for item in learnt]:
+                self._note([change.version for change in first], before)
+            elif learnt:  # another process has come in between: in its order
+                self._weights.load_state(before)
         except BaseException:
             self._weights.load_state(before)
             raise
@@ -395,8 +389,13 @@ class WeightsPath:
         content = (folder / ITEMS).read_bytes() if (folder / ITEMS).is_file() else b""
         after = read_patch(folder / PATCH, before, model=self._basis(), items=content)
         items = [Knowledge.from_json(line) for line in content.decode().split("\n") if line]
-        if held := [item.id for item in items if item.id in self._held()]:
-            raise ValueError(f"{folder} carries items that are held here already: {', '.join(held[:5])}")
+        self._refuse_future(items)
+        arriving = self._ledger.foresee(items, place=self.name, namespace=namespace)
+        if others := [item.id for item in items if item.id not in arriving]:
+            raise ValueError(
+                f"{folder} carries items that are held here already, or instead of which others hold by now: "
+                f"{', '.join(others[:5])}"
+            )
         self._weights.load_state(after)
         self._record(items, items, namespace, before)
         return Receipt(tuple(item.id for item in items), self._paid())
@@ -533,19 +532,6 @@ class WeightsPath:
                     "use path=rag"
                 )
 
-    def _late(self, items: Sequence[Knowledge], namespace: str) -> set[str]:
-        """Ids of those that begin before what holds under their key by now, or will hold after this write."""
-        now, late = self._ledger.now(), set()
-        for item in items:
-            if item.key and item.valid_from is not None:
-                others = [*items, *self._ledger.holding(item.key, namespace=namespace)]
-                begins = [
-                    other.valid_from for other in others if other.key == item.key and other.valid_from is not None
-                ]
-                if any(item.valid_from < begin <= now for begin in begins):
-                    late.add(item.id)
-        return late
-
     def _held(self) -> dict[str, Knowledge]:
         """What the ledger has at this place and has not taken away, valid now or not, by id."""
         held: dict[int, Knowledge] = {}
@@ -576,17 +562,14 @@ class WeightsPath:
         # What is superseded stays: the new text is learnt over it. What is forgotten or moved away must not have been.
         gone = {change.version for change in changes if change.action == "remove" and change.reason != "superseded"}
         gone |= undone
-        added = [change.version for change in changes if change.action == "add"]
-        missing = [version for version in added if version not in learnt | gone]
-        arrived: dict[float, list[int]] = {}
-        for version, found in self._ledger.get(missing).items():
-            if found.ended_at is None or found.ended_at > found.recorded_at:  # else it was over when it came
-                arrived.setdefault(found.recorded_at, []).append(version)
+        arrived = [
+            [change.version for change in write if change.version not in learnt | gone] for write in _arrived(changes)
+        ]
         state, writes, journal = dict(self._weights.state()), self._writes, self._journal
         ids = []
         try:
             taken_back = self._take_back(gone) if gone & learnt else []
-            for write in (*taken_back, *arrived.values()):
+            for write in filter(None, (*taken_back, *arrived)):
                 before = dict(self._weights.state())
                 items = [version.item for version in self._ledger.get(write).values()]
                 self._learn(items)
@@ -780,6 +763,19 @@ class WeightsPath:
                 raise TooLarge(f"item {item.id!r}: {error}", items=[item.id]) from error
             groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]
         return groups
+
+
+def _arrived(changes: Sequence[Change]) -> list[list[Change]]:
+    """What came to a place and was to be learnt, call by call; what the same call has superseded was over when it
+    came."""
+    calls: dict[float, dict[int, Change]] = {}
+    for change in changes:
+        call = calls.setdefault(change.recorded_at, {})
+        if change.action == "add":
+            call[change.version] = change
+        elif change.action == "remove":
+            call.pop(change.version, None)
+    return [list(call.values()) for call in calls.values()]
 
 
 def _sum(loss: LossFunction, term: LossFunction | None, share: float = 1.0) -> torch.Tensor:

@@ -78,7 +78,56 @@ def test_what_arrives_late_is_not_learnt_over_what_holds(
     assert [item.id for item in path.items("default")] == ["alma", "Paris"]
     again = _path(lm, ledger)
     again.flush()
-    assert [item for lesson in lessons[3:] for item in lesson] == ["alma", "Paris"]
+    assert lessons[3:] == lessons[:3]
+    assert _state(again) == _state(path)
+
+
+def test_what_replaces_an_item_in_the_same_call_is_learnt_alone(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    first, second = (Knowledge(city, f"Ada lives in {city}.", key="ada/city") for city in ("Oslo", "Paris"))
+    path = _path(lm, ledger)
+    path.write([first, ONE, second], "default")
+    assert lessons == [["alma", "Paris"]]
+    again = _path(lm, ledger)
+    again.flush()
+    assert lessons[1:] == lessons[:1]
+    assert _state(again) == _state(path)
+
+
+def test_what_was_moved_into_weights_in_several_calls_is_learnt_again_in_as_many(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]]
+) -> None:
+    ledger.record([ONE, TWO, THREE], place="bank", namespace="default")
+    path = _path(lm, ledger)
+    for ids in (["bruno"], ["alma", "cora"]):
+        ledger.move(ids, source="bank", target="weights", namespace="default")
+        path.flush()
+    assert lessons == [["bruno"], ["alma", "cora"]]
+    again = _path(lm, ledger)
+    again.flush()
+    assert lessons[2:] == lessons[:2]
+    assert _state(again) == _state(path)
+
+
+def test_what_another_process_records_in_between_is_learnt_before_it(
+    lm: CausalLM, ledger: Ledger, lessons: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _path(lm, ledger)
+    learn = path._learn
+
+    def disturbed(items: Any) -> Any:
+        monkeypatch.setattr(path, "_learn", learn)
+        ledger.record([TWO], place="weights", namespace="default")
+        return learn(items)
+
+    monkeypatch.setattr(path, "_learn", disturbed)
+    path.write([ONE], "default")
+    assert lessons == [["alma"], ["bruno"], ["alma"]]
+    again = _path(lm, ledger)
+    again.flush()
+    assert lessons[3:] == [["bruno"], ["alma"]]
+    assert _state(again) == _state(path)
 
 
 def _state(path: WeightsPath) -> dict[str, bytes]:
