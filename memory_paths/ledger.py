@@ -111,8 +111,8 @@ class Recorded:
 @dataclass(frozen=True)
 class Change:
     """One step of the log: a version came to a place ("add") or left it ("remove"), and why; or its end in the future
-    has changed ("plan"). `entry` tells how that version stands by now, which may be after this step; `recorded_at` is when
-    the step was taken, the same for all steps of one call."""
+    has changed ("plan"). `entry` tells how that version stands by now, which may be after this step; `recorded_at` is
+    when the step was taken, the same for all steps of one call."""
 
     position: int
     action: Action
@@ -158,7 +158,7 @@ class Version:
         return self.item.text
 
 
-class _TakenBack(Exception):
+class _TakenBackError(Exception):
     """Ends a transaction that was only to show what would happen."""
 
 
@@ -235,11 +235,11 @@ class Ledger:
         """
         _check_names(place=place, namespace=namespace)
         given = [(item, _content(item)) for item in items]
-        with contextlib.suppress(_TakenBack), self._transaction():
+        with contextlib.suppress(_TakenBackError), self._transaction():
             versions = self._recorded(given, place, namespace).versions
             found = self.get(version.version for version in versions).values()
             held = tuple(version.item.id for version in found if version.reason is None)
-            raise _TakenBack
+            raise _TakenBackError
         return held
 
     def _recorded(self, given: Sequence[tuple[Knowledge, str]], place: str, namespace: str) -> Recorded:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
-from .weights import Trainer, check_learnt
+from .weights import Trainer, check_learnt, check_rate
 
 
 class Adapter:
@@ -32,8 +32,7 @@ class Adapter:
     """
 
     def __init__(self, config: Any, *, rate: float = 1e-3, weight_decay: float = 0.0, seed: int = 0) -> None:
-        if rate <= 0:
-            raise ValueError(f"rate must be above 0, got {rate}")
+        check_rate(rate, weight_decay)
         if getattr(config, "is_prompt_learning", False):
             raise ValueError(f"{type(config).__name__} puts tokens before the text; Adapter changes layers")
         self.rate = rate
@@ -42,6 +41,7 @@ class Adapter:
         self._seed = seed
         self._learnt: dict[str, Tensor] = {}
         self._wrapped: Any = None
+        self._initial: dict[str, Tensor] = {}
 
     backward = 1.0
 
@@ -75,8 +75,16 @@ class Adapter:
         """See `Weights`."""
         from peft import get_peft_model
 
+        if self._wrapped is not None:  # in a block of its own
+            present = {name: parameter.detach().clone() for name, parameter in _trained(module).items()}
+            self._put(module, {**self._initial, **self._learnt})
+            try:
+                yield
+            finally:
+                self._put(module, present)
+            return
         required = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        mode, outer = module.training, self._wrapped
+        mode = module.training
         try:
             with warnings.catch_warnings(), torch.random.fork_rng():
                 warnings.simplefilter("ignore")  # PEFT warns of tied embeddings, which are not targets here
@@ -87,11 +95,12 @@ class Adapter:
                 raise ValueError(
                     "it trains weights of the model itself (bias, modules_to_save); leave these options out"
                 )
+            self._initial = {name: parameter.detach().clone() for name, parameter in _trained(module).items()}
             self._put(module, self._learnt)
             yield
         finally:
             _unwrap(module)
-            self._wrapped = outer
+            self._wrapped, self._initial = None, {}
             if hasattr(module, "peft_config"):
                 del module.peft_config
             for parameter, wanted in required:

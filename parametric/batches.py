@@ -89,8 +89,14 @@ def encode(lm: Any, phrasings: Iterable[Phrasing], text: str = "") -> list[Encod
 
 
 def collate(lm: Any, sequences: Sequence[Encoded], *, rehearsed: Sequence[Encoded] = ()) -> TrainingBatch:
-    """Pad; the tensors are where the model's embeddings are. What is rehearsed comes after the others."""
+    """Pad; the tensors are where the model's embeddings are. What is rehearsed comes after the others.
+
+    Raises:
+        ValueError: There is no sequence.
+    """
     fresh, sequences = len(sequences), [*sequences, *rehearsed]
+    if not sequences:
+        raise ValueError("there is nothing to learn in these texts: each is one token or none")
     length = max(len(sequence.ids) for sequence in sequences)
     tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
     attention = torch.zeros(len(sequences), length, dtype=torch.int64)

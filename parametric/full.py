@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
-from .weights import Trainer, check_learnt
+from .weights import Trainer, check_full_precision, check_learnt, check_rate
 
 
 class Full:
@@ -24,8 +23,7 @@ class Full:
     """
 
     def __init__(self, *, rate: float = 3e-4, weight_decay: float = 0.0) -> None:
-        if rate <= 0:
-            raise ValueError(f"rate must be above 0, got {rate}")
+        check_rate(rate, weight_decay)
         self.rate = rate
         self.weight_decay = weight_decay
         self._learnt: dict[str, Tensor] = {}
@@ -39,10 +37,7 @@ class Full:
         Raises:
             ValueError: The model's weights are of half precision, in which small steps would be rounded away.
         """
-        if narrow := {str(p.dtype) for p in lm.module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
-            raise ValueError(
-                f"full finetuning needs float32 weights, this model has {sorted(narrow)}: lm.dtype=float32"
-            )
+        check_full_precision(lm, "full finetuning")
 
     def prepare(self, lm: Any, background: Sequence[Phrasing]) -> int:
         """See `Weights`; nothing to do."""

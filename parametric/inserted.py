@@ -22,7 +22,7 @@ from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
 from .batches import encode
-from .weights import Trainer, check_learnt
+from .weights import Trainer, check_full_precision, check_learnt, check_rate
 
 PLACE = "inserted"
 """Name of the new modules within the model, for as long as they are in it."""
@@ -67,8 +67,7 @@ class Inserted:
     """
 
     def __init__(self, insertion: Insertion, *, rate: float = 1e-3, weight_decay: float = 0.0, seed: int = 0) -> None:
-        if rate <= 0:
-            raise ValueError(f"rate must be above 0, got {rate}")
+        check_rate(rate, weight_decay)
         self.rate = rate
         self.weight_decay = weight_decay
         self.insertion = insertion
@@ -83,8 +82,10 @@ class Inserted:
         """See `Weights`.
 
         Raises:
-            ValueError: The model has no place for it.
+            ValueError: The model has no place for it, or its weights are of half precision, in which small steps would
+                be rounded away.
         """
+        check_full_precision(lm, "what is put into a model trains in its precision and")
         with self.applied(lm.module):
             pass
 

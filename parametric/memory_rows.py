@@ -45,7 +45,7 @@ from .slots import (
     slot_usage,
     top_rows,
 )
-from .weights import Aim, Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, finite
+from .weights import Aim, Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, check_rate, finite
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,11 @@ class MemoryRows:
     ) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
-        if rate <= 0:
-            raise ValueError(f"rate must be above 0, got {rate}")
+        check_rate(rate, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if background_batch < 1:
+            raise ValueError(f"background_batch must be at least 1, got {background_batch}")
         if optimiser not in get_args(Optimiser):
             raise ValueError(f"optimiser must be one of {', '.join(get_args(Optimiser))}, got {optimiser!r}")
         if counted not in get_args(Counted):
@@ -460,7 +463,8 @@ class _RowTrainer:
             value += finite(found)
             by = aim.batch.predicting if self._weights.counted == "predicting" else aim.batch.attention
             for name, recorder in self._recorders.items():
-                counts[name] = counts.get(name, 0) + recorder.counts(by.flatten())
+                read_now = recorder.counts(by.flatten())
+                counts[name] = counts[name].add_(read_now) if name in counts else read_now
                 if number == len(aims):
                     total = self._tables[name].processes.total(counts[name])
                     recorder.select(self._weights._chosen(name, total, self._generator))

@@ -65,14 +65,14 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class SelectiveNegativeLogLikelihood:
-    """Mean cross entropy of those target tokens that are worth studying.
+    """Mean cross entropy of those target tokens that are worth studying, and of all that is rehearsed beside them.
 
     With an `expert`, as in RHO-1 (Lin et al. 2024, arXiv 2404.07965): those by which the model lags most behind one
     that is better at such texts, by loss less the expert's loss. Without one, those that an earlier self finds least
     likely, since what it knew well need not be studied; to lag behind an earlier self would be to have forgotten.
 
     Args:
-        share: Of the batch's target tokens that are kept, in (0, 1]; at least one is.
+        share: Of the batch's new target tokens that are kept, in (0, 1]; at least one is.
         reference: The earlier self: "untouched" by any learning, or "before" this write. Not asked with an expert.
         expert: Folder or hub name of a causal language model with the same tokens, which each write loads.
         expert_loader: Gives its module and tokenizer in place of transformers' automatic classes.
@@ -105,12 +105,13 @@ class SelectiveNegativeLogLikelihood:
             length = batch.tokens.shape[1]
             passes = expert.forward_flops(length) / setting.lm.forward_flops(length)
         setting.charge(batch, passes)
-        count = max(1, round(self.share * len(expected)))
+        new = int(batch.targets[: batch.fresh, 1:].sum())  # the losses come sequence by sequence, new ones first
+        count = max(1, round(self.share * new))
 
         def loss() -> Tensor:
             losses = token_losses(logits_of(setting.module, batch), batch)
             rank = expected if self.expert is None else losses.detach() - expected
-            return losses[rank.topk(count).indices].mean()
+            return torch.cat([losses[rank[:new].topk(count).indices], losses[new:]]).mean()
 
         return Aim(batch, loss)
 

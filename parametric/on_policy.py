@@ -214,8 +214,10 @@ class OnPolicy:
             for one, answer in zip(asked, found, strict=True)
             if exact_match(answer.text, [one.completion])
         ]
-        if kept:
-            setting.charge(setting.batch(kept), 1.0)
+        if asked:
+            setting.charge(setting.batch(asked), 1.0)
+        if not kept:
+            setting.note("rehearsal=on_policy found no right answer to what the model knew, and rehearses nothing")
         while True:
             yield setting.generator.sample(kept, min(self.per_step, len(kept)))
 
@@ -245,6 +247,8 @@ class Generative:
     def __call__(self, setting: Setting) -> Iterator[list[Phrasing]]:
         """See `Rehearsal`."""
         kept = setting.written(self.texts, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+        if not kept:
+            setting.note("rehearsal=generative: the model wrote empty texts alone, and nothing is rehearsed")
         while True:
             yield setting.generator.sample(kept, min(self.per_step, len(kept)))
 

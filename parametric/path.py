@@ -8,7 +8,6 @@ as objects.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import random
 import re
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
-from memory_paths.files import read_json, write_durably
+from memory_paths.files import write_durably
 from memory_paths.ledger import Change, Ledger
 from memory_paths.types import (
     DEFAULT_NAMESPACE,
@@ -50,14 +48,15 @@ from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
 from .schedule import Constant, Schedule
 from .setting import Demanding, Setting
+from .storage import store, stored
 from .study import Phrasings, Study
 from .weights import Aim, LossFunction, Weights
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 DRIFT_SEQUENCES, DRIFT_BATCH = 64, 16
-TENSORS, JOURNAL, WRITES = "learnt.safetensors", "journal.safetensors", "writes.json"
+LEARNT, JOURNAL = "learnt", "journal"
 PATCH, ITEMS = "patch.safetensors", "items.jsonl"
 
 Forgetting = Literal["exact", "approximate"]
@@ -225,7 +224,8 @@ class WeightsPath:
 
         Raises:
             FloatingPointError: The loss or a weight is not finite. The weights are as before and nothing is recorded.
-            ValueError: An active id with another text, an item that does not hold yet, or a second namespace.
+            ValueError: An active id with another text, an item that does not hold yet or of which nothing can be
+                learnt, or a second namespace.
             TooLarge: A phrasing with a prompt that is longer than the window.
         """
         self._check(namespace)
@@ -361,7 +361,13 @@ class WeightsPath:
         return folder
 
     def _basis(self) -> str:
-        """Hash of all that a state depends on."""
+        """Hash of all that a state depends on.
+
+        Raises:
+            RuntimeError: What was learnt is in the model at the moment.
+        """
+        if self._applied:
+            raise RuntimeError(f"path {self.name!r} has lent its model out; leave the `with` block of model() first")
         model = self._divided or self._lm.weights_hash()
         return hashlib.sha256(f"{model} {self._weights.fingerprint()}".encode()).hexdigest()
 
@@ -452,26 +458,27 @@ class WeightsPath:
         return size(self._weights.state()) + size(self._journal.state()) + self._ledger.stored_bytes(place=self.name)
 
     def save(self, folder: Path) -> None:
-        """Write the tensors, then `writes.json` with their checksum and the hash of the model that they belong to."""
+        """Write the tensors and the journal, with a checksum, the hash of the model that they belong to, and that of
+        the ledger's history up to here.
+
+        Raises:
+            RuntimeError: What was learnt is in the lent model at the moment (`model`).
+            OSError: The disk is full or cannot be written; an earlier save in the folder is as it was.
+        """
         self._check_open()
         self._catch_up()
-        content = {TENSORS: self._weights.state(), JOURNAL: self._journal.state()}
-        sums = {}
-        for name, tensors in content.items():
-            written = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-            write_durably(folder / name, written, part="weights")
-            sums[name] = hashlib.sha256(written).hexdigest()
         described = {
-            "version": STATE_VERSION,
             "writes": self._writes,
             "undoable": self._journal.kept,
             "position": self._position,
+            "history": self._ledger.fingerprint(self._position),
             "namespace": self._namespace,
-            "sha256": sums,
             "model": self._basis(),
             "settings": self._settings,
         }
-        write_durably(folder / WRITES, json.dumps(described).encode(), part="weights")
+        parts = {LEARNT: self._weights.state(), JOURNAL: self._journal.state()}
+        tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        store(folder, LEARNT, tensors, described, version=STATE_VERSION)
 
     def load(self, folder: Path) -> None:
         """See `MemoryPath`. Where this path would learn in another way than the one that was saved, nothing is rewound
@@ -479,30 +486,29 @@ class WeightsPath:
 
         Raises:
             FileNotFoundError: The folder holds no saved weights path.
-            ValueError: Another format version, a damaged file, or tensors that were learnt on another model.
+            ValueError: Another format version, a damaged file, tensors that were learnt on another model, or beside
+                another ledger.
         """
         self._check_open()
-        described = read_json(folder / WRITES)
-        if described["version"] != STATE_VERSION:
-            raise ValueError(
-                f"{folder} holds version {described['version']} of a weights path; this is {STATE_VERSION}"
-            )
-        content = {name: (folder / name).read_bytes() for name in (TENSORS, JOURNAL)}
-        for name, written in content.items():
-            if hashlib.sha256(written).hexdigest() != described["sha256"][name]:
-                raise ValueError(f"{folder / name} is damaged or belongs to another save; learn again from the ledger")
+        described, tensors = stored(folder, LEARNT, "weights path", version=STATE_VERSION)
         if described["model"] != self._basis():
             raise ValueError(
                 f"what {folder} holds was learnt on another model than {self._lm.name!r}, or with other weights than "
                 "these; load those"
             )
-        self._weights.load_state(load(content[TENSORS]))
+        if described["history"] != self._ledger.fingerprint(described["position"]):
+            raise ValueError(
+                f"what {folder} holds was learnt from another ledger than {self._ledger.file}, or from a later "
+                "state of it; open that one, or leave the folder out and learn again from this one"
+            )
+        learnt, journal = (
+            {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
+            for part in (LEARNT, JOURNAL)
+        )
+        self._weights.load_state(learnt)
         self._writes, self._position = described["writes"], described["position"]
-        writes, undoable = len(self._writes), described["undoable"]
-        if described["settings"] == self._settings:
-            self._journal = self._journal.restored(load(content[JOURNAL]), writes, undoable)
-        else:
-            self._journal = self._journal.restored({}, writes, ())
+        kept = described["undoable"] if described["settings"] == self._settings else ()
+        self._journal = self._journal.restored(journal if kept else {}, len(self._writes), kept)
         self._namespace = described["namespace"]
 
     def close(self) -> None:
@@ -761,6 +767,8 @@ class WeightsPath:
                 sequences = encode(self._lm, texts, item.text)
             except TooLarge as error:
                 raise TooLarge(f"item {item.id!r}: {error}", items=[item.id]) from error
+            if not sequences:
+                raise ValueError(f"item {item.id!r} has nothing to learn: each of its study texts is one token or none")
             groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]
         return groups
 

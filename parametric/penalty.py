@@ -163,8 +163,9 @@ Where = Literal["new", "known"]
 
 @dataclass(frozen=True)
 class OutputDivergence:
-    """Adds the divergence of the model's next-token distributions from those of an earlier self (as finetuning by
-    preferences does, Ziegler et al. 2019, arXiv 1909.08593).
+    """Adds the divergence from an earlier self's next-token distributions to the model's, KL(earlier || model), in
+    which the earlier self weighs the tokens, on given texts. (Finetuning by preferences, Ziegler et al. 2019, arXiv
+    1909.08593, penalises the reverse one, on what the model samples.)
 
     Args:
         strength: Factor of the divergence (nats per position), above 0.

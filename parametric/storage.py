@@ -1,9 +1,11 @@
-"""Tensors on disk beside a description of them in JSON, each written durably and checked together."""
+"""Tensors on disk beside a description of them in JSON, checked together: a save over an earlier one is all there or
+leaves that one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from memory_paths.files import read_json, write_durably
+from memory_paths.files import read_json, sync, write_durably
 
 
 def is_stored(folder: Path, name: str) -> bool:
@@ -22,16 +24,20 @@ def is_stored(folder: Path, name: str) -> bool:
 def store(
     folder: Path, name: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any], *, version: int
 ) -> None:
-    """Write `<name>.safetensors`, then `<name>.json` with the version of the format and a checksum of both.
+    """Write `<name>.safetensors` and `<name>.json` with the version of the format and a checksum of both.
 
     Raises:
-        OSError: The disk is full or cannot be written; no file is left half written.
+        OSError: The disk is full or cannot be written; what was stored there before is as it was.
     """
     content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
     body = {"version": version, **described}
     body["sha256"] = _checksum(body, content)
-    write_durably(folder / f"{name}.safetensors", content, part=name)
+    # Until the description names the new tensors, those that it names are there; `stored` looks in both places.
+    written, file = folder / f"{name}.new.safetensors", folder / f"{name}.safetensors"
+    write_durably(written, content, part=name)
     write_durably(folder / f"{name}.json", f"{json.dumps(body, indent=1)}\n".encode(), part=name)
+    os.replace(written, file)
+    sync(folder)
 
 
 def stored(folder: Path, name: str, what: str, *, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -41,17 +47,19 @@ def stored(folder: Path, name: str, what: str, *, version: int) -> tuple[dict[st
         FileNotFoundError: One of the two files is missing.
         ValueError: They are damaged, or of another version.
     """
-    for file in (folder / f"{name}.json", folder / f"{name}.safetensors"):
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no {what}, for {file.name} is missing; make one first")
+    file, described = folder / f"{name}.safetensors", folder / f"{name}.json"
+    found = [one for one in (file, folder / f"{name}.new.safetensors") if one.is_file()]
+    for missing in [] if described.is_file() and found else [file if described.is_file() else described]:
+        raise FileNotFoundError(f"{folder} holds no {what}, for {missing.name} is missing; make one first")
     body = read_json(folder / f"{name}.json")
     if body.get("version") != version:
         raise ValueError(f"{folder} holds version {body.get('version')} of its {what}; this release reads {version}")
-    content = (folder / f"{name}.safetensors").read_bytes()
     checksum = body.pop("sha256", None)
-    if _checksum(body, content) != checksum:
-        raise ValueError(f"{folder} holds a damaged {what}: the checksum is not the one in {name}.json; make it anew")
-    return body, load(content)
+    for one in found:
+        content = one.read_bytes()
+        if _checksum(body, content) == checksum:
+            return body, load(content)
+    raise ValueError(f"{folder} holds a damaged {what}: the checksum is not the one in {name}.json; make it anew")
 
 
 def _checksum(body: Mapping[str, Any], content: bytes) -> str:

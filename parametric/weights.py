@@ -181,6 +181,28 @@ def finite(loss: Tensor) -> float:
     return value
 
 
+def check_rate(rate: float, weight_decay: float) -> None:
+    """Refuse what no optimiser can work with.
+
+    Raises:
+        ValueError: A rate that is not above 0, or a negative decay.
+    """
+    if not 0 < rate < math.inf:
+        raise ValueError(f"rate must be above 0 and finite, got {rate}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}")
+
+
+def check_full_precision(lm: Any, what: str) -> None:
+    """Refuse a model whose weights would round small steps away.
+
+    Raises:
+        ValueError: Some are of half precision.
+    """
+    if narrow := {str(one.dtype) for one in lm.module.parameters() if one.dtype in (torch.bfloat16, torch.float16)}:
+        raise ValueError(f"{what} needs float32 weights, this model has {sorted(narrow)}: lm.dtype=float32")
+
+
 def check_learnt(learnt: Iterable[Tensor]) -> None:
     """The last step of a write is followed by no loss, so what it left is looked at.
 

@@ -157,6 +157,7 @@ def learn(case: str, parallel: DataParallel | None = None, folder: Path | None =
     receipts = [path.write(items(FIRST), namespace="default"), path.write(items(SECOND, start=3), namespace="default")]
     if folder is not None:
         path.save(folder)
+        path._ledger.save(folder / "ledger.sqlite")
     found: dict[str, Any] = {
         "losses": losses,
         "rows": rows,

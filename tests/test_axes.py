@@ -138,7 +138,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "study": SelfEdits(edits=2, max_new_tokens=4),
     },
 }
-FREE = ("penalty=l2", "rehearsal=on_policy", "schedule", "merging")
+FREE = ("penalty=l2", "schedule", "merging")
 
 
 ON_POLICY = ("objective=self_distillation", "objective=policy_gradient")
@@ -285,6 +285,18 @@ def test_selective_likelihood_studies_what_the_untouched_model_found_least_likel
     assert float(found) == pytest.approx(float(losses[kept].mean()), rel=1e-6)
     assert float(found) != pytest.approx(float(losses.mean()), rel=1e-3)
     assert setting.charge.spent == batch.token_count
+
+
+def test_selective_likelihood_leaves_nothing_out_of_what_is_rehearsed(lm: CausalLM) -> None:
+    setting = make_setting(lm, weights := Full())
+    batch = collate(lm, encode(lm, NEW), rehearsed=encode(lm, KNOWN))
+    with weights.applied(lm.module), torch.no_grad():
+        losses = token_losses(logits_of(lm.module, batch), batch)
+        found = SelectiveNegativeLogLikelihood(share=0.5)(setting, batch).loss()
+    new = len(token_losses(logits_of(lm.module, alone), alone)) if (alone := setting.batch(NEW)) else 0
+    kept = losses[:new].sort(descending=True).values[: round(0.5 * new)]
+    assert 0 < new < len(losses)
+    assert float(found) == pytest.approx(float(torch.cat([kept, losses[new:]]).mean()), rel=1e-6)
 
 
 def test_selective_likelihood_studies_that_by_which_the_model_lags_most_behind_an_expert(
@@ -576,6 +588,25 @@ def test_a_penalty_on_functions_is_nothing_before_the_first_step_and_keeps_what_
         assert term(setting.batch(NEW))().item() == pytest.approx(0.0, abs=1e-6)
     strong = type(penalty)(strength=100.0)  # type: ignore[call-arg]
     assert _harm(lm, strong) < _harm(lm, NoPenalty()) / 2
+
+
+def test_the_divergence_is_weighed_by_what_the_untouched_model_said(lm: CausalLM) -> None:
+    weights = Full()
+    setting = make_setting(lm, weights, background=KNOWN)
+    batch = setting.batch(KNOWN)
+    with torch.no_grad():
+        before = logits_of(lm.module, batch)[batch.predicting].double().softmax(-1)
+    with weights.applied(lm.module), weights.training(lm.module) as trainer:
+        term = OutputDivergence(strength=0.5)(setting, trainer).term
+        assert term is not None
+        with torch.no_grad():
+            for parameter in lm.module.parameters():
+                parameter.add_(0.05 * torch.ones_like(parameter))
+            after = logits_of(lm.module, batch)[batch.predicting].double().softmax(-1)
+            found = term(setting.batch(NEW))().item()
+    forward, reverse = ((one * (one / other).log()).sum(-1).mean() for one, other in ((before, after), (after, before)))
+    assert found == pytest.approx(0.5 * float(forward), rel=1e-4)
+    assert found != pytest.approx(0.5 * float(reverse), rel=1e-2)
 
 
 def _harm(lm: CausalLM, penalty: Penalty) -> float:

@@ -97,6 +97,7 @@ def test_one_process_loads_what_two_have_saved(
 ) -> None:
     weights = build_weights(case)
     path = build_path(case, build_lm(), weights)
+    path._ledger.restore(folder / f"{case}_{pool}" / "ledger.sqlite")
     path.load(folder / f"{case}_{pool}")
     assert _furthest(dict(weights.state()), together[0][f"{case} {pool}"]["state"]) == 0.0
 

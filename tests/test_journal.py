@@ -26,7 +26,7 @@ from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.path import ITEMS, PATCH, Budget, WeightsPath
 from memory_paths.parametric.weights import Weights
 from memory_paths.streams.world import rehearsal
-from memory_paths.types import Knowledge
+from memory_paths.types import Knowledge, Prompt
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=16, half_query=8)
 HOMES = ("Alma Ashway lives in Alavia.", "Bruno Barrbury enjoys chess.", "Cora Carldale works as a baker.", "Dan rows.")
@@ -80,6 +80,23 @@ def test_what_arrives_late_is_not_learnt_over_what_holds(
     again.flush()
     assert lessons[3:] == lessons[:3]
     assert _state(again) == _state(path)
+
+
+def test_a_patch_of_what_is_over_here_is_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    oslo, paris = (
+        Knowledge(city, f"Ada lives in {city}.", key="ada/city", valid_from=year)
+        for city, year in (("Oslo", 100.0), ("Paris", 300.0))
+    )
+    path = _path(lm, ledger)
+    path.write([oslo], "default")
+    folder = path.export_patch(tmp_path / "patch")
+    with Ledger() as elsewhere:
+        elsewhere.record([paris], place="bank", namespace="default")
+        other = _path(lm, elsewhere)
+        with pytest.raises(ValueError, match="or instead of which others hold by now: Oslo"):
+            other.import_patch(folder)
+        assert _state(other) == {}
+        assert elsewhere.active() == [paris]
 
 
 def test_what_replaces_an_item_in_the_same_call_is_learnt_alone(
@@ -292,10 +309,28 @@ def test_a_journal_is_saved_and_loaded(lm: CausalLM, tmp_path: Path, lessons: li
         again.undo()
         assert _state(again) == first
         assert lessons == []
-        damaged = tmp_path / "saved" / "journal.safetensors"
-        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-        with pytest.raises(ValueError, match=r"journal\.safetensors is damaged"):
-            _path(lm, ledger).load(tmp_path / "saved")
+        assert [item.id for item in again.items("default")] == ["alma"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_write_may_come_while_the_model_is_lent_and_a_save_may_not(
+    lm: CausalLM, ledger: Ledger, kind: str, tmp_path: Path
+) -> None:
+    path, untouched = _path(lm, ledger, kind), lm.weights_hash()
+    path.write([ONE], namespace="default")
+    with path.model(lm) as lent:
+        (before,) = lent.loglikelihood([(Prompt("Bruno"), " enjoys chess.")])
+        path.write([TWO], namespace="default")
+        (after,) = lent.loglikelihood([(Prompt("Bruno"), " enjoys chess.")])
+        assert after == before, "a block sees what was learnt when it began"
+        with pytest.raises(RuntimeError, match="has lent its model out"):
+            path.save(tmp_path / "saved")
+    assert lm.weights_hash() == untouched
+    with Ledger() as other:
+        outside = _path(lm, other, kind)
+        for item in (ONE, TWO):
+            outside.write([item], namespace="default")
+        assert _state(outside) == _state(path)
 
 
 @pytest.mark.parametrize("kind", ["memory", "adam"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -53,6 +54,32 @@ def test_writing_an_active_id_again_changes_nothing(ledger: Ledger) -> None:
     position = ledger.position()
     assert ledger.record([OSLO], place="rag", namespace="default").written == ()
     assert ledger.position() == position
+
+
+@pytest.mark.parametrize("history", range(20))
+def test_what_would_be_new_and_held_is_foreseen_and_nothing_stored(ledger: Ledger, clock: Clock, history: int) -> None:
+    chance = random.Random(history)
+    for step in range(12):
+        clock.now += chance.choice([0.5, 5.0])
+        ago, ahead = clock.now - chance.uniform(0, 20), clock.now + 3
+        validities = [(None, None), (None, ago), (None, ahead), (ago, None), (ahead, None), (ago, ahead)]
+        items = []
+        for number in range(chance.randint(1, 4)):
+            since, until = chance.choice(validities)
+            id = f"{step}/{number}" if chance.random() < 0.7 else f"{chance.randrange(6)}"
+            text, key = chance.choice(["Said.", "Said.", "Said again."]), chance.choice(["", "a", "b"])
+            items.append(Knowledge(id, text, key=key, valid_from=since, valid_until=until))
+        position = ledger.position()
+        try:
+            foreseen = ledger.foresee(items, place="rag", namespace="default")
+        except ValueError as error:
+            with pytest.raises(ValueError, match=re.escape(str(error))):
+                ledger.record(items, place="rag", namespace="default")
+            continue
+        assert ledger.position() == position
+        versions = ledger.record(items, place="rag", namespace="default").versions
+        stands = ledger.get(version.version for version in versions).values()
+        assert foreseen == tuple(version.item.id for version in stands if version.reason is None)
 
 
 def test_another_text_under_an_active_id_is_refused_and_nothing_of_the_batch_is_stored(ledger: Ledger) -> None:

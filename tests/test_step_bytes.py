@@ -59,8 +59,8 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
 def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(
     make_tiny_lm: Callable[..., CausalLM],
 ) -> None:
-    """Scores and their parts are of the slots that were read; only their counts are of the table's size. One text, lest
-    the scores of its keys be the peak."""
+    """Scores and their parts are of the slots that were read; only their counts, four bytes a slot, are of the table's
+    size (places in the gradient are there before a step). One text, lest the scores of its keys be the peak."""
     peaks = {}
     for half_keys in (64, 512):
         lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=half_keys)
@@ -72,4 +72,4 @@ def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(
             with torch.profiler.profile(profile_memory=True) as profile:
                 trainer.step([plain_aim(lm.module, batch)])
         peaks[half_keys] = peak_bytes(profile)
-    assert peaks[512] - 8 * 512**2 <= 1.05 * peaks[64], peaks
+    assert peaks[512] - 4 * 512**2 <= 1.05 * (peaks[64] - 4 * 64**2), peaks

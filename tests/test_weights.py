@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from _train_together import build_lm
 from conftest import full_disk, make_setting, mean_loss, plain_aim, run
 from hydra.errors import InstantiationException
 from peft import IA3Config, LoraConfig, OSFConfig, ShiraConfig
+from tokenizers.processors import ByteLevel
 
 from memory_paths.agent import Agent
 from memory_paths.build import load
@@ -34,11 +37,12 @@ from memory_paths.parametric.inserted import Bottleneck, Inserted, PromptPool, V
 from memory_paths.parametric.memory_layer import MemoryLayerConfig
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.objective import NegativeLogLikelihood, SelectiveNegativeLogLikelihood, logits_of
-from memory_paths.parametric.path import TENSORS, WRITES, Budget, WeightsPath
+from memory_paths.parametric.path import LEARNT, Budget, WeightsPath
 from memory_paths.parametric.penalty import NoPenalty, OutputDivergence, Penalty, TowardsBefore
 from memory_paths.parametric.projection import AveragedGradient
 from memory_paths.parametric.rehearsal import Experience, NoRehearsal, Rehearsal
 from memory_paths.parametric.slots import Background, RandomSlots, TermFrequency, TfIdf, top_rows
+from memory_paths.parametric.storage import store, stored
 from memory_paths.parametric.study import AsGiven, Phrasings
 from memory_paths.parametric.weights import Aim, Weights
 from memory_paths.streams.words import FIRST_NAMES
@@ -352,19 +356,26 @@ def test_weights_survive_saving_and_loading(lm: CausalLM, ledger: Ledger, tmp_pa
     assert again.state_hash() == path.state_hash()
 
 
-def _another_version(folder: Path) -> None:
-    described = json.loads((folder / WRITES).read_text())
-    (folder / WRITES).write_text(json.dumps(described | {"version": 99}))
+def _described(folder: Path, **others: Any) -> None:
+    file = folder / f"{LEARNT}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | others))
 
 
 def _a_flipped_bit(folder: Path) -> None:
-    content = bytearray((folder / TENSORS).read_bytes())
+    file = folder / f"{LEARNT}.safetensors"
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    (folder / TENSORS).write_bytes(content)
+    file.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [(_another_version, "holds version 99 of a weights path"), (_a_flipped_bit, "is damaged")]
+    ("damage", "message"),
+    [
+        (partial(_described, version=99), "holds version 99 of its weights path"),
+        (partial(_described, writes=[[7]]), "holds a damaged weights path"),
+        (partial(_described, undoable=[9]), "holds a damaged weights path"),
+        (_a_flipped_bit, "holds a damaged weights path"),
+    ],
 )
 def test_saved_weights_that_are_not_what_they_were_are_refused(
     lm: CausalLM, ledger: Ledger, tmp_path: Path, damage: Callable[[Path], None], message: str
@@ -377,6 +388,86 @@ def test_saved_weights_that_are_not_what_they_were_are_refused(
     with pytest.raises(ValueError, match=message):
         path.load(tmp_path / "saved")
     assert path.state_hash() == state
+
+
+def test_weights_that_were_learnt_from_another_ledger_are_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
+    """Else what it records would be counted on from a place that it does not have."""
+    path = _path(lm, ledger)
+    path.write(ITEMS, namespace="default")
+    path.save(tmp_path / "saved")
+    with Ledger() as other, pytest.raises(ValueError, match="learnt from another ledger than"):
+        _path(lm, other).load(tmp_path / "saved")
+    path.write([Knowledge("more", "Dan rows.")], namespace="default")
+    again = _path(lm, ledger)
+    again.load(tmp_path / "saved")
+    again.flush()
+    assert again.state_hash() == path.state_hash()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        Full(),
+        *map(Inserted, (Bottleneck(), VirtualTokens(), PromptPool(), LowRankStack(), NewBlocks(), Experts())),
+    ],
+    ids=lambda weights: type(getattr(weights, "insertion", weights)).__name__,
+)
+def test_what_half_precision_would_round_away_is_refused(
+    make_tiny_lm: Callable[..., CausalLM], ledger: Ledger, weights: Weights
+) -> None:
+    lm = make_tiny_lm(dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"needs float32 weights, this model has \['torch.bfloat16'\]"):
+        WeightsPath(lm, ledger, weights=weights, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": math.nan}, "rate must be above 0 and finite, got nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.5}, r"momentum must be in \[0, 1\), got -0.5"),
+        ({"background_batch": 0}, "background_batch must be at least 1, got 0"),
+    ],
+)
+def test_options_that_no_optimiser_can_work_with_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MemoryRows(**options)
+    if {"rate", "weight_decay"} & set(options):
+        for build in (Full, partial(Adapter, LoraConfig()), partial(Inserted, Bottleneck())):
+            with pytest.raises(ValueError, match=message):
+                build(**options)
+
+
+def test_an_item_of_which_nothing_can_be_learnt_is_refused_by_name(
+    make_tiny_lm: Callable[..., CausalLM], ledger: Ledger
+) -> None:
+    """The first token of a sequence has nothing before it, and not every tokenizer puts a start there."""
+    plain = make_tiny_lm()
+    plain.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    lm = CausalLM("no start", loader=lambda name: (plain.module, plain.tokenizer))
+    assert lm.encode_phrasing(Phrasing("A", ends=False))[1] == [False]
+    path = _path(lm, ledger, study=Phrasings())
+    said = (Phrasing("A", ends=False),)
+    with pytest.raises(ValueError, match="item 'short' has nothing to learn"):
+        path.write([*ITEMS, Knowledge("short", "A", phrasings=said)], namespace="default")
+    assert path.items("default") == []
+
+
+def test_a_save_that_was_killed_leaves_what_was_saved_before_or_is_there(tmp_path: Path) -> None:
+    """Over an earlier one in the same folder, at every moment between its files."""
+    for number in (1, 2):
+        store(tmp_path / str(number), "part", {"a": torch.tensor([number])}, {"number": number}, version=1)
+    for killed, described in ((1, 1), (2, 2)):
+        folder = tmp_path / f"killed-{killed}"
+        shutil.copytree(tmp_path / "1", folder)
+        shutil.copy(tmp_path / "2" / "part.safetensors", folder / "part.new.safetensors")
+        shutil.copy(tmp_path / str(described) / "part.json", folder / "part.json")
+        body, tensors = stored(folder, "part", "thing", version=1)
+        assert (body["number"], tensors["a"].item()) == (described, described)
+        store(folder, "part", {"a": torch.tensor([3])}, {"number": 3}, version=1)
+        assert stored(folder, "part", "thing", version=1)[1]["a"].item() == 3
+        assert sorted(file.name for file in folder.iterdir()) == ["part.json", "part.safetensors"]
 
 
 def test_weights_that_were_learnt_on_another_model_are_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
