@@ -45,7 +45,19 @@ from .slots import (
     slot_usage,
     top_rows,
 )
-from .weights import Aim, Changed, Gradient, LossFunction, Project, Settle, Trainer, check_learnt, check_rate, finite
+from .weights import (
+    Aim,
+    Changed,
+    Gradient,
+    LossFunction,
+    Project,
+    Settle,
+    Trainer,
+    Weights,
+    check_learnt,
+    check_rate,
+    finite,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +207,14 @@ class MemoryRows:
     def moments(self) -> int:
         """Tensors that the optimiser keeps for each row that it has moved."""
         return 2 if self.optimiser == "adam" else int(self.momentum > 0)
+
+    def check(self, weights: Weights, background: Sequence[Phrasing]) -> None:
+        """See `Demanding`."""
+        if self.hub_share is not None and not background:
+            raise ValueError(
+                f"hub_share={self.hub_share} leaves out what the background reads, and there is none: give "
+                "lm.background, or hub_share=null"
+            )
 
     def fit(self, lm: Any) -> None:
         """See `Weights`. Makes a memory for a model that has none; where it goes in and out is `applied`.

@@ -183,7 +183,7 @@ class WeightsPath:
                 f"accumulation={self._budget.accumulation} divides steps of objective=nll; "
                 f"{type(self._objective).__name__} looks at a whole step: accumulation=1"
             )
-        for axis in (self._objective, self._rehearsal, self._penalty, self._projection):
+        for axis in (weights, self._objective, self._rehearsal, self._penalty, self._projection):
             if isinstance(axis, Demanding):
                 axis.check(weights, tuple(background or ()))
         if forgetting not in get_args(Forgetting):

@@ -439,6 +439,11 @@ def test_options_that_no_optimiser_can_work_with_are_refused(options: dict[str, 
                 build(**options)
 
 
+def test_a_share_of_hubs_is_refused_where_nothing_tells_them(lm: CausalLM, ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match=r"hub_share=0.5 leaves out what the background reads, and there is none"):
+        _path(lm, ledger, weights=MemoryRows(hub_share=0.5), background=())
+
+
 def test_an_item_of_which_nothing_can_be_learnt_is_refused_by_name(
     make_tiny_lm: Callable[..., CausalLM], ledger: Ledger
 ) -> None:
