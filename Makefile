@@ -38,26 +38,26 @@ METHOD = -$(BIN)/python -m memory_paths -m stream.facts=240 threads=1 hydra.swee
 # Beside full finetuning: choice = axis, multiple of the preset's rate, other options.
 selective = objective 1
 distil_new = objective 1
-distil_old = objective 1
+distil_old = objective 0.55
 distil_pseudo_old = objective 1
 self_distillation = objective 1
 gkd = objective 1
 policy_gradient = objective 1
 l2 = penalty 1
 ewc = penalty 1
-feature = penalty 1
+feature = penalty 0.55
 kl = penalty 1
 a_gem = projection 1
 ogd = projection 1
 experience = rehearsal 1
 generative = rehearsal 1
-on_policy = rehearsal 1
-rewarming = schedule 1
-as_given = study 1
-templates = study 1
+on_policy = rehearsal 0.55
+rewarming = schedule 1.8
+as_given = study 3
+templates = study 1.8
 self_edits = study 1 "path.memory.study.instruction=' '" path.memory.study.continues=true
 interpolation = merging 1
-pruning = merging 1
+pruning = merging 5.5
 BESIDE = selective distil_new distil_old distil_pseudo_old self_distillation gkd policy_gradient l2 ewc feature kl \
 	a_gem ogd experience generative on_policy rewarming as_given templates self_edits interpolation pruning
 SWEEPS = methods_presets methods_weights methods_selector $(BESIDE:%=methods_%)

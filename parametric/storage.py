@@ -49,7 +49,8 @@ def stored(folder: Path, name: str, what: str, *, version: int) -> tuple[dict[st
     """
     file, described = folder / f"{name}.safetensors", folder / f"{name}.json"
     found = [one for one in (file, folder / f"{name}.new.safetensors") if one.is_file()]
-    for missing in [] if described.is_file() and found else [file if described.is_file() else described]:
+    if not described.is_file() or not found:
+        missing = file if described.is_file() else described
         raise FileNotFoundError(f"{folder} holds no {what}, for {missing.name} is missing; make one first")
     body = read_json(folder / f"{name}.json")
     if body.get("version") != version:
