@@ -93,26 +93,32 @@ _PLAIN: dict[tuple[str, str], list[torch.Tensor]] = {}
 
 def _learnt(lm: CausalLM, overrides: Sequence[str], background: Sequence[Phrasing]) -> list[torch.Tensor]:
     """What a write leaves to keep."""
+    with Ledger() as ledger:
+        path = _path(lm, ledger, overrides, background)
+        path.write([ITEM], namespace="default")
+        return _state(path)
+
+
+def _path(lm: CausalLM, ledger: Ledger, overrides: Sequence[str], background: Sequence[Phrasing]) -> WeightsPath:
     described = plain(compose(*overrides, *SMALL))["path"]["memory"]
     described = {name: value for name, value in described.items() if name != "background"}
-    with Ledger() as ledger:
-        build = instantiate({**described, "_partial_": True}, lm=lm, ledger=ledger, _convert_="all")
-        path: WeightsPath = build(background=background)
-        path.write([ITEM], namespace="default")
-        return [tensor for _, tensor in sorted(path._weights.state().items())]
+    build = instantiate({**described, "_partial_": True}, lm=lm, ledger=ledger, _convert_="all")
+    path: WeightsPath = build(background=background)
+    return path
+
+
+def _state(path: WeightsPath) -> list[torch.Tensor]:
+    return [tensor for _, tensor in sorted(path._weights.state().items())]
 
 
 def _learn(lm: CausalLM, axis: str, choice: str, background: Sequence[Phrasing]) -> None:
-    cfg = plain(compose(*_overrides(axis, choice), *SMALL))
     own = dict(lm.module.named_parameters())
     before, untouched = {name: tensor.detach().clone() for name, tensor in own.items()}, lm.weights_hash()
     sequence = Setting(lm, None, (), tuple, None, {}, print).batch([ITEM.phrasings[0]])  # type: ignore[arg-type]
     with torch.no_grad():
         unlearnt = logits_of(lm.module, sequence)
     with Ledger() as ledger:
-        described = {name: value for name, value in cfg["path"]["memory"].items() if name != "background"}
-        build = instantiate({**described, "_partial_": True}, lm=lm, ledger=ledger, _convert_="all")
-        path: WeightsPath = build(background=background)
+        path = _path(lm, ledger, _overrides(axis, choice), background)
         measures = path.write([ITEM], namespace="default").details["measures"]
         assert lm.weights_hash() == untouched
         with path.model(lm):
@@ -120,7 +126,7 @@ def _learn(lm: CausalLM, axis: str, choice: str, background: Sequence[Phrasing])
             if choice != "policy_gradient":  # of equally good answers it learns nothing
                 with torch.no_grad():
                     assert not torch.equal(logits_of(lm.module, sequence), unlearnt)
-        learnt = [tensor for _, tensor in sorted(path._weights.state().items())]
+        learnt = _state(path)
         assert measures["weights_changed"] in _trained(lm, "selector" if axis == "selector" else choice)
         if choice == "full":
             assert changed
