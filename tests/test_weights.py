@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from tokenizers.processors import ByteLevel
 
 from memory_paths.agent import Agent
 from memory_paths.build import load
+from memory_paths.failpoints import VARIABLE as FAILPOINT
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
@@ -459,20 +461,32 @@ def test_an_item_of_which_nothing_can_be_learnt_is_refused_by_name(
     assert path.items("default") == []
 
 
-def test_a_save_that_was_killed_leaves_what_was_saved_before_or_is_there(tmp_path: Path) -> None:
-    """Over an earlier one in the same folder, at every moment between its files."""
-    for number in (1, 2):
-        store(tmp_path / str(number), "part", {"a": torch.tensor([number])}, {"number": number}, version=1)
-    for killed, described in ((1, 1), (2, 2)):
-        folder = tmp_path / f"killed-{killed}"
-        shutil.copytree(tmp_path / "1", folder)
-        shutil.copy(tmp_path / "2" / "part.safetensors", folder / "part.new.safetensors")
-        shutil.copy(tmp_path / str(described) / "part.json", folder / "part.json")
-        body, tensors = stored(folder, "part", "thing", version=1)
-        assert (body["number"], tensors["a"].item()) == (described, described)
-        store(folder, "part", {"a": torch.tensor([3])}, {"number": 3}, version=1)
-        assert stored(folder, "part", "thing", version=1)[1]["a"].item() == 3
-        assert sorted(file.name for file in folder.iterdir()) == ["part.json", "part.safetensors"]
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("before_fsync:3", 1),
+        ("before_rename:3", 1),
+        ("after_rename:3", 1),
+        ("before_rename:4", 1),
+        ("after_rename:4", 2),
+    ],
+)
+def test_a_save_that_is_killed_leaves_the_earlier_one_or_is_there(tmp_path: Path, moment: str, left: int) -> None:
+    """Over an earlier one in the same folder; each save writes two files, of which the second counts."""
+    program = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from memory_paths.parametric.storage import store\n"
+        "for number in (1, 2):\n"
+        "    store(Path(sys.argv[1]), 'part', {'a': torch.tensor([number])}, {'number': number}, version=1)\n"
+    )
+    env = {**os.environ, FAILPOINT: f"part.{moment}"}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    body, tensors = stored(tmp_path, "part", "thing", version=1)
+    assert (body["number"], tensors["a"].item()) == (left, left)
+    store(tmp_path, "part", {"a": torch.tensor([3])}, {"number": 3}, version=1)
+    assert stored(tmp_path, "part", "thing", version=1)[1]["a"].item() == 3
 
 
 def test_weights_that_were_learnt_on_another_model_are_refused(lm: CausalLM, ledger: Ledger, tmp_path: Path) -> None:
