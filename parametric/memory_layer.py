@@ -205,9 +205,12 @@ class ProductKeyMemory(nn.Module):
 class SlotRecorder:
     """Notes which slots a forward pass read, and takes the gradient of a few chosen rows during the backward pass.
 
-    Use: set it as the `recorder` of every layer that reads the table, run the forward pass, call `select`, run the
-    backward pass, read `gradient`. Where a step is several passes, the reads of those that are differentiated before
-    the choice wait for it, with their gradients.
+    Use: set it as the `recorder` of every layer that reads the table, run the forward pass, call `count` and `select`,
+    run the backward pass, read `gradient`, call `clear`. Where a step is several passes, the reads of those that are
+    differentiated before the choice wait for it, with their gradients.
+
+    One number a slot serves twice: until the choice it is how often the slot was read, from then on which row of the
+    gradient is the slot's.
 
     Args:
         slots: N * N.
@@ -226,37 +229,43 @@ class SlotRecorder:
         self.gradient: Tensor | None = None
         self._chosen = False
         self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._position = torch.full((slots,), -1, dtype=torch.int32, device=device)
+        # Counts, then places in the gradient, counted from 1.
+        self._marks = torch.zeros(slots, dtype=torch.int32, device=device)
 
-    def counts(self, position_weights: Tensor | None = None) -> Tensor:
-        """How often each slot was read by the first forward pass, that of the batch, [N * N] int32 on the CPU; by all
-        layers that read the table.
+    def count(self, position_weights: Tensor | None = None) -> Tensor:
+        """Count the reads of a forward pass, the first since the last call: that of the batch; by all layers that read
+        the table.
 
         Args:
             position_weights: [B] of 0 and 1; 0 leaves a position out.
+
+        Returns:
+            How often each slot was read in all passes that were counted, [N * N] int32 on the CPU; `select` and
+            `clear` take these numbers away.
         """
-        counts = torch.zeros(len(self._position), dtype=torch.int32, device=self._position.device)
         for slots_BR in self.reads[: self.layers]:
             if position_weights is None:
-                ones = counts.new_ones(slots_BR.numel())
+                ones = self._marks.new_ones(slots_BR.numel())
             else:
-                ones = position_weights.to(counts)[:, None].expand_as(slots_BR).reshape(-1)
-            counts.index_add_(0, slots_BR.reshape(-1), ones)
-        return counts.cpu()
+                ones = position_weights.to(self._marks)[:, None].expand_as(slots_BR).reshape(-1)
+            self._marks.index_add_(0, slots_BR.reshape(-1), ones)
+        self.reads.clear()
+        return self._marks.cpu()
 
     def select(self, rows: Tensor) -> None:
         """Let gradients flow to these rows (int64, [t], no duplicates) and to no others."""
-        self._position[self.rows] = -1
-        self.rows = rows.to(self._position.device)
-        self._position[self.rows] = torch.arange(len(rows), dtype=torch.int32, device=self._position.device)
+        self.rows = rows.to(self._marks.device)
+        self._marks.zero_()
+        self._marks[self.rows] = torch.arange(1, len(rows) + 1, dtype=torch.int32, device=self._marks.device)
         self.gradient, self._chosen = None, True
         for waiting in self._waiting:
             self.accumulate(*waiting)
         self._waiting.clear()
 
     def clear(self) -> None:
-        """Forget the reads and the gradient of a step; the next one chooses anew."""
+        """Forget the reads and the gradient of a step; the next one counts and chooses anew."""
         self.reads.clear()
+        self._marks.zero_()
         self._waiting.clear()
         self.gradient, self._chosen = None, False
 
@@ -265,13 +274,13 @@ class SlotRecorder:
         if not self._chosen:
             self._waiting.append((values, slots_BR, weights_BR.detach(), grad_BD))
             return
-        position_BR = self._position[slots_BR]
-        chosen = position_BR >= 0
+        place_BR = self._marks[slots_BR]
+        chosen = place_BR > 0
         batch_index, _ = chosen.nonzero(as_tuple=True)
         if self.gradient is None:
             self.gradient = values.new_zeros(len(self.rows), values.shape[1])
         contribution = grad_BD.to(values.dtype)[batch_index] * weights_BR.to(values.dtype)[chosen][:, None]
-        self.gradient.index_add_(0, position_BR[chosen], contribution)
+        self.gradient.index_add_(0, place_BR[chosen] - 1, contribution)
 
 
 def _weighted_sum(values: Tensor, slots_BR: Tensor, weights_BR: Tensor) -> Tensor:

@@ -477,18 +477,16 @@ class _RowTrainer:
         rate_share: float = 1.0,
     ) -> float:
         """See `Trainer`."""
-        value, counts = 0.0, dict[str, Tensor]()
+        value = 0.0
         for number, aim in enumerate(aims, start=1):
             found = aim.loss()
             value += finite(found)
             by = aim.batch.predicting if self._weights.counted == "predicting" else aim.batch.attention
             for name, recorder in self._recorders.items():
-                read_now = recorder.counts(by.flatten())
-                counts[name] = counts[name].add_(read_now) if name in counts else read_now
+                counts = recorder.count(by.flatten())
                 if number == len(aims):
-                    total = self._tables[name].processes.total(counts[name])
+                    total = self._tables[name].processes.total(counts)
                     recorder.select(self._weights._chosen(name, total, self._generator))
-                recorder.reads.clear()
             found.backward()
         own = {name: recorder.gradient for name, recorder in self._recorders.items()}
         gradients = [

@@ -31,7 +31,7 @@ class Background:
 
     Args:
         batches: Number of background batches.
-        document_frequency: [slots] int32; how many of them read the slot at least once.
+        document_frequency: [slots] of whole numbers; how many of them read the slot at least once.
         address: What the statistics depend on, see `address_hash`.
         reads: [slots] int32; how often the slot was read in all of them; empty where that is not known.
         mass: The frequency of every slot of the table plus one, summed; None: these are all its slots.
@@ -185,7 +185,9 @@ class Gathering:
 
     def background(self, address: str) -> Background:
         """Of all batches so far."""
-        return Background(self._batches, self._frequency, address, self._reads).with_mass()
+        short = self._batches <= torch.iinfo(torch.int16).max  # it is kept as long as the path
+        frequency = self._frequency.to(torch.int16) if short else self._frequency
+        return Background(self._batches, frequency, address, self._reads).with_mass()
 
 
 def save_background(folder: Path, background: Mapping[str, Background], depends: Mapping[str, str]) -> None:

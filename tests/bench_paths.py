@@ -173,13 +173,15 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
 def test_choice(benchmark: Benchmark, kind: str) -> None:
     slots, generator = 2**20, torch.Generator().manual_seed(0)
     recorder = SlotRecorder(slots)
-    recorder.reads = [torch.randint(0, slots, (4096, 128), generator=generator)]
+    reads = torch.randint(0, slots, (4096, 128), generator=generator)
     background = Background(1000, torch.randint(0, 50, (slots,), generator=generator), "")
     weights = MemoryRows(rows=500)
     weights._background = {"memory": background}
 
     def choose() -> torch.Tensor:
-        counts = recorder.counts(torch.ones(4096))
+        recorder.clear()
+        recorder.reads = [reads]
+        counts = recorder.count(torch.ones(4096))
         if not kind.startswith("plain"):
             return weights._chosen("memory", counts, generator)
         scores = TfIdf()(counts, background, generator)

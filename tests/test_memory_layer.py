@@ -75,7 +75,7 @@ def test_compact_gradient_equals_the_papers_mask_formula() -> None:
     recorder = SlotRecorder(64)
     layer.recorder = recorder
     loss = layer(hidden).square().sum()
-    rows = recorder.counts().topk(10).indices.sort().values
+    rows = recorder.count().topk(10).indices.sort().values
     recorder.select(rows)
     loss.backward()
     expected = _loss_and_gradient(layer, hidden, rows)
@@ -97,7 +97,7 @@ def test_a_hundred_steps_end_where_the_papers_mask_formula_ends() -> None:
     for hidden in batches:
         recorder = compact.recorder = SlotRecorder(64)
         loss = compact(hidden).square().sum()
-        rows = recorder.counts().topk(6).indices.sort().values
+        rows = recorder.count().topk(6).indices.sort().values
         recorder.select(rows)
         loss.backward()
         gradient = _loss_and_gradient(masked, hidden, rows)
@@ -115,10 +115,14 @@ def test_padded_positions_add_nothing_to_the_counts() -> None:
     recorder = SlotRecorder(64)
     layer.recorder = recorder
     layer(torch.randn(3, 16))
-    whole = recorder.counts()
-    part = recorder.counts(torch.tensor([1, 1, 0]))
-    assert whole.sum() == 3 * 8
-    assert part.sum() == 2 * 8
+    layer(torch.randn(3, 16))
+    recorder.reads, later = recorder.reads[:1], recorder.reads[1:]
+    assert recorder.count(torch.tensor([1, 1, 0])).sum() == 2 * 8
+    recorder.reads = later
+    assert recorder.count().sum() == (2 + 3) * 8, "passes of a step are counted together"
+    recorder.clear()
+    layer(torch.randn(3, 16))
+    assert recorder.count().sum() == 3 * 8, "those of the next step are not"
 
 
 def test_layers_that_share_a_table_have_one_gradient_that_is_autograds_through_both() -> None:
@@ -137,7 +141,7 @@ def test_layers_that_share_a_table_have_one_gradient_that_is_autograds_through_b
     recorder = first.recorder = second.recorder = SlotRecorder(64, layers=2)
     found = loss()
     loss()  # a second pass of the same step takes no part in the choice
-    counts = recorder.counts()
+    counts = recorder.count()
     assert counts.sum() == 2 * 40 * 8
     middle = (hidden + first(hidden)).detach()
     slots = torch.cat([first.look_up(hidden)[0], second.look_up(middle)[0]])

@@ -26,9 +26,9 @@ ROWS, WIDTH = 48, 32
 def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of_the_slots(
     make_tiny_lm: Callable[..., CausalLM], options: dict[str, Any], moments: int
 ) -> None:
-    """Of the slots: four bytes for counts and four for places in the gradient, which are a step's, four for how many
-    background batches read them, one for what was moved; with moments four more for places in these. Room for moments
-    is of all rows that were ever moved, and grows by doubling."""
+    """Of the slots: four bytes for counts and then for places in the gradient, which are a step's, two for how many
+    background batches read them, one for what was moved: seven, where eight are the limit. With moments four more for
+    places in these. Room for moments is of all rows that were ever moved, and grows by doubling."""
     lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=64, **options)
     weights.fit(lm)
     weights.prepare(lm, TEXTS)
@@ -50,26 +50,29 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
             assert kept._steps.nbytes == (8 * len(kept._steps) if moments else 0)
             assert kept._place.nbytes == (4 * slots if moments else 0)
     assert gradients == [ROWS * row] * 2
-    assert recorder._position.nbytes == recorder.counts().nbytes == 4 * slots
-    assert originals.seen.nbytes == slots
     (background,) = weights._background.values()
-    assert (background.document_frequency.nbytes, background.reads.nbytes) == (4 * slots, 0)
+    counters = [
+        tensor
+        for part in (recorder, originals, background)
+        for tensor in vars(part).values()
+        if isinstance(tensor, torch.Tensor) and len(tensor) == slots and tensor.ndim == 1
+    ]
+    assert recorder.count().data_ptr() in {tensor.data_ptr() for tensor in counters}
+    assert sorted(tensor.nbytes for tensor in counters) == [slots, 2 * slots, 4 * slots]
 
 
-def test_a_larger_table_adds_no_more_to_the_peak_of_a_step_than_its_counters(
-    make_tiny_lm: Callable[..., CausalLM],
-) -> None:
-    """Scores and their parts are of the slots that were read; only their counts, four bytes a slot, are of the table's
-    size (places in the gradient are there before a step). One text, lest the scores of its keys be the peak."""
+def test_a_larger_table_adds_to_the_peak_of_a_step_not_one_byte_a_slot(make_tiny_lm: Callable[..., CausalLM]) -> None:
+    """Counts, scores and their parts are of the slots that were read, or were there before the step. The text is short,
+    lest the scores of its keys, of which there are the square root of the slots, be the peak."""
     peaks = {}
     for half_keys in (64, 512):
         lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=half_keys)
         weights.fit(lm)
         weights.prepare(lm, TEXTS)
-        batch = make_setting(lm, weights).batch(TEXTS[:1])
+        batch = make_setting(lm, weights).batch([Phrasing("It is.")])
         with weights.applied(lm.module), weights.training(lm.module) as trainer:
             trainer.step([plain_aim(lm.module, batch)])
             with torch.profiler.profile(profile_memory=True) as profile:
                 trainer.step([plain_aim(lm.module, batch)])
         peaks[half_keys] = peak_bytes(profile)
-    assert peaks[512] - 4 * 512**2 <= 1.05 * (peaks[64] - 4 * 64**2), peaks
+    assert peaks[512] - peaks[64] < 512**2, peaks
