@@ -67,7 +67,7 @@ methods: $(SWEEPS)
 	$(BIN)/python -m memory_paths.report $(METHODS)
 
 methods_presets: .venv/ready
-	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=sparse_memory,sparse_memory_thorough,sparse_memory_frequency,sparse_memory_random,lora,o_lora,full
+	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=sparse_memory,sparse_memory_thorough,sparse_memory_frequency,sparse_memory_random,sparse_memory_all,lora,o_lora,full
 
 methods_weights: .venv/ready
 	$(METHOD) path.memory.schedule.factor=$(or $(FACTOR),1) path=lora \

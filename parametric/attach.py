@@ -314,13 +314,19 @@ def _detach_all(module: nn.Module, made: Mapping[str, Attached]) -> None:
         detach(module, layer)
 
 
-def middle_mlp(module: Any) -> str:
-    """Dotted name of the MLP in the middle of the model, where Lample et al. (2019) found a memory to work best; of
-    those that have no memory yet.
+def named_mlp(module: Any, layer: str = "middle") -> str:
+    """Dotted name of the MLP that is meant.
+
+    Args:
+        module: The model.
+        layer: "middle" or "last" of those that have no memory yet (Lample et al. 2019 found the middle best for a
+            memory that is trained with the model); any other name is given back.
 
     Raises:
         ValueError: No such module of the model has one of `NAMES`; name the layer yourself.
     """
+    if layer not in ("middle", "last"):
+        return layer
     taken = (*memory_layers(module), *attached_memories(module))
     names = [name for name in _mlps(module) if not f"{name}.".startswith(tuple(f"{one}." for one in taken))]
     if not names:
@@ -328,7 +334,7 @@ def middle_mlp(module: Any) -> str:
             f"{type(module).__name__} has no module named {' or '.join(NAMES)}; give the memory's place as "
             "weights.layer=<dotted name>"
         )
-    return names[len(names) // 2]
+    return names[-1 if layer == "last" else len(names) // 2]
 
 
 def _mlps(module: nn.Module) -> list[str]:

@@ -28,7 +28,7 @@ from .attach import (
     detach,
     memory_layers,
     memory_tables,
-    middle_mlp,
+    named_mlp,
 )
 from .batches import Encoded, collate, encode
 from .memory_layer import MemoryLayerConfig, SlotRecorder
@@ -132,7 +132,8 @@ class MemoryRows:
         memories: Which of the model's memories may be written: dotted names of memory layers, or of the places where
             they were attached (of several that share a table, any one); "attached": those that were attached later, of
             which an empty one is made where there is none; None: all.
-        layer: Dotted name of the MLP that an added memory stands beside; by default the middle one.
+        layer: The MLP that an added memory stands beside: "middle" (None: this one), "last", or its dotted name. The
+            last one's rows forget less of each other on the embedded model, and generalise less on a real one.
         half_keys: Size of an added memory: half_keys squared slots; by default 64.
         seed: For an added memory's addresses and for random selection.
     """
@@ -242,7 +243,7 @@ class MemoryRows:
             load_background(self.statistics, self._depends(lm), addresses)
 
     def _add(self, lm: Any) -> None:
-        self._layer = self._layer or middle_mlp(lm.module)
+        self._layer = named_mlp(lm.module, self._layer or "middle")
         config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys or 64)
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()

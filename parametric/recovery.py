@@ -45,7 +45,7 @@ from memory_paths.streams.world import (
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
 from .addressing import address_loss, balance_loss
-from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, middle_mlp, save_memory
+from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, named_mlp, save_memory
 from .batches import Encoded, collate, encode
 from .embedded import load as load_embedded
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, QueryNorm
@@ -415,7 +415,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="a text file or JSON lines; by default the embedded model's world")
     parser.add_argument("--items", type=Path, help="items as JSON lines, for the addresses of their phrasings")
     parser.add_argument("--held-out", type=int, default=50, help="so many texts of the file measure perplexity")
-    parser.add_argument("--layers", nargs="*", default=[], help="dotted names of MLPs; by default the middle one")
+    parser.add_argument("--layers", nargs="+", default=["middle"], help="dotted names of MLPs, middle or last")
     parser.add_argument("--mode", choices=get_args(Mode), default="add")
     parser.add_argument("--shared", action="store_true", help="one table of values for all layers")
     parser.add_argument("--query-norm", choices=get_args(QueryNorm), default="rms")
@@ -449,7 +449,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
-    layers = arguments.layers or [middle_mlp(lm.module)]
+    layers = [named_mlp(lm.module, layer) for layer in arguments.layers]
     card = recover(lm, layers, shape, recipe, material, mode=arguments.mode, shared=arguments.shared)
     save_memory(lm.module, arguments.folder)
     save_card(arguments.folder, card, recipe=asdict(recipe), model=arguments.model, texts=len(material.texts))

@@ -799,6 +799,15 @@ def test_a_memory_is_added_beside_a_models_own_where_attached_ones_are_wanted(lm
     assert (lm.weights_hash(), [name for name, _ in lm.module.named_modules()]) == (before, modules)
 
 
+@pytest.mark.parametrize(("preset", "place"), [("sparse_memory_attached", 1), ("sparse_memory_last", 3)])
+def test_a_memory_is_added_in_the_middle_or_at_the_end(preset: str, place: int) -> None:
+    options = ("path.memory.background=null", "path.memory.budget.steps=1", "progress=false")
+    with load(f"path={preset}", *options) as agent:
+        agent.learn(ITEMS)
+        state = agent.paths[preset]._weights.state()  # type: ignore[attr-defined]
+    assert {name.rpartition("/")[0] for name in state} == {f"model.layers.{place}.mlp.memory"}
+
+
 def test_a_model_is_loaded_with_the_memory_that_was_saved_beside_it(tmp_path: Path) -> None:
     module, tokenizer = load_embedded("embedded")
     attach_all(module, ["model.layers.1.mlp"], MemoryLayerConfig(128, half_keys=16))["model.layers.1.mlp"].open_empty()

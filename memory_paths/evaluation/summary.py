@@ -36,6 +36,7 @@ LOGGER = logging.getLogger(__name__)
 PATH_ORDER = (
     *("none", "oracle", "shuffled", "full_context", "icl", "rag", "rag_bm25", "rag_fusion"),
     *("sparse_memory", "sparse_memory_thorough", "sparse_memory_frequency", "sparse_memory_random"),
+    *("sparse_memory_all", "sparse_memory_attached", "sparse_memory_last"),
     *("lora", "full", "full_rehearsal"),
 )
 _TEXT_PATHS = ("icl", "rag")
