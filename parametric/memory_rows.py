@@ -568,10 +568,9 @@ class _RowMoments:
     """
 
     def __init__(self, values: Tensor, count: int) -> None:
-        self._count = count
-        self._slots = len(values)
-        self._place = values.new_empty(0, dtype=torch.int32)  # of the table's size, and made when it is needed
-        self._used = 0
+        # Of the rows that moved, sorted, and where in the store each has its place: nothing is of the table's size.
+        self._rows = values.new_empty(0, dtype=torch.int64)
+        self._place = values.new_empty(0, dtype=torch.int64)
         self._store = values.new_zeros(0, count, values.shape[1])
         self._steps = values.new_zeros(0, dtype=torch.int64)
 
@@ -583,7 +582,7 @@ class _RowMoments:
 
     def rows(self) -> Tensor:
         """Every row of which something is kept, sorted."""
-        return (self._place >= 0).nonzero().flatten()
+        return self._rows
 
     def noted(self, rows: Tensor) -> Tensor:
         """What was kept of them."""
@@ -607,21 +606,23 @@ class _RowMoments:
         return mean / (square.sqrt() + 1e-8)
 
     def _new(self, rows: Tensor) -> Tensor:
-        if not len(self._place):
-            self._place = self._place.new_full((self._slots,), -1)
-        return rows[self._place[rows] < 0]
+        if not len(self._rows):
+            return rows
+        at = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
+        return rows[self._rows[at] != rows]
 
     def _at(self, rows: Tensor) -> Tensor:
         new = self._new(rows)
         if len(new):
-            places = torch.arange(self._used, self._used + len(new), dtype=torch.int32, device=rows.device)
-            self._place[new] = places
-            self._used += len(new)
-            if self._used > len(self._steps):
-                more = max(self._used, len(self._steps))
+            used = len(self._rows) + len(new)
+            self._rows, order = torch.cat([self._rows, new]).sort()
+            places = torch.arange(used - len(new), used, device=rows.device)
+            self._place = torch.cat([self._place, places])[order]
+            if used > len(self._steps):
+                more = max(used, len(self._steps))
                 self._steps = torch.cat([self._steps, self._steps.new_zeros(more)])
                 self._store = torch.cat([self._store, self._store.new_zeros(more, *self._store.shape[1:])])
-        return self._place[rows]
+        return self._place[torch.searchsorted(self._rows, rows)]
 
 
 def read_background(

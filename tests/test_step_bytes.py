@@ -27,8 +27,8 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
     make_tiny_lm: Callable[..., CausalLM], options: dict[str, Any], moments: int
 ) -> None:
     """Of the slots: four bytes for counts and then for places in the gradient, which are a step's, two for how many
-    background batches read them, one for what was moved: seven, where eight are the limit. With moments four more for
-    places in these. Room for moments is of all rows that were ever moved, and grows by doubling."""
+    background batches read them, one for what was moved: seven, where eight are the limit. Room for moments and their
+    places is of all rows that were ever moved, and grows by doubling."""
     lm, weights = make_tiny_lm(), MemoryRows(rows=ROWS, half_keys=64, **options)
     weights.fit(lm)
     weights.prepare(lm, TEXTS)
@@ -48,7 +48,7 @@ def test_gradient_and_moments_are_of_the_rows_that_are_moved_and_counters_are_of
             assert ROWS * (number > 1) < moved <= number * ROWS
             assert moments * moved * row <= kept._store.nbytes <= moments * 2 * moved * row
             assert kept._steps.nbytes == (8 * len(kept._steps) if moments else 0)
-            assert kept._place.nbytes == (4 * slots if moments else 0)
+            assert kept._place.nbytes == kept._rows.nbytes == (8 * moved if moments else 0)
     assert gradients == [ROWS * row] * 2
     (background,) = weights._background.values()
     counters = [
