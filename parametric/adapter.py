@@ -19,7 +19,7 @@ from .weights import Trainer, check_learnt, check_rate
 
 
 class Adapter:
-    """The weights axes `lora`, `shira`, `ia3`, `vera`, `oft`: whatever PEFT puts into the layers of a model.
+    """The weights axes `lora`, `shira`, `ia3`, `osf`, and whatever else PEFT puts into the layers of a model.
 
     Args:
         config: A `peft.PeftConfig` of a method that changes layers; it is copied for each use.

@@ -314,7 +314,7 @@ def _detach_all(module: nn.Module, made: Mapping[str, Attached]) -> None:
         detach(module, layer)
 
 
-def named_mlp(module: Any, layer: str = "middle") -> str:
+def mlp_name(module: Any, layer: str = "middle") -> str:
     """Dotted name of the MLP that is meant.
 
     Args:

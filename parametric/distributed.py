@@ -40,8 +40,8 @@ position, t rows, P numbers that train, b bytes a number; an all-reduce counts a
 size:
 
     lora, full            f P b for each step
-    memory, replicated    f (8 N + t D b) for each step and layer: counts, and gradients of the chosen rows
-    memory, sharded       f 8 N for each step and layer, (W - 1) B (R (8 + b) + D b / W) for each forward pass through
+    memory, replicated    f (4 N + t D b) for each step and layer: counts, and gradients of the chosen rows
+    memory, sharded       f 4 N for each step and layer, (W - 1) B (R (8 + b) + D b / W) for each forward pass through
                           one, and (W - 1) B D b / W for its backward pass, where an earlier memory trains too
                           (W - 1) B R b more; gradients of values are not sent
 """

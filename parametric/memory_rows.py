@@ -28,7 +28,7 @@ from .attach import (
     detach,
     memory_layers,
     memory_tables,
-    named_mlp,
+    mlp_name,
 )
 from .batches import Encoded, collate, encode
 from .memory_layer import MemoryLayerConfig, SlotRecorder
@@ -132,8 +132,7 @@ class MemoryRows:
         memories: Which of the model's memories may be written: dotted names of memory layers, or of the places where
             they were attached (of several that share a table, any one); "attached": those that were attached later, of
             which an empty one is made where there is none; None: all.
-        layer: The MLP that an added memory stands beside: "middle" (None: this one), "last", or its dotted name. The
-            last one's rows forget less of each other on the embedded model, and generalise less on a real one.
+        layer: The MLP that an added memory stands beside: "middle" (None: this one), "last", or its dotted name.
         half_keys: Size of an added memory: half_keys squared slots; by default 64.
         seed: For an added memory's addresses and for random selection.
     """
@@ -243,7 +242,7 @@ class MemoryRows:
             load_background(self.statistics, self._depends(lm), addresses)
 
     def _add(self, lm: Any) -> None:
-        self._layer = named_mlp(lm.module, self._layer or "middle")
+        self._layer = mlp_name(lm.module, self._layer or "middle")
         config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys or 64)
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
@@ -301,7 +300,7 @@ class MemoryRows:
         """Keep of the statistics what selectors ask for; of the reads, which are as large, what they tell of use."""
         reads = torch.cat([one.reads for one in background.values()])
         self._usage = slot_usage(reads) if reads.any() else None
-        self._background = {name: one.without_reads() for name, one in background.items()}
+        self._background = {name: one.compact() for name, one in background.items()}
 
     @contextmanager
     def _in_place(self, module: Any) -> Iterator[None]:

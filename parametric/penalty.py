@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, get_args
 
@@ -17,7 +17,7 @@ from .growth import LowRankStack
 from .inserted import Inserted
 from .objective import divergence, logits_of, output_of, token_losses
 from .setting import Earlier, Setting, check_earlier, check_known
-from .weights import Changed, Settle, Trainer, Weights
+from .weights import Changed, Gradient, Settle, Trainer, Weights
 
 
 @dataclass(frozen=True)
@@ -125,32 +125,35 @@ class ElasticWeights:
 
         def settle(changed: Sequence[Changed]) -> None:
             for one in changed:
-                table = importance.get(one.name)
-                if table is None:
+                if one.name not in importance:
                     continue  # nothing of what was known depends on it
-                pulled = self.strength * (table if one.rows is None else table[one.rows])
+                pulled = self.strength * importance[one.name].at(one.rows)
                 one.present.lerp_(one.before, pulled / (1 + pulled))
 
         return Restraint(settle=settle)
 
 
-def fisher_information(setting: Setting, trainer: Trainer, samples: Sequence[TrainingBatch]) -> dict[str, Tensor]:
+def fisher_information(setting: Setting, trainer: Trainer, samples: Sequence[TrainingBatch]) -> dict[str, Gradient]:
     """Diagonal of the empirical Fisher information of the present weights by the name of the tensor, divided by its
-    mean over all numbers that any sample depends on."""
-    squares: dict[str, Tensor] = {}
+    mean over all numbers that any sample depends on; of a table only the rows that some sample reads."""
+    squares: dict[str, Gradient] = {}
     for sample in samples:
         for found in trainer.gradients(partial(_negative_log_likelihood, setting, sample)):
-            if found.rows is None:
-                squares[found.name] = squares.get(found.name, 0.0) + found.values.square()
-            else:
-                table = setting.module.get_parameter(found.name)
-                square = squares.setdefault(found.name, torch.zeros_like(table, requires_grad=False))
-                square.index_add_(0, found.rows, found.values.square())
+            square = replace(found, values=found.values.square())
+            squares[found.name] = _sum(squares[found.name], square) if found.name in squares else square
         setting.charge(sample, 1.0 + setting.weights.backward)
-    total = sum(float(square.sum()) for square in squares.values())
-    count = sum(int(square.count_nonzero()) for square in squares.values())
+    total = sum(float(square.values.sum()) for square in squares.values())
+    count = sum(int(square.values.count_nonzero()) for square in squares.values())
     mean = total / max(1, count)
-    return {name: square / mean for name, square in squares.items()} if mean else {}
+    return {name: replace(square, values=square.values / mean) for name, square in squares.items()} if mean else {}
+
+
+def _sum(first: Gradient, second: Gradient) -> Gradient:
+    if first.rows is None or second.rows is None:
+        return replace(first, values=first.values + second.values)
+    rows, place = torch.cat([first.rows, second.rows]).unique(return_inverse=True)
+    values = first.values.new_zeros(len(rows), first.values.shape[1])
+    return replace(first, values=values.index_add_(0, place, torch.cat([first.values, second.values])), rows=rows)
 
 
 def _negative_log_likelihood(setting: Setting, sample: TrainingBatch) -> Tensor:

@@ -70,7 +70,7 @@ class AveragedGradient:
             found = trainer.gradients(lambda: token_losses(logits_of(setting.module, shown), shown).mean())
             setting.charge(shown, 1.0 + setting.weights.backward)
             others = {other.name: other for other in found}
-            pairs = [(one.values, others[one.name].at(one)) for one in gradients if one.name in others]
+            pairs = [(one.values, others[one.name].at(one.rows)) for one in gradients if one.name in others]
             along = sum(float((own * other).sum()) for own, other in pairs)
             length = sum(float((other * other).sum()) for _, other in pairs)
             if along < 0 < length:
@@ -128,7 +128,10 @@ class OrthogonalGradient:
         def basis(gradients: Sequence[Gradient]) -> Tensor:
             """[numbers, directions], orthonormal, at the numbers that these gradients have."""
             columns = [
-                [known[one.name].at(one) if one.name in known else torch.zeros_like(one.values) for one in gradients]
+                [
+                    known[one.name].at(one.rows) if one.name in known else torch.zeros_like(one.values)
+                    for one in gradients
+                ]
                 for known in directions
             ]
             matrix = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in columns], dim=1)

@@ -45,7 +45,7 @@ from memory_paths.streams.world import (
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
 from .addressing import address_loss, balance_loss
-from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, named_mlp, save_memory
+from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, mlp_name, save_memory
 from .batches import Encoded, collate, encode
 from .embedded import load as load_embedded
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory, QueryNorm
@@ -447,9 +447,9 @@ def main() -> None:
             arguments.half_query,
             arguments.query_norm,
         )
+        layers = [mlp_name(lm.module, layer) for layer in arguments.layers]
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
-    layers = [named_mlp(lm.module, layer) for layer in arguments.layers]
     card = recover(lm, layers, shape, recipe, material, mode=arguments.mode, shared=arguments.shared)
     save_memory(lm.module, arguments.folder)
     save_card(arguments.folder, card, recipe=asdict(recipe), model=arguments.model, texts=len(material.texts))

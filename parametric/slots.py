@@ -47,9 +47,12 @@ class Background:
         """The same, and the mass of the table."""
         return replace(self, mass=int(self.document_frequency.sum()) + len(self.document_frequency))
 
-    def without_reads(self) -> Background:
-        """The same but for `reads`, which no selector asks for."""
-        return replace(self, reads=self.reads[:0])
+    def compact(self) -> Background:
+        """The same, to be kept: without `reads`, which no selector asks for, and, where two bytes hold the number of
+        batches, in these."""
+        short = self.batches <= torch.iinfo(torch.int16).max
+        frequency = self.document_frequency.to(torch.int16) if short else self.document_frequency
+        return replace(self, document_frequency=frequency, reads=self.reads[:0])
 
     def among(self, slots: Tensor) -> Background:
         """The statistics of these slots alone, in their order."""
@@ -185,9 +188,7 @@ class Gathering:
 
     def background(self, address: str) -> Background:
         """Of all batches so far."""
-        short = self._batches <= torch.iinfo(torch.int16).max  # it is kept as long as the path
-        frequency = self._frequency.to(torch.int16) if short else self._frequency
-        return Background(self._batches, frequency, address, self._reads).with_mass()
+        return Background(self._batches, self._frequency, address, self._reads).with_mass()
 
 
 def save_background(folder: Path, background: Mapping[str, Background], depends: Mapping[str, str]) -> None:

@@ -45,14 +45,14 @@ class Gradient:
     values: Tensor
     rows: Tensor | None = None
 
-    def at(self, other: Gradient) -> Tensor:
-        """These values where the other gradient has its own, 0 where this one has none."""
-        if self.rows is None or other.rows is None:
+    def at(self, rows: Tensor | None) -> Tensor:
+        """Its values at these rows of the table (None: at all that it has), 0 where it has none."""
+        if self.rows is None or rows is None:
             return self.values
         if not len(self.rows):
-            return torch.zeros_like(other.values)
-        place = torch.searchsorted(self.rows, other.rows).clamp(max=len(self.rows) - 1)
-        return self.values[place] * (self.rows[place] == other.rows)[:, None]
+            return self.values.new_zeros(len(rows), self.values.shape[1])
+        place = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
+        return self.values[place] * (self.rows[place] == rows)[:, None]
 
 
 @dataclass(frozen=True)

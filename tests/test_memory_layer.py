@@ -28,7 +28,7 @@ from memory_paths.parametric.attach import (
     load_memory,
     memory_layers,
     memory_tables,
-    named_mlp,
+    mlp_name,
     save_memory,
 )
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
@@ -204,7 +204,7 @@ def test_an_attached_memory_changes_no_logit_and_detaches_to_the_byte(architectu
             return model(input_ids=tokens).logits
 
     base = logits()
-    layer = named_mlp(model)
+    layer = mlp_name(model)
     mlp = model.get_submodule(layer)
     wrapped = attach(model, layer, MemoryLayerConfig(width=32, half_keys=8, heads=2, top_k=4, half_query=8))
     assert len(memory_layers(model)) == 1
@@ -239,7 +239,7 @@ def test_a_memory_in_the_place_of_an_mlp_gives_back_the_very_mlp(architecture: s
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         base = model(input_ids=tokens).logits
-        layer = named_mlp(model)
+        layer = mlp_name(model)
         mlp = model.get_submodule(layer)
         wrapped = attach(model, layer, SMALL, mode="replace")
         inner = model.get_submodule(layer)
@@ -377,7 +377,7 @@ def test_a_memory_stands_beside_an_mlp_that_takes_or_gives_more_and_cannot_repla
     kind: Any, options: dict[str, int], no_other: str
 ) -> None:
     model = kind(kind.config_class(**{**SHAPE, **options})).eval()
-    place, tokens = named_mlp(model), torch.arange(10)[None]
+    place, tokens = mlp_name(model), torch.arange(10)[None]
     with torch.no_grad():
         untouched = model(tokens).logits
         attached = attach(model, place, MemoryLayerConfig(32, 8))

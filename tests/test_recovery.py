@@ -17,7 +17,7 @@ import torch
 from memory_paths.lm import CausalLM
 from memory_paths.parametric import recovery
 from memory_paths.parametric.addressing import consistency_loss
-from memory_paths.parametric.attach import attached_memories, detach, load_memory, named_mlp
+from memory_paths.parametric.attach import attached_memories, detach, load_memory, mlp_name
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.memory_layer import MemoryLayerConfig
 from memory_paths.parametric.objective import logits_of, token_losses
@@ -72,7 +72,7 @@ def test_a_recovery_trains_what_was_attached_and_leaves_every_tensor_of_the_mode
 def test_values_move_at_a_rate_of_their_own(make_tiny_lm: Make) -> None:
     """Adam's first step is as long as its rate, whatever the gradient."""
     lm = make_tiny_lm()
-    layer = named_mlp(lm.module)
+    layer = mlp_name(lm.module)
 
     def after(steps: int) -> Any:
         card = recover(lm, [layer], SHAPE, Recovery(steps=steps, rate=1e-4, value_rate_multiplier=50.0), MATERIAL)

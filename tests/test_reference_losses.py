@@ -102,11 +102,11 @@ def test_importance_is_avalanches_with_batches_of_one_but_for_its_scale(filled: 
     samples = [setting.batch([one]) for one in (*KNOWN, *NEW)]
     with weights.applied(filled.module), weights.training(filled.module) as trainer:
         found = fisher_information(setting, trainer, samples)
-    assert sum(int(table.count_nonzero()) for table in found.values()) == NUMBERS
+    assert sum(int(one.values.count_nonzero()) for one in found.values()) == NUMBERS
     mean = FISHER_BY_SAMPLE["all"] / NUMBERS
     for name in (EMBEDDING, UP, DOWN, HEAD):
-        assert float(found[name].sum()) * mean == pytest.approx(FISHER_BY_SAMPLE[name], rel=1e-3)
-    assert float(found[HEAD][100, 3]) * mean == pytest.approx(ONE_OF_THE_HEAD, rel=1e-3)
+        assert float(found[name].values.sum()) * mean == pytest.approx(FISHER_BY_SAMPLE[name], rel=1e-3)
+    assert float(found[HEAD].values[100, 3]) * mean == pytest.approx(ONE_OF_THE_HEAD, rel=1e-3)
     shares = [table[UP] / table["all"] for table in (FISHER_BY_SAMPLE, FISHER_BY_BATCH_OF_TWO)]
     assert shares[1] > 1.4 * shares[0]
 
@@ -118,7 +118,7 @@ def test_elastic_weights_settle_where_avalanches_penalty_lets_them(
     comes to rest. Theirs adds `ewc_lambda` times the sum of importance times squared distance, without the paper's one
     half: strength s is their `ewc_lambda` s / 2."""
     before, step = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, -1.0, -0.5])
-    importance = {"w": torch.tensor([0.0, 0.5, 1.0, 4.0])}
+    importance = {"w": Gradient("w", torch.tensor([0.0, 0.5, 1.0, 4.0]))}
     monkeypatch.setattr("memory_paths.parametric.penalty.fisher_information", lambda *given: importance)
     weights = Full()
     with weights.applied(filled.module), weights.training(filled.module) as trainer:
