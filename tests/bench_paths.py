@@ -174,7 +174,7 @@ def test_choice(benchmark: Benchmark, kind: str) -> None:
     slots, generator = 2**20, torch.Generator().manual_seed(0)
     recorder = SlotRecorder(slots)
     reads = torch.randint(0, slots, (4096, 128), generator=generator)
-    background = Background(1000, torch.randint(0, 50, (slots,), generator=generator), "")
+    background = Background(1000, torch.randint(0, 50, (slots,), generator=generator).short(), "")
     weights = MemoryRows(rows=500)
     weights._background = {"memory": background}
 

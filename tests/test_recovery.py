@@ -153,7 +153,7 @@ def test_the_command_leaves_a_memory_that_loads_and_a_card_beside_it(
     items = [Knowledge(str(number), "A fact.", phrasings=fact) for number, fact in enumerate(FACTS)]
     (tmp_path / "items.jsonl").write_text("".join(f"{item.to_json()}\n" for item in items))
     command = f"recovery {tmp_path}/memory --model {tmp_path}/model --texts {tmp_path}/texts.jsonl --held-out 2"
-    command += f" --items {tmp_path}/items.jsonl --steps 3 --batch 4 --half-keys 8 --facts 4 --mode replace"
+    command += f" --items {tmp_path}/items.jsonl --steps 3 --batch 4 --half-keys 8 --facts 4 --mode replace --layers last"
     monkeypatch.setattr(sys, "argv", command.split())
     recovery.main()
     card = json.loads((tmp_path / "memory" / "card.json").read_text())
@@ -161,6 +161,7 @@ def test_the_command_leaves_a_memory_that_loads_and_a_card_beside_it(
     assert set(card["usage"]["recovered"]) == {"in_use", "hub_share", "divergence"}
     assert card["recipe"]["steps"] == 3
     copy = CausalLM(str(tmp_path / "model"), memory=tmp_path / "memory", memory_loader=load_memory)
+    assert [*attached_memories(copy.module)] == ["model.layers.1.mlp"]
     batch = collate(copy, encode(copy, TEXTS[:2]))
     with torch.no_grad():
         found = math.exp(float(token_losses(logits_of(copy.module, batch), batch).mean()))
