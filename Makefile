@@ -53,7 +53,7 @@ experience = rehearsal 1
 generative = rehearsal 1
 on_policy = rehearsal 0.55
 rewarming = schedule 1.8
-as_given = study 3
+as_given = study 1
 templates = study 1.8
 self_edits = study 1 "path.memory.study.instruction=' '" path.memory.study.continues=true
 interpolation = merging 1

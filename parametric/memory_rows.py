@@ -247,7 +247,8 @@ class MemoryRows:
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
         detach(lm.module, self._layer)
-        logger.info("the model has no memory to write to; one is put beside %s, empty", self._layer)
+        kind = "attached " if self.memories == "attached" else ""
+        logger.info("the model has no %smemory to write to; one is put beside %s, empty", kind, self._layer)
 
     def _tables(self, module: Any) -> dict[str, MemoryTable]:
         """The tables that may be written."""

@@ -153,7 +153,8 @@ def test_the_command_leaves_a_memory_that_loads_and_a_card_beside_it(
     items = [Knowledge(str(number), "A fact.", phrasings=fact) for number, fact in enumerate(FACTS)]
     (tmp_path / "items.jsonl").write_text("".join(f"{item.to_json()}\n" for item in items))
     command = f"recovery {tmp_path}/memory --model {tmp_path}/model --texts {tmp_path}/texts.jsonl --held-out 2"
-    command += f" --items {tmp_path}/items.jsonl --steps 3 --batch 4 --half-keys 8 --facts 4 --mode replace --layers last"
+    command += f" --items {tmp_path}/items.jsonl --steps 3 --batch 4 --half-keys 8 --facts 4"
+    command += " --mode replace --layers last"
     monkeypatch.setattr(sys, "argv", command.split())
     recovery.main()
     card = json.loads((tmp_path / "memory" / "card.json").read_text())
