@@ -93,7 +93,7 @@ proofs: .venv/tools
 	MEMORY_PATHS_KILLS=20 $(BIN)/python -m pytest --timeout 1800 tests/test_kills_weights.py
 	MEMORY_PATHS_SECONDS=60 $(BIN)/python -m pytest --timeout 1800 -s tests/test_crowd.py
 	MEMORY_PATHS_HISTORIES=3400 $(BIN)/python -m pytest --timeout 3600 tests/test_conversation.py
-	MEMORY_PATHS_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/test_promises.py tests/test_quarantine.py tests/test_harness.py tests/test_statistics.py tests/test_twins.py tests/test_notebooks.py
+	MEMORY_PATHS_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/test_promises.py tests/test_combinations.py tests/test_quarantine.py tests/test_harness.py tests/test_statistics.py tests/test_twins.py tests/test_notebooks.py
 
 # Wants MEMORY_PATHS_DATA, a folder of data sets, for their sentences.
 scale: .venv/tools

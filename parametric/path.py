@@ -41,15 +41,17 @@ from memory_paths.types import (
 from .batches import Encoded, TrainingBatch, collate, encode, part_of, share_of
 from .distributed import DataParallel
 from .journal import Journal, read_patch, size, write_patch
+from .memory_rows import MemoryRows
 from .merging import Merging, NoMerging
 from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
+from .on_policy import asks
 from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
 from .schedule import Constant, Schedule
 from .setting import Demanding, Setting
 from .storage import store, stored
-from .study import Phrasings, Study
+from .study import AsGiven, Phrasings, Study
 from .weights import Aim, LossFunction, Weights
 
 logger = logging.getLogger(__name__)
@@ -183,11 +185,21 @@ class WeightsPath:
                 f"accumulation={self._budget.accumulation} divides steps of objective=nll; "
                 f"{type(self._objective).__name__} looks at a whole step: accumulation=1"
             )
+        if isinstance(self._study, AsGiven) and asks(self._objective):
+            raise ValueError(
+                f"{type(self._objective).__name__} works on the questions and prompts of what is studied, and "
+                "study=as_given has none: study=phrasings, or objective=nll"
+            )
         for axis in (weights, self._objective, self._rehearsal, self._penalty, self._projection):
             if isinstance(axis, Demanding):
                 axis.check(weights, tuple(background or ()))
         if forgetting not in get_args(Forgetting):
             raise ValueError(f"forgetting must be one of {', '.join(get_args(Forgetting))}, got {forgetting!r}")
+        if forgetting == "approximate" and not isinstance(weights, MemoryRows):
+            raise ValueError(
+                "forgetting=approximate puts back the rows of a memory that a write alone has changed, and "
+                f"{type(weights).__name__} has none: forgetting=exact, or weights=memory"
+            )
         if journal_bytes < 0:
             raise ValueError(f"journal_bytes must be at least 0, got {journal_bytes}")
         self._forgetting = forgetting

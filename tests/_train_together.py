@@ -1,6 +1,7 @@
-"""Writes of a tiny model in float64 by all processes that this program is started in, or by one.
+"""Writes of a tiny model in float64, or of a configured one, by the processes that this program is started in, or one.
 
 torchrun --nproc-per-node 2 tests/_train_together.py FOLDER
+torchrun --nproc-per-node 2 tests/_train_together.py FOLDER OVERRIDES    the latter, by each file of conf/parallel/
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from memory_paths.build import load
 from memory_paths.ledger import Ledger
 from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
@@ -34,6 +36,7 @@ from memory_paths.types import Knowledge, Phrasing
 
 SHAPE = EmbeddedConfig(width=32, layers=2, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8)
 STEPS = 10
+CONF = Path(__file__).parent.parent / "conf" / "parallel"
 KNOWN = [Phrasing("lives in Alavia.", "Alma Ashway "), Phrasing("enjoys chess, as many do.", "Bruno Barrbury ")]
 # Texts of unequal length: a mean of the processes' means would not be the mean of all tokens.
 FIRST = [
@@ -54,7 +57,7 @@ def build_lm(seed: int = 1) -> CausalLM:
     """Two layers, each with a memory in the place of its MLP; all of it in float64, the norms' insides too."""
     tokenizer = build_tokenizer()
 
-    def load(name: str) -> tuple[Any, Any]:
+    def make(name: str) -> tuple[Any, Any]:
         module = build_model(SHAPE, len(tokenizer), seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -65,7 +68,7 @@ def build_lm(seed: int = 1) -> CausalLM:
         module.model.norm = nn.RMSNorm(SHAPE.width)
         return module.double(), tokenizer
 
-    return CausalLM("tiny", loader=load, dtype="auto")
+    return CausalLM("tiny", loader=make, dtype="auto")
 
 
 def items(texts: list[tuple[str, ...]], start: int = 0) -> list[Knowledge]:
@@ -176,11 +179,29 @@ def learn(case: str, parallel: DataParallel | None = None, folder: Path | None =
     return found
 
 
-def main(folder: Path) -> None:
-    """Every case, and what happens when the processes are not given the same."""
+def learn_configured(overrides: Sequence[str], choice: str = "") -> dict[str, torch.Tensor]:
+    """What an agent has learnt in three steps, by a choice of conf/parallel/ or alone."""
+    shared = (f"parallel@path.memory.parallel={choice}", "path.memory.parallel.cpu=true") if choice else ()
+    budget = ("path.memory.budget.steps=3", "path.memory.budget.batch=4", "path.memory.budget.passes=null")
+    with load(*overrides, *budget, *shared, "progress=false") as agent:
+        agent.learn(items(FIRST))
+        path = agent.paths[agent.path_name]
+        assert isinstance(path, WeightsPath)
+        return dict(path._weights.state())
+
+
+def main(folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Every case, and what happens when the processes are not given the same; or a configuration by every choice."""
     from accelerate import PartialState
 
     process = PartialState(cpu=True, timeout=timedelta(seconds=100))  # where one fails, the other waits in vain
+    if overrides:
+        choices = [file.stem for file in CONF.glob("*.yaml")]
+        torch.save(
+            {one: learn_configured(overrides, one) for one in sorted(choices)}, folder / f"{process.process_index}.pt"
+        )
+        process.destroy_process_group()
+        return
     found: dict[str, Any] = {}
     for case, pools in CASES.items():
         for pool in pools:
@@ -196,4 +217,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

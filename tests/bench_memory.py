@@ -25,6 +25,7 @@ from memory_paths.parametric.attach import attach, memory_layers
 from memory_paths.parametric.batches import TrainingBatch
 from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory, SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.slots import Background, TfIdf
 from memory_paths.parametric.weights import Aim
 from memory_paths.types import Phrasing
 
@@ -33,6 +34,7 @@ FEW, MANY = 65_536, 1_048_576  # slots
 # Targets, all of them ratios: an error where one is missed.
 DENSE, BAG = 20.0, 0.9  # times as fast as these, at least; the bag is the same work, so that what is below 1 is noise
 LARGER_PEAK, LARGER_TIME = 1.05, 1.15  # a step with MANY slots in one with FEW, at most; time without keys
+SORT = 2.0  # times as fast a choice of rows as by sorting all slots, at least
 WITH_MEMORY = 1.6  # a step of every parameter with a memory in one without, at most
 LARGE = MemoryLayerConfig(width=256, half_keys=1024, heads=4, top_k=32, half_query=64)
 
@@ -249,3 +251,30 @@ def test_step_beside_one_without_memory(
     ratio = beside(benchmark, ours, without, rounds=5)
     tell(benchmark, capsys, seconds_in_those_of_a_step_of_every_parameter_without_memory=1 / ratio)
     assert 1 / ratio <= WITH_MEMORY
+
+
+@pytest.mark.benchmark(group="choice of 500 of 1,048,576 slots by 524,288 reads")
+def test_choice_beside_a_plain_sort_of_all_slots(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    recorder = SlotRecorder(MANY)
+    reads = torch.randint(0, MANY, (4096, 128), generator=generator)
+    background = Background(1000, torch.randint(0, 50, (MANY,), generator=generator).short(), "")
+    weights = MemoryRows(rows=500)
+    weights._background = {"memory": background}
+
+    def counts() -> Tensor:
+        recorder.clear()
+        recorder.reads = [reads]
+        return recorder.count(torch.ones(4096))
+
+    def choose() -> Tensor:
+        return weights._chosen("memory", counts(), generator)
+
+    def sort() -> Tensor:
+        counted = counts()
+        scores = TfIdf()(counted, background, generator)
+        return torch.where(counted > 0, scores, -torch.inf).argsort(descending=True, stable=True)[:500].sort().values
+
+    ratio = beside(benchmark, choose, sort, rounds=15)
+    tell(benchmark, capsys, times_as_fast_as_a_plain_sort=ratio)
+    assert ratio >= SORT

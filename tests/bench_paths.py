@@ -24,9 +24,7 @@ from memory_paths.lm import CausalLM
 from memory_paths.parametric.adapter import Adapter
 from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.full import Full
-from memory_paths.parametric.memory_layer import SlotRecorder
 from memory_paths.parametric.memory_rows import MemoryRows
-from memory_paths.parametric.slots import Background, TfIdf
 from memory_paths.retrieval.bank import Bank
 from memory_paths.retrieval.encoder import HashEncoder
 from memory_paths.streams.world import biographies, rehearsal
@@ -166,28 +164,6 @@ def test_step(benchmark: Benchmark, lm: CausalLM, kind: str, capsys: pytest.Capt
     benchmark.extra_info["peak MiB beyond what lay in memory before the step"] = round(peak, 1)
     with capsys.disabled():
         sys.stdout.write(f"\n{kind}: {peak:.1f} MiB at the peak of a step, beyond what lay in memory before it\n")
-
-
-@pytest.mark.parametrize("kind", ["tf_idf of the rows that were read", "plain sort of all slots"])
-@pytest.mark.benchmark(group="choice of 500 of 1,048,576 slots by 524,288 reads")
-def test_choice(benchmark: Benchmark, kind: str) -> None:
-    slots, generator = 2**20, torch.Generator().manual_seed(0)
-    recorder = SlotRecorder(slots)
-    reads = torch.randint(0, slots, (4096, 128), generator=generator)
-    background = Background(1000, torch.randint(0, 50, (slots,), generator=generator).short(), "")
-    weights = MemoryRows(rows=500)
-    weights._background = {"memory": background}
-
-    def choose() -> torch.Tensor:
-        recorder.clear()
-        recorder.reads = [reads]
-        counts = recorder.count(torch.ones(4096))
-        if not kind.startswith("plain"):
-            return weights._chosen("memory", counts, generator)
-        scores = TfIdf()(counts, background, generator)
-        return torch.where(counts > 0, scores, -torch.inf).argsort(descending=True, stable=True)[:500].sort().values
-
-    benchmark.pedantic(choose, rounds=15, warmup_rounds=2)
 
 
 def _lora() -> Adapter:

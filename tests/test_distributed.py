@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from _train_together import CASES, FIRST, SHAPE, STEPS, build_lm, build_path, build_weights, items, learn
+from _train_together import (
+    CASES,
+    FIRST,
+    SHAPE,
+    STEPS,
+    build_lm,
+    build_path,
+    build_weights,
+    items,
+    learn,
+    learn_configured,
+)
 from conftest import run
 
 from memory_paths.ledger import Ledger
@@ -35,9 +46,13 @@ RUNS = [(case, pool) for case, pools in CASES.items() for pool in pools]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left, which speak through gloo."""
     folder = tmp_path_factory.mktemp("together")
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    run(*launch, PROGRAM, folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _run_two(folder)
     return folder
+
+
+def _run_two(*arguments: str | Path) -> None:
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run(*launch, PROGRAM, *arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +88,26 @@ def test_two_processes_learn_what_one_does(
         assert other["drift"] == pytest.approx(one["drift"], rel=1e-5)
         assert other["tokens"][0] == one["tokens"][0]
         assert other["given_back"]
+
+
+def test_every_choice_learns_on_the_embedded_model(tmp_path: Path) -> None:
+    _learns_as_one(tmp_path, "path=sparse_memory")
+
+
+def test_every_choice_learns_on_a_real_model(tmp_path: Path, stories_folder: Path) -> None:
+    _learns_as_one(tmp_path, "path=sparse_memory_attached", "lm=hf", f"lm.name={stories_folder}")
+
+
+def _learns_as_one(folder: Path, *overrides: str) -> None:
+    """By every file of conf/parallel/ and in the models' float32."""
+    _run_two(folder, *overrides)
+    one = learn_configured(overrides)
+    moved = max(float(tensor.abs().max()) for tensor in one.values() if tensor.is_floating_point())
+    assert moved > 0.0
+    for other in (torch.load(folder / f"{rank}.pt") for rank in range(2)):
+        assert sorted(other) == ["replicated", "sharded"]
+        for learnt in other.values():
+            assert _furthest(one, learnt) <= 1e-5 * moved
 
 
 @pytest.mark.parametrize(("case", "pool"), RUNS)

@@ -19,7 +19,7 @@ from memory_paths.lm import CausalLM
 from memory_paths.parametric.full import Full
 from memory_paths.parametric.objective import Distillation, beside_targets
 from memory_paths.parametric.on_policy import PolicyGradient, jensen_shannon
-from memory_paths.parametric.penalty import ElasticWeights, fisher_information
+from memory_paths.parametric.penalty import ElasticWeights, FeatureDistance, fisher_information
 from memory_paths.parametric.projection import AveragedGradient
 from memory_paths.parametric.weights import Changed, Gradient
 from memory_paths.types import Phrasing
@@ -146,6 +146,22 @@ def test_distillation_is_avalanches_times_the_square_of_its_temperature(
         whole = float(Distillation("new", weight=3.0, temperature=temperature)(setting, batch).loss())
     assert plain == pytest.approx(5.5896206, rel=1e-5)
     assert whole - plain == pytest.approx(3.0 * temperature**2 * theirs, rel=1e-4)
+
+
+def test_the_distance_of_features_is_avalanches_relative_to_their_size(filled: CausalLM) -> None:
+    """`LFLPlugin(lambda_e=1).penalty` of the model with all weights doubled from the model as it is, of the last hidden
+    states at the 29 positions of NEW that predict a target. Ours divides by the mean square of the earlier features,
+    0.04236764, so that a strength means the same for every model: strength s is their `lambda_e` s / 0.0424."""
+    weights = Full()
+    setting = make_setting(filled, weights, background=NEW)
+    with weights.applied(filled.module), weights.training(filled.module) as trainer:
+        with torch.no_grad():
+            for parameter in filled.module.parameters():
+                parameter.mul_(2.0)
+        restraint = FeatureDistance(strength=3.0, per_step=2)(setting, trainer)
+        assert restraint.term is not None
+        found = float(restraint.term(setting.batch(KNOWN))().detach())
+    assert found == pytest.approx(3.0 * 0.06052910 / 0.04236764, rel=1e-4)
 
 
 def test_averaged_gradients_are_projected_as_avalanche_does(filled: CausalLM) -> None:
