@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from memory_paths.types import Knowledge, Phrasing, Prompt
 CONF = Path(__file__).parent.parent / "conf"
 AXES = ("weights", "study", "objective", "rehearsal", "penalty", "projection", "schedule", "merging", "selector")
 CHOICES = [(axis, file.stem) for axis in AXES for file in sorted((CONF / axis).glob("*.yaml"))]
-FEW_ROWS = ("path=sparse_memory", "path.memory.weights.rows=12")  # of many, selectors choose the same ones
+# Of many rows, or among few reads, selectors choose the same ones.
+FEW_ROWS = ("path=sparse_memory", "path.memory.weights.rows=12", "path.memory.weights.counted=all")
 SMALL = ("path.memory.budget.steps=3", "path.memory.budget.batch=4", "progress=false")
 ITEM = Knowledge(
     "alma/town",
@@ -34,6 +36,7 @@ ITEM = Knowledge(
         Phrasing("Corlund", "Where does Alma Ashway live?", asks=True),
     ),
 )
+OTHER = Knowledge("bruno", "Bruno Barrbury enjoys rowing.")
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +88,30 @@ def _trained(lm: CausalLM, choice: str) -> range:
     return range(exact, exact + 1)
 
 
-# Choices that are the presets' own, and what one write of one item does not show: gradients that agree with what was
-# known, directions apart from those of earlier writes, and the divergence's choice of its few slots.
-SAME = {"phrasings", "nll", "none", "constant", "tf_idf", "a_gem", "orthogonal", "divergence"}
-_PLAIN: dict[tuple[str, str], list[torch.Tensor]] = {}
+_LEARNT: dict[str, list[torch.Tensor]] = {}  # without a choice, which is the same for many
+SAME = {"phrasings", "nll", "none", "constant", "tf_idf"}  # the presets' own
 
 
-def _learnt(lm: CausalLM, overrides: Sequence[str], background: Sequence[Phrasing]) -> list[torch.Tensor]:
-    """What a write leaves to keep."""
+def _learnt(
+    lm: CausalLM, overrides: Sequence[str], background: Sequence[Phrasing], items: Sequence[Knowledge] = (ITEM,)
+) -> list[torch.Tensor]:
+    """What writes of one item each leave to keep."""
     with Ledger() as ledger:
         path = _path(lm, ledger, overrides, background)
-        path.write([ITEM], namespace="default")
+        for item in items:
+            path.write([item], namespace="default")
         return _state(path)
+
+
+def _plain(lm: CausalLM, axis: str, choice: str) -> tuple[list[str], list[Knowledge]]:
+    """What a choice is to differ from, and what is written to see it."""
+    if choice == "orthogonal":  # of what an earlier write has read
+        return ["path=o_lora", "penalty@path.memory.penalty=none"], [ITEM, OTHER]
+    if choice == "policy_gradient":  # of answers some of which are better than others: the model says this now and then
+        told, asked = ITEM.phrasings
+        (said,) = lm.generate([Prompt(asked.prompt)], max_new_tokens=16)
+        return ["path=lora"], [replace(ITEM, phrasings=(told, replace(asked, completion=said.text)))]
+    return _overrides(axis, choice)[:-1], [ITEM]
 
 
 def _path(lm: CausalLM, ledger: Ledger, overrides: Sequence[str], background: Sequence[Phrasing]) -> WeightsPath:
@@ -136,24 +151,31 @@ def _learn(lm: CausalLM, axis: str, choice: str, background: Sequence[Phrasing])
             assert not changed
     assert lm.weights_hash() == untouched
     if axis != "weights" and choice not in SAME:
-        preset = _overrides(axis, choice)[:-1]
-        name = (lm.name, preset[0])
-        if name not in _PLAIN:
-            _PLAIN[name] = _learnt(lm, preset, background)
-        same = [torch.equal(*pair) for pair in zip(learnt, _PLAIN[name], strict=True)]
-        assert not all(same), "it learns otherwise than without this choice"
+        plain, items = _plain(lm, axis, choice)
+        if items != [ITEM]:
+            learnt = _learnt(lm, _overrides(axis, choice), background, items)
+        if choice == "policy_gradient":  # which studies what asks nothing as it stands
+            items = [replace(one, phrasings=one.phrasings[:1]) for one in items]
+        key = f"{lm.name} {plain} {items}"
+        if key not in _LEARNT:
+            _LEARNT[key] = _learnt(lm, plain, background, items)
+        assert not all(map(torch.equal, learnt, _LEARNT[key])), "it learns otherwise than without this choice"
 
 
 @pytest.mark.parametrize(("axis", "choice"), CHOICES)
 def test_every_choice_learns_on_the_embedded_model(embedded: CausalLM, axis: str, choice: str) -> None:
-    _learn(embedded, axis, choice, rehearsal()[:24])
+    _learn(embedded, axis, choice, _said(embedded) if choice == "a_gem" else rehearsal()[:24])
 
 
 @pytest.mark.parametrize(("axis", "choice"), CHOICES)
 def test_every_choice_learns_on_a_real_model(stories_lm: CausalLM, data_folder: Path, axis: str, choice: str) -> None:
     known = texts(data_folder / "tinystories" / "stories.jsonl.gz", skip=0, limit=24)
-    if choice == "on_policy":  # it asks; what this model knows to answer is what it says
-        asked = ["Who is Lily?", "What did Tom see?"]
-        said = stories_lm.generate([Prompt(question) for question in asked])
-        known = [Phrasing(one.text, question, asks=True) for one, question in zip(said, asked, strict=True)]
-    _learn(stories_lm, axis, choice, known)
+    # What is asked on policy is what this model knows to answer: what it says.
+    _learn(stories_lm, axis, choice, _said(stories_lm) if choice in ("a_gem", "on_policy") else known)
+
+
+def _said(lm: CausalLM) -> list[Phrasing]:
+    """What the model says by itself where the item is to make it say something else."""
+    asked = ITEM.phrasings[1]
+    (said,) = lm.generate([Prompt(asked.prompt)])
+    return [replace(asked, completion=said.text)]
