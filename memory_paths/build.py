@@ -64,12 +64,15 @@ def build_agent(cfg: Any) -> Agent:
 
     Raises:
         ValueError: Two paths of one agent have one name, the model and a path do not go together, or an option is of
-            another kind than its class takes.
+            another name or kind than its class takes.
     """
     from hydra.utils import instantiate
 
     described = plain(cfg)
-    for group in ("lm", "path", "more_paths", "router", "quarantine"):
+    model = dict(described["lm"])
+    _check_kinds(model.pop("background", None), "lm.background")  # which the paths are given, not the model
+    _check_kinds(model, "lm")
+    for group in ("path", "more_paths", "router", "quarantine"):
         _check_kinds(described.get(group), group)
     check_options(Agent, {name: cfg[name] for name in ("namespace", "max_new_tokens")})
     lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
@@ -175,8 +178,19 @@ def check_options(target: Any, given: Mapping[str, Any], where: str = "") -> Non
             raise ValueError(f"{where}{name} must be {wanted}, got {value!r}")
 
 
+def _check_names(target: Any, given: Mapping[str, Any], where: str) -> None:
+    parameters = inspect.signature(target).parameters
+    known = [name for name, one in parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(known) < len(parameters):  # it takes any
+        return
+    for name in given:
+        if name not in known and not name.startswith("_"):
+            takes = ", ".join(sorted(set(known) - {"lm", "ledger"}))
+            raise ValueError(f"{where} has no option {name!r}; {target.__name__} takes {takes}")
+
+
 def _check_kinds(node: Any, where: str) -> None:
-    """`check_options` for whatever of ours a configuration names; what others wrote checks its own."""
+    """Names and kinds of the options of whatever of ours a configuration names; what others wrote checks its own."""
     from hydra.utils import get_object
 
     parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
@@ -184,6 +198,7 @@ def _check_kinds(node: Any, where: str) -> None:
         _check_kinds(value, f"{where}.{name}")
     target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
     if target.startswith("memory_paths."):
+        _check_names(get_object(target), node, where)
         check_options(get_object(target), node, f"{where}.")
 
 

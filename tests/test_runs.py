@@ -176,6 +176,8 @@ def test_an_agent_works_inside_somebody_elses_hydra_app(tmp_path: Path) -> None:
         (("stream=jsonl", "stream.file=nothing.jsonl"), "no file nothing.jsonl"),
         (("lm=hf", "lm.name=./nothing"), "there is no model folder"),
         (("path.memory.top_k=0",), "top_k must be at least 1"),
+        (("++path.memory.rows=8",), "path.memory has no option 'rows'; Bank takes diversity, encoder, "),
+        (("+lm.rows=8",), "lm has no option 'rows'; CausalLM takes batch_size, "),
         (("stream.facts=3",), "facts must be at least 12"),
         (("stream.facts=many",), "stream.facts must be a whole number, got 'many'"),
         (("path.memory.threshold=high",), "path.memory.threshold must be a number or null, got 'high'"),
