@@ -69,13 +69,12 @@ def build_agent(cfg: Any) -> Agent:
     from hydra.utils import instantiate
 
     described = plain(cfg)
-    model = dict(described["lm"])
-    _check_kinds(model.pop("background", None), "lm.background")  # which the paths are given, not the model
-    _check_kinds(model, "lm")
+    lm_options = dict(described["lm"])
+    _check_configured(lm_options.pop("background", None), "lm.background")  # which the paths are given, not the model
+    _check_configured(lm_options, "lm")
     for group in ("path", "more_paths", "router", "quarantine"):
-        _check_kinds(described.get(group), group)
+        _check_configured(described.get(group), group)
     check_options(Agent, {name: cfg[name] for name in ("namespace", "max_new_tokens")})
-    lm_options = {key: value for key, value in cfg.lm.items() if key != "background"}
     lm = instantiate(lm_options, _convert_="all")
     with contextlib.ExitStack() as opened:  # what is open is closed again where the rest cannot be built
         ledger = Ledger(cfg.ledger) if cfg.ledger else Ledger()
@@ -118,12 +117,12 @@ def build_stream(cfg: Any) -> Stream:
 
     Raises:
         ValueError: All at once and one alone were asked for, or an experience that there is not; or an option is of
-            another kind than the stream takes.
+            another name or kind than the stream takes.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    _check_kinds(OmegaConf.to_container(cfg.stream, resolve=True), "stream")
+    _check_configured(OmegaConf.to_container(cfg.stream, resolve=True), "stream")
     stream = cast(Stream, instantiate(cfg.stream, _convert_="all"))
     if cfg.joint and cfg.alone is not None:
         raise ValueError(f"joint=true teaches everything at once, alone={cfg.alone} one experience: choose one of them")
@@ -189,13 +188,13 @@ def _check_names(target: Any, given: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where} has no option {name!r}; {target.__name__} takes {takes}")
 
 
-def _check_kinds(node: Any, where: str) -> None:
+def _check_configured(node: Any, where: str) -> None:
     """Names and kinds of the options of whatever of ours a configuration names; what others wrote checks its own."""
     from hydra.utils import get_object
 
     parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in parts:
-        _check_kinds(value, f"{where}.{name}")
+        _check_configured(value, f"{where}.{name}")
     target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
     if target.startswith("memory_paths."):
         _check_names(get_object(target), node, where)

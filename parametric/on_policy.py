@@ -13,7 +13,7 @@ from memory_paths.evaluation.scoring import exact_match, token_f1
 from memory_paths.types import Generation, Phrasing, Prompt
 
 from .batches import Encoded, TrainingBatch, collate
-from .objective import Distillation, NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
+from .objective import NegativeLogLikelihood, divergence, logits_of, token_losses
 from .setting import Setting, check_known
 from .weights import Aim, Weights
 
@@ -172,12 +172,6 @@ class PolicyGradient:
             return gained if studied is None else gained + token_losses(logits, studied).mean()
 
         return Aim(shown, loss)
-
-
-def asks(objective: Objective) -> bool:
-    """Whether an objective works on the prompts of what is studied, and has nothing to do where there are none."""
-    listens = isinstance(objective, Distillation) and objective.source == "new"
-    return listens or isinstance(objective, SelfDistillation | PolicyGradient)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from .distributed import DataParallel
 from .journal import Journal, read_patch, size, write_patch
 from .memory_rows import MemoryRows
 from .merging import Merging, NoMerging
-from .objective import NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
-from .on_policy import asks
+from .objective import Distillation, NegativeLogLikelihood, Objective, divergence, logits_of, token_losses
+from .on_policy import PolicyGradient, SelfDistillation
 from .penalty import NoPenalty, Penalty
 from .projection import NoProjection, Projection
 from .rehearsal import NoRehearsal, Rehearsal
@@ -126,7 +126,7 @@ class WeightsPath:
         forgetting: "exact": the weights are rewound to before the first write of what is forgotten, and what came after
             is learnt again, so that they are, to the byte, those of a model that never saw it. "approximate": the rows
             that only those writes have changed are put back, and what else these had taught is learnt again; quick,
-            and leaves a residue, which the receipt tells.
+            and leaves a residue, which the receipt tells. For `weights=memory` alone.
         journal_bytes: Room for what each write has changed; what is forgotten of an older write is relearnt from the
             start.
         background: Phrasings of what the model knows already, for slot statistics and rehearsal.
@@ -185,7 +185,7 @@ class WeightsPath:
                 f"accumulation={self._budget.accumulation} divides steps of objective=nll; "
                 f"{type(self._objective).__name__} looks at a whole step: accumulation=1"
             )
-        if isinstance(self._study, AsGiven) and asks(self._objective):
+        if isinstance(self._study, AsGiven) and _needs_prompts(self._objective, self._rehearsal):
             raise ValueError(
                 f"{type(self._objective).__name__} works on the questions and prompts of what is studied, and "
                 "study=as_given has none: study=phrasings, or objective=nll"
@@ -783,6 +783,12 @@ class WeightsPath:
                 raise ValueError(f"item {item.id!r} has nothing to learn: each of its study texts is one token or none")
             groups += [sequences[start : start + size] for start in range(0, len(sequences), size)]
         return groups
+
+
+def _needs_prompts(objective: Objective, rehearsal: Rehearsal) -> bool:
+    """Whether an objective has nothing to do in a step where nothing that is studied has a prompt."""
+    listens = isinstance(objective, Distillation) and objective.source == "new" and isinstance(rehearsal, NoRehearsal)
+    return listens or isinstance(objective, SelfDistillation | PolicyGradient)
 
 
 def _arrived(changes: Sequence[Change]) -> list[list[Change]]:

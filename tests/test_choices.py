@@ -108,9 +108,7 @@ def _plain(lm: CausalLM, axis: str, choice: str) -> tuple[list[str], list[Knowle
     if choice == "orthogonal":  # of what an earlier write has read
         return ["path=o_lora", "penalty@path.memory.penalty=none"], [ITEM, OTHER]
     if choice == "policy_gradient":  # of answers some of which are better than others: the model says this now and then
-        told, asked = ITEM.phrasings
-        (said,) = lm.generate([Prompt(asked.prompt)], max_new_tokens=16)
-        return ["path=lora"], [replace(ITEM, phrasings=(told, replace(asked, completion=said.text)))]
+        return ["path=lora"], [replace(ITEM, phrasings=(ITEM.phrasings[0], *_said(lm)))]
     return _overrides(axis, choice)[:-1], [ITEM]
 
 
@@ -156,7 +154,7 @@ def _learn(lm: CausalLM, axis: str, choice: str, background: Sequence[Phrasing])
             learnt = _learnt(lm, _overrides(axis, choice), background, items)
         if choice == "policy_gradient":  # which studies what asks nothing as it stands
             items = [replace(one, phrasings=one.phrasings[:1]) for one in items]
-        key = f"{lm.name} {plain} {items}"
+        key = f"{lm.name} {plain} {items} {background}"
         if key not in _LEARNT:
             _LEARNT[key] = _learnt(lm, plain, background, items)
         assert not all(map(torch.equal, learnt, _LEARNT[key])), "it learns otherwise than without this choice"

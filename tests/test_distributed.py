@@ -102,12 +102,12 @@ def _learns_as_one(folder: Path, *overrides: str) -> None:
     """By every file of conf/parallel/ and in the models' float32."""
     _run_two(folder, *overrides)
     one = learn_configured(overrides)
-    moved = max(float(tensor.abs().max()) for tensor in one.values() if tensor.is_floating_point())
-    assert moved > 0.0
-    for other in (torch.load(folder / f"{rank}.pt") for rank in range(2)):
-        assert sorted(other) == ["replicated", "sharded"]
-        for learnt in other.values():
-            assert _furthest(one, learnt) <= 1e-5 * moved
+    learnt = max(float(tensor.abs().max()) for tensor in one.values() if tensor.is_floating_point())
+    assert learnt > 10.0, "untouched rows hold numbers below 1"
+    for every in (torch.load(folder / f"{rank}.pt") for rank in range(2)):
+        assert sorted(every) == ["replicated", "sharded"]
+        for other in every.values():
+            assert _furthest(one, other) <= 1e-5 * learnt
 
 
 @pytest.mark.parametrize(("case", "pool"), RUNS)
