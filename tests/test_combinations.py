@@ -76,7 +76,7 @@ def _covering() -> list[dict[str, str]]:
 
 
 COVERING = _covering()
-TRIED = COVERING if os.environ.get("MEMORY_PATHS_FULL") else COVERING[::6]
+TRIED = COVERING if os.environ.get("MEMORY_PATHS_FULL") else COVERING[::12]
 REFUSED = [
     *(dict(pair) for pair in _every_pair() if _impossible(dict(pair))),
     {"study": "as_given", "objective": "distil_new", "rehearsal": "none"},
