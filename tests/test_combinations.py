@@ -111,7 +111,8 @@ def test_choices_learn_together_and_are_undone(lm: CausalLM, chosen: dict[str, s
         path = _build(lm, ledger, chosen)
         before = path.state_hash()
         receipt = path.write(ITEMS, namespace="default")
-        assert receipt.details["measures"]["kl_on_new"] > 0.0, "it has learnt"
+        # Two steps may move so little that rounding gives the divergence its sign; of the same answers it is exactly 0.
+        assert receipt.details["measures"]["kl_on_new"] != 0.0, "it has learnt"
         assert all(bool(torch.isfinite(tensor).all()) for tensor in path._weights.state().values())
         assert lm.weights_hash() == untouched
         path.undo()
