@@ -9,8 +9,9 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 demo: .venv/ready
 	$(BIN)/python -m memory_paths experiment=compare
 
+# A process for each core, up to four, which take whole files: what the tests of a file share is made once.
 test: .venv/tools
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/tools
 	$(BIN)/ruff check .

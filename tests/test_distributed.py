@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from memory_paths.parametric.on_policy import OnPolicy
 from memory_paths.parametric.penalty import ElasticWeights, NoPenalty
 from memory_paths.parametric.projection import AveragedGradient, NoProjection
 from memory_paths.parametric.rehearsal import NoRehearsal
+from memory_paths.streams.world import rehearsal
 from memory_paths.types import Phrasing
 
 PROGRAM = Path(__file__).with_name("_train_together.py")
@@ -99,7 +101,10 @@ def test_every_choice_learns_on_a_real_model(tmp_path: Path, stories_folder: Pat
 
 
 def _learns_as_one(folder: Path, *overrides: str) -> None:
-    """By every file of conf/parallel/ and in the models' float32."""
+    """By every file of conf/parallel/ and in the models' float32; few texts tell which slots the background reads."""
+    file = folder / "known.jsonl"
+    file.write_text("".join(json.dumps({"text": one.prompt + one.completion}) + "\n" for one in rehearsal()[:40]))
+    overrides = (*overrides, f"++lm.background={{_target_: memory_paths.streams.files.texts, file: {file}, skip: 0}}")
     _run_two(folder, *overrides)
     one = learn_configured(overrides)
     learnt = max(float(tensor.abs().max()) for tensor in one.values() if tensor.is_floating_point())

@@ -888,12 +888,12 @@ def test_an_adapter_has_the_same_fingerprint_in_every_process() -> None:
     """PEFT keeps the names of modules in a set, whose order changes with the hash seed."""
     program = (
         "from peft import LoraConfig; from memory_paths.parametric.adapter import Adapter;"
-        "names = ['q_proj', 'k_proj', 'v_proj', 'o_proj'];"
-        "print(Adapter(LoraConfig(target_modules=names), rate=1e-3).fingerprint())"
+        "config = LoraConfig(target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']);"
+        "assert list(config.target_modules) != sorted(config.target_modules), 'this seed shows nothing';"
+        "print(Adapter(config, rate=1e-3).fingerprint())"
     )
-    told = {run(sys.executable, "-c", program, env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "123"}
-    assert len(told) == 1
-    assert '["k_proj", "o_proj", "q_proj", "v_proj"]' in told.pop()
+    told = run(sys.executable, "-c", program, env={**os.environ, "PYTHONHASHSEED": "1"}).stdout
+    assert '["k_proj", "o_proj", "q_proj", "v_proj"]' in told
 
 
 def test_background_statistics_of_anything_else_are_refused(lm: CausalLM, tmp_path: Path) -> None:
