@@ -364,6 +364,7 @@ RECORD = '{"id": "a", "text": "Åsa lives in Malmö.", "question": "Where does �
         ("facts.jsonl.gz", gzip.compress(RECORD.encode())[:-9]),
         ("facts.jsonl.gz", RECORD.encode()),
     ],
+    ids=["no UTF-8", "cut off", "not packed"],
 )
 def test_a_file_that_is_no_whole_text_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
