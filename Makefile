@@ -9,9 +9,10 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 demo: .venv/ready
 	$(BIN)/python -m memory_paths experiment=compare
 
-# A process for each core, up to four, which take whole files: what the tests of a file share is made once.
+# A process for each core, up to four, each on one thread, for more would take the cores from one another. A process
+# takes whole files, so that what the tests of a file share is made once.
 test: .venv/tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(shell nproc 2>/dev/null || echo 2) --maxprocesses 4 --dist loadfile
 
 lint: .venv/tools
 	$(BIN)/ruff check .

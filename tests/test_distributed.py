@@ -93,7 +93,11 @@ def test_two_processes_learn_what_one_does(
 
 
 def test_every_choice_learns_on_the_embedded_model(tmp_path: Path) -> None:
-    _learns_as_one(tmp_path, "path=sparse_memory")
+    # Forty texts of the background, not all: every agent of every process reads them.
+    file = tmp_path / "known.jsonl"
+    file.write_text("".join(json.dumps({"text": one.prompt + one.completion}) + "\n" for one in rehearsal()[:40]))
+    few = f"++lm.background={{_target_: memory_paths.streams.files.texts, file: {file}, skip: 0}}"
+    _learns_as_one(tmp_path, "path=sparse_memory", few)
 
 
 def test_every_choice_learns_on_a_real_model(tmp_path: Path, stories_folder: Path) -> None:
@@ -101,10 +105,7 @@ def test_every_choice_learns_on_a_real_model(tmp_path: Path, stories_folder: Pat
 
 
 def _learns_as_one(folder: Path, *overrides: str) -> None:
-    """By every file of conf/parallel/ and in the models' float32; few texts tell which slots the background reads."""
-    file = folder / "known.jsonl"
-    file.write_text("".join(json.dumps({"text": one.prompt + one.completion}) + "\n" for one in rehearsal()[:40]))
-    overrides = (*overrides, f"++lm.background={{_target_: memory_paths.streams.files.texts, file: {file}, skip: 0}}")
+    """By every file of conf/parallel/ and in the models' float32."""
     _run_two(folder, *overrides)
     one = learn_configured(overrides)
     learnt = max(float(tensor.abs().max()) for tensor in one.values() if tensor.is_floating_point())

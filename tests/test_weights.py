@@ -886,13 +886,15 @@ def test_where_statistics_lie_does_not_say_how_a_write_learns(lm: CausalLM, ledg
 
 def test_an_adapter_has_the_same_fingerprint_in_every_process() -> None:
     """PEFT keeps the names of modules in a set, whose order changes with the hash seed."""
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
     program = (
         "from peft import LoraConfig; from memory_paths.parametric.adapter import Adapter;"
-        "config = LoraConfig(target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']);"
+        f"config = LoraConfig(target_modules={names});"
         "assert list(config.target_modules) != sorted(config.target_modules), 'this seed shows nothing';"
         "print(Adapter(config, rate=1e-3).fingerprint())"
     )
     told = run(sys.executable, "-c", program, env={**os.environ, "PYTHONHASHSEED": "1"}).stdout
+    assert told.strip() == Adapter(LoraConfig(target_modules=names), rate=1e-3).fingerprint()
     assert '["k_proj", "o_proj", "q_proj", "v_proj"]' in told
 
 
