@@ -7,7 +7,8 @@ This file knows nothing of training.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -151,8 +152,9 @@ def attach(
         seed: Of its weights.
 
     Raises:
-        ValueError: There is no such module, it has a memory already, it does not map [..., width] to [..., width], or
-            it is on another device than the table that it is to share.
+        ValueError: There is no such module, it has a memory already, it does not map [..., width] to [..., width], it
+            is on another device than the table that it is to share, or the block around it does not know the positions
+            that `query_tokens` needs.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode of an attached memory must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -188,7 +190,7 @@ def attach(
     if _output(given).shape != probe.shape:
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to [..., {config.width}]")
     wrapped = (AdditiveMemory if mode == "add" else ReplacingMemory)(mlp, memory).train(mlp.training)
-    _replace(module, layer, wrapped)
+    _put(module, layer, wrapped)
     return wrapped
 
 
@@ -235,7 +237,22 @@ def detach(module: nn.Module, layer: str) -> None:
     wrapped = module.get_submodule(layer)
     if not isinstance(wrapped, Attached):
         raise ValueError(f"module {layer!r} has no attached memory")
-    _replace(module, layer, wrapped.mlp)
+    if wrapped.memory.query_tokens is not None:
+        wrapped.memory.query_tokens.unwatch()
+    module.set_submodule(layer, wrapped.mlp)
+
+
+@contextmanager
+def placed(module: nn.Module, layer: str, wrapped: Attached) -> Iterator[None]:
+    """While a memory that was attached to this module, and detached, is in its place again; blocks may be nested."""
+    if module.get_submodule(layer) is wrapped:
+        yield
+        return
+    _put(module, layer, wrapped)
+    try:
+        yield
+    finally:
+        detach(module, layer)
 
 
 def save_memory(module: nn.Module, folder: Path) -> None:
@@ -347,6 +364,7 @@ def _takes_one(mlp: nn.Module) -> bool:
     return sum(one.default is one.empty and one.kind in positional for one in parameters) < 2
 
 
-def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, new)
+def _put(module: nn.Module, layer: str, wrapped: Attached) -> None:
+    if wrapped.memory.query_tokens is not None:
+        wrapped.memory.query_tokens.watch(module, layer)
+    module.set_submodule(layer, wrapped)

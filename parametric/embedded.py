@@ -44,6 +44,7 @@ class EmbeddedConfig:
     memory_heads: int = 4
     top_k: int = 8
     half_query: int = 32
+    query_tokens: int = 1
 
 
 def _world_texts() -> Iterable[str]:
@@ -104,9 +105,20 @@ def build_model(config: EmbeddedConfig, vocabulary_size: int, seed: int) -> Llam
             )
         )
         model.model.embed_tokens.weight.data.normal_(0.0, 0.1)
-        model.model.layers[config.memory_layer].mlp = ProductKeyMemory(
-            MemoryLayerConfig(config.width, config.half_keys, config.memory_heads, config.top_k, config.half_query)
+        memory = ProductKeyMemory(
+            MemoryLayerConfig(
+                config.width,
+                config.half_keys,
+                config.memory_heads,
+                config.top_k,
+                config.half_query,
+                query_tokens=config.query_tokens,
+            )
         )
+        place = f"model.layers.{config.memory_layer}.mlp"
+        model.set_submodule(place, memory)
+        if memory.query_tokens is not None:
+            memory.query_tokens.watch(model, place)
         _look_back(model.model.layers[0].self_attn, model.model.rotary_emb.inv_freq)
     return model
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .query_tokens import QueryTokens
+
 QueryNorm = Literal["rms", "layer", "none"]
 
 
@@ -35,6 +37,8 @@ class MemoryLayerConfig:
         query_norm: What each half of a query goes through: "rms", "layer" or "none". Lample et al. use BatchNorm, which
             is not to be had: in training it tells a position of later ones, and a token would have another address in
             another batch, so that no statistics of addresses would hold.
+        query_tokens: Of how many tokens a query is taken, the last ones up to its own, each weighed by learnt weights
+            (`QueryTokens`).
     """
 
     width: int
@@ -42,11 +46,12 @@ class MemoryLayerConfig:
     heads: int = 4
     top_k: int = 8
     half_query: int = 32
-    # Not in the repr, of which hashes are made that name what earlier releases saved; the norm's weights tell it there.
+    # Not in the repr, of which hashes are made that name what earlier releases saved; the weights tell it there.
     query_norm: QueryNorm = field(default="rms", repr=False)
+    query_tokens: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("width", "half_keys", "heads", "top_k", "half_query"):
+        for name in ("width", "half_keys", "heads", "top_k", "half_query", "query_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a memory layer must be at least 1, got {getattr(self, name)}")
         if self.top_k > self.half_keys:
@@ -141,6 +146,7 @@ class ProductKeyMemory(nn.Module):
             )
         self.config = config
         width, heads, half_query = config.width, config.heads, config.half_query
+        self.query_tokens = QueryTokens(config.query_tokens, width) if config.query_tokens > 1 else None
         self.query = nn.Linear(width, heads * 2 * half_query, bias=False)
         self.query_norm = _QUERY_NORMS[config.query_norm](half_query)
         bound = half_query**-0.5
@@ -181,7 +187,8 @@ class ProductKeyMemory(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`hidden` [..., D] to the memory's contribution [..., D], in the dtype of `hidden`."""
         hidden_BD = hidden.reshape(-1, self.config.width)
-        slots_BR, weights_BR = self.look_up(hidden_BD)
+        asking = hidden if self.query_tokens is None else self.query_tokens(hidden)
+        slots_BR, weights_BR = self.look_up(asking.reshape(-1, self.config.width))
         read: Read = partial(_weighted_sum, self.values)
         if self.recorder is not None and (self.recorder.always or torch.is_grad_enabled()):
             self.recorder.reads.append(slots_BR)
@@ -199,7 +206,8 @@ class ProductKeyMemory(nn.Module):
             + 2 * config.heads * config.half_keys * config.half_query
         )
         reads = config.heads * config.top_k * config.width
-        return 2.0 * (look_up + reads + 2 * config.width**2)
+        mixed = config.query_tokens * config.width if config.query_tokens > 1 else 0
+        return 2.0 * (mixed + look_up + reads + 2 * config.width**2)
 
 
 class SlotRecorder:

@@ -29,6 +29,7 @@ from .attach import (
     memory_layers,
     memory_tables,
     mlp_name,
+    placed,
 )
 from .batches import Encoded, collate, encode
 from .memory_layer import MemoryLayerConfig, SlotRecorder
@@ -134,6 +135,7 @@ class MemoryRows:
             which an empty one is made where there is none; None: all.
         layer: The MLP that an added memory stands beside: "middle" (None: this one), "last", or its dotted name.
         half_keys: Size of an added memory: half_keys squared slots; by default 64.
+        query_tokens: Of how many tokens an added memory takes its queries, see `MemoryLayerConfig`; by default of one.
         seed: For an added memory's addresses and for random selection.
     """
 
@@ -156,6 +158,7 @@ class MemoryRows:
         memories: Sequence[str] | Literal["attached"] | None = None,
         layer: str | None = None,
         half_keys: int | None = None,
+        query_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         if rows is not None and rows < 1:
@@ -195,6 +198,7 @@ class MemoryRows:
         self.memories = memories
         self._layer = layer
         self._half_keys = half_keys
+        self._query_tokens = query_tokens
         self.seed = seed
         self._added: Attached | None = None
         self._background: dict[str, Background] = {}
@@ -228,10 +232,10 @@ class MemoryRows:
             narrow = {str(table.values.dtype) for table in tables.values()} - {"torch.float32", "torch.float64"}
             if narrow:
                 raise ValueError(f"a memory is written to in float32, this one has {sorted(narrow)}: lm.dtype=float32")
-            if self._layer is not None or self._half_keys is not None:
+            if any(one is not None for one in (self._layer, self._half_keys, self._query_tokens)):
                 raise ValueError(
-                    f"layer and half_keys say what memory is added to a model that has none to write to; this one has "
-                    f"{[*tables]}: leave them out, or choose with memories which are written"
+                    "layer, half_keys and query_tokens say what memory is added to a model that has none to write to; "
+                    f"this one has {[*tables]}: leave them out, or choose with memories which are written"
                 )
         else:
             self._add(lm)
@@ -243,7 +247,9 @@ class MemoryRows:
 
     def _add(self, lm: Any) -> None:
         self._layer = mlp_name(lm.module, self._layer or "middle")
-        config = MemoryLayerConfig(lm.module.config.hidden_size, self._half_keys or 64)
+        config = MemoryLayerConfig(
+            lm.module.config.hidden_size, self._half_keys or 64, query_tokens=self._query_tokens or 1
+        )
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()
         detach(lm.module, self._layer)
@@ -308,13 +314,8 @@ class MemoryRows:
         if self._added is None or self._layer is None:
             yield
             return
-        parent, _, child = self._layer.rpartition(".")
-        original = module.get_submodule(self._layer)
-        setattr(module.get_submodule(parent), child, self._added)
-        try:
+        with placed(module, self._layer, self._added):
             yield
-        finally:
-            setattr(module.get_submodule(parent), child, original)
 
     @contextmanager
     def applied(self, module: Any) -> Iterator[None]:

@@ -32,6 +32,7 @@ from .memory_layer import ProductKeyMemory
 logger = logging.getLogger(__name__)
 
 EOS_ID = 2
+NOT_HIDDEN = ("embed", "lm_head", "query_tokens")  # matrices that map no hidden state to another
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,12 @@ def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tenso
 
 
 class _MemoryInput:
-    """What the memory layer was last given, [rows, length, width]."""
+    """What the memory layer last made queries of, [positions, width]."""
 
     def __init__(self, layer: ProductKeyMemory) -> None:
         self.layer = layer
         self._hidden: Tensor | None = None
-        layer.register_forward_pre_hook(self._note)
+        layer.query.register_forward_pre_hook(self._note)
 
     def _note(self, layer: Any, arguments: tuple[Tensor, ...]) -> None:
         self._hidden = arguments[0]
@@ -199,7 +200,7 @@ class _MemoryInput:
         asked = facts.nonzero().flatten()
         if not len(asked):
             return torch.zeros(())
-        hidden = self._hidden.flatten(0, 1)[asked]
+        hidden = self._hidden[asked]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return address_loss(self.layer, hidden, facts[asked], recipe.consistency, recipe.balance)
 
@@ -210,7 +211,7 @@ def optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
     for name, parameter in model.named_parameters():
         if name.endswith("mlp.values"):
             values.append(parameter)
-        elif recipe.matrix_rate and parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+        elif recipe.matrix_rate and parameter.ndim == 2 and not any(one in name for one in NOT_HIDDEN):
             matrices.append(parameter)
         else:
             rest.append(parameter)

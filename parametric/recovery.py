@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -228,7 +229,7 @@ def _train(
             order += generator.sample(list(texts), len(texts))
         chosen, order = order[: recipe.batch], order[recipe.batch :]
         batch = collate(lm, chosen)
-        with _inputs_of(memories) as hidden:
+        with _asked_with(memories) as hidden:
             loss = token_losses(logits_of(lm.module, batch), batch).mean()
         if facts:
             loss = loss + _address_loss(lm, memories, _drawn(facts, recipe.facts, generator), recipe)
@@ -239,9 +240,7 @@ def _train(
                 + recipe.balance
                 * torch.stack(
                     [
-                        balance_loss(
-                            one.half_scores(one.queries(hidden[id(one)].flatten(0, 1)[real])), one.config.top_k
-                        )
+                        balance_loss(one.half_scores(one.queries(hidden[id(one)][real])), one.config.top_k)
                         for one in memories
                     ]
                 ).mean()
@@ -282,27 +281,27 @@ def _address_loss(
         sequences += found
         numbers += [number] * len(found)
     batch = collate(lm, sequences)
-    rows = torch.arange(len(sequences), device=batch.tokens.device)
-    places = batch.targets.int().argmax(dim=1) - 1
-    with _inputs_of(memories) as hidden:
+    count, length = batch.tokens.shape
+    places = torch.arange(count, device=batch.tokens.device) * length + batch.targets.int().argmax(dim=1) - 1
+    with _asked_with(memories) as hidden:
         logits_of(lm.module, batch)
-    facts = torch.tensor(numbers, device=rows.device)
+    facts = torch.tensor(numbers, device=places.device)
     losses = [
-        address_loss(memory, hidden[id(memory)][rows, places], facts, recipe.consistency, recipe.balance)
+        address_loss(memory, hidden[id(memory)][places], facts, recipe.consistency, recipe.balance)
         for memory in memories
     ]
     return torch.stack(losses).mean()
 
 
 @contextmanager
-def _inputs_of(memories: Sequence[ProductKeyMemory]) -> Iterator[dict[int, Tensor]]:
-    """What each memory is given, [sequences, length, D] by its id, by the last pass within the block."""
+def _asked_with(memories: Sequence[ProductKeyMemory]) -> Iterator[dict[int, Tensor]]:
+    """What each memory makes its queries of, [positions, D] by its id, in the last pass within the block."""
     hidden: dict[int, Tensor] = {}
 
-    def note(layer: Any, arguments: tuple[Tensor, ...]) -> None:
-        hidden[id(layer)] = arguments[0]
+    def note(memory: int, query: Any, arguments: tuple[Tensor, ...]) -> None:
+        hidden[memory] = arguments[0]
 
-    hooks = [memory.register_forward_pre_hook(note) for memory in memories]
+    hooks = [memory.query.register_forward_pre_hook(partial(note, id(memory))) for memory in memories]
     try:
         yield hidden
     finally:
@@ -419,7 +418,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=get_args(Mode), default="add")
     parser.add_argument("--shared", action="store_true", help="one table of values for all layers")
     parser.add_argument("--query-norm", choices=get_args(QueryNorm), default="rms")
-    for name, default in (("half_keys", 64), ("heads", 4), ("top_k", 8), ("half_query", 32)):
+    for name, default in (("half_keys", 64), ("heads", 4), ("top_k", 8), ("half_query", 32), ("query_tokens", 1)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     for name, default in asdict(Recovery()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -446,6 +445,7 @@ def main() -> None:
             arguments.top_k,
             arguments.half_query,
             arguments.query_norm,
+            arguments.query_tokens,
         )
         layers = [mlp_name(lm.module, layer) for layer in arguments.layers]
     except (ValueError, OSError) as error:

@@ -771,8 +771,10 @@ def test_rows_of_a_shared_table_are_chosen_by_what_all_its_layers_read_and_learn
 
 
 def test_a_memory_that_would_not_be_added_is_refused(lm: CausalLM, ledger: Ledger) -> None:
-    for option in ({"layer": "model.layers.0.mlp"}, {"half_keys": 8}):
-        with pytest.raises(ValueError, match=r"layer and half_keys say what memory is added .* leave them out"):
+    for option in ({"layer": "model.layers.0.mlp"}, {"half_keys": 8}, {"query_tokens": 2}):
+        with pytest.raises(
+            ValueError, match=r"layer, half_keys and query_tokens say what memory is added .* leave them out"
+        ):
             _path(lm, ledger, weights=MemoryRows(**option))  # type: ignore[arg-type]
 
 

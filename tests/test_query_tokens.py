@@ -1,0 +1,187 @@
+"""Queries that are taken of several tokens: the same whatever is cached, padded or packed beside them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from memory_paths.lm import PREFIX_BLOCK, CausalLM
+from memory_paths.parametric.attach import attach, detach, load_memory, save_memory
+from memory_paths.parametric.curriculum import Document, DocumentSource, Encoder, pack
+from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded
+from memory_paths.parametric.growth import NewBlocks
+from memory_paths.parametric.inserted import Inserted
+from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMemory
+from memory_paths.parametric.memory_rows import MemoryRows
+from memory_paths.parametric.pretraining import Recipe, forward, pretrain
+from memory_paths.parametric.query_tokens import QueryTokens
+from memory_paths.types import Prompt
+
+TOKENS = 3
+SHAPE = EmbeddedConfig(
+    width=32, layers=3, attention_heads=2, inner=48, memory_layer=1, half_keys=8, half_query=8, query_tokens=TOKENS
+)
+NOTES = tuple(f"Alma Ashway has {number} boats." for number in range(20))
+Make = Callable[..., CausalLM]
+
+
+def _model() -> Any:
+    """A model whose memory has much to say, and whose earlier tokens have much to say about the query."""
+    model = build_model(SHAPE, len(build_tokenizer()), seed=0).eval()
+    memory = model.model.layers[1].mlp
+    with torch.no_grad():
+        memory.values.normal_(generator=torch.Generator().manual_seed(1))
+        memory.query_tokens.mix.normal_(generator=torch.Generator().manual_seed(2))
+    return model
+
+
+def _lm(model: Any, **options: Any) -> CausalLM:
+    return CausalLM("tiny", loader=lambda name: (copy.deepcopy(model), build_tokenizer()), **options)
+
+
+def test_the_mix_is_a_causal_convolution_that_starts_with_all_tokens_alike() -> None:
+    tokens = QueryTokens(TOKENS, 5)
+    hidden = torch.randn(2, 7, 5)
+    with torch.no_grad():
+        expected = sum(torch.nn.functional.pad(hidden, (0, 0, back, 0))[:, :7] / TOKENS for back in range(TOKENS))
+        torch.testing.assert_close(tokens(hidden), expected)
+        tokens.mix.normal_()
+        expected = sum(
+            tokens.mix[back] * torch.nn.functional.pad(hidden, (0, 0, back, 0))[:, :7] for back in range(TOKENS)
+        )
+        torch.testing.assert_close(tokens(hidden), expected)
+
+
+def test_one_token_is_the_layer_as_it_was() -> None:
+    config = MemoryLayerConfig(16, half_keys=8, half_query=8)
+    layer = ProductKeyMemory(config)
+    assert layer.query_tokens is None
+    assert "query_tokens" not in " ".join(layer.state_dict())
+    assert repr(config) == repr(replace(config, query_tokens=2))
+    several = ProductKeyMemory(replace(config, query_tokens=2))
+    assert several.flops_per_token() == layer.flops_per_token() + 2.0 * 2 * 16
+    with pytest.raises(ValueError, match="query_tokens of a memory layer must be at least 1, got 0"):
+        replace(config, query_tokens=0)
+
+
+def test_neither_cache_nor_prefix_nor_padding_changes_what_is_read() -> None:
+    model = _model()
+    plain, cached = _lm(model, prefix_cache=False, batch_size=1), _lm(model)
+    questions = ["Where does Alma live?", "What is the name of the town in which Bruno Barrbury lives?"]
+    pairs = [(Prompt(question, NOTES), answer) for question in questions for answer in ("Alavia", "a house", "chess")]
+    assert all(len(cached.token_ids(prompt)) > PREFIX_BLOCK for prompt, _ in pairs)
+    expected = []
+    for prompt, answer in pairs:
+        (*ids, _), learnt = plain.encode_answer(prompt, answer)
+        start = learnt.index(True)
+        with torch.no_grad():
+            scores = plain.module(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        expected.append(float(scores[range(start - 1, len(ids) - 1), ids[start:]].sum()))
+    numpy.testing.assert_allclose(plain.loglikelihood(pairs), expected, rtol=1e-4)
+    for _ in range(2):  # the second time from the prefix that was kept
+        numpy.testing.assert_allclose(cached.loglikelihood(pairs), expected, rtol=1e-4)
+    assert any(len(prefix.layers) == SHAPE.layers + 1 for prefix in cached._prefixes._kept)
+    short = [Prompt(question) for question in questions]
+    asked = [prompt for prompt, _ in pairs[::3]] + short
+    alone = [plain.generate([prompt], max_new_tokens=6)[0] for prompt in asked]
+    together = cached.generate(asked, max_new_tokens=6)
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    numpy.testing.assert_allclose(
+        [one.loglikelihood for one in together], [one.loglikelihood for one in alone], rtol=1e-4
+    )
+
+
+def test_an_earlier_token_matters_and_a_later_one_does_not() -> None:
+    model = _model()
+    memory, read = model.model.layers[1].mlp, []
+    memory.query.register_forward_pre_hook(lambda layer, given: read.append(given[0].detach()))
+    tokens = torch.arange(20, 30)[None]
+    with torch.no_grad():
+        model(tokens)
+        for place in (4, 7):
+            changed = tokens.clone()
+            changed[0, place] = 90
+            model(changed)
+    same_before = [torch.equal(one[:place], read[0][:place]) for one, place in zip(read[1:], (4, 7), strict=True)]
+    assert same_before == [True, True]
+    own = torch.autograd.functional.jacobian(memory.query_tokens, torch.randn(1, 6, 32))[0, 5].abs().sum((0, 1, 3))
+    assert [bool(one) for one in own] == [False, False, False, True, True, True]
+
+
+def test_packed_questions_read_the_tokens_before_them_in_their_own_text() -> None:
+    encoder, source = Encoder(build_tokenizer().backend_tokenizer), DocumentSource()
+    model = _model()
+    document = source.open_book(random.Random(3), 6, 6)
+    others = [source.closed_book(random.Random(seed)) for seed in range(3)]
+    packed = pack(encoder.encode([document, *others]), 512)
+    with torch.no_grad():
+        together, _ = forward(model, packed, torch.arange(511))
+        for number, asked in enumerate(document.questions, start=1):
+            alone = pack(encoder.encode([Document(document.notes, (asked,))]), 512)
+            single, _ = forward(model, alone, torch.arange(511))
+            mine = numpy.flatnonzero((packed.segments[0, :-1] == number) & (packed.documents[0, :-1] == 0))
+            there = numpy.flatnonzero(alone.segments[0, :-1] == 1)
+            torch.testing.assert_close(together[mine], single[there], rtol=1e-4, atol=1e-4)
+
+
+def test_an_attached_memory_is_written_saved_and_taken_out_without_a_trace(make_tiny_lm: Make, tmp_path: Path) -> None:
+    lm, again = make_tiny_lm(), make_tiny_lm()
+    prompt, before = Prompt("Where does Alma live?"), lm.weights_hash()
+    block = lm.module.model.layers[0]
+    hooks = len(block._forward_pre_hooks), len(block._forward_hooks)
+    plain = lm.loglikelihood([(prompt, "Alavia")])
+    config = MemoryLayerConfig(32, half_keys=8, half_query=8, query_tokens=TOKENS)
+    wrapped = attach(lm.module, "model.layers.0.mlp", config)
+    wrapped.open_empty()
+    assert lm.loglikelihood([(prompt, "Alavia")]) == plain
+    with torch.no_grad():
+        wrapped.memory.values.normal_()
+    changed = lm.loglikelihood([(prompt, "Alavia")])
+    save_memory(lm.module, tmp_path)
+    load_memory(again.module, tmp_path)
+    assert again.loglikelihood([(prompt, "Alavia")]) == changed != plain
+    detach(lm.module, "model.layers.0.mlp")
+    assert (len(block._forward_pre_hooks), len(block._forward_hooks)) == hooks
+    assert lm.weights_hash() == before
+    assert lm.loglikelihood([(prompt, "Alavia")]) == plain
+
+
+def test_rows_of_an_added_memory_are_written_at_addresses_of_several_tokens(make_tiny_lm: Make) -> None:
+    read = {}
+    for tokens in (1, TOKENS):
+        lm = make_tiny_lm()
+        weights = MemoryRows(half_keys=8, query_tokens=tokens)
+        weights.fit(lm)
+        with weights.applied(lm.module), weights.applied(lm.module):
+            layer = lm.module.model.layers[1].mlp.memory
+            layer.query.register_forward_pre_hook(lambda one, given, tokens=tokens: read.setdefault(tokens, given[0]))
+            lm.loglikelihood([(Prompt("Where does Alma live?"), "Alavia")])
+            assert (layer.query_tokens is None) == (tokens == 1)
+        assert not lm.module.model.layers[1]._forward_pre_hooks
+    torch.testing.assert_close(read[TOKENS][2], read[1][:3].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_without_positions_and_new_blocks_beside_it_are_refused(make_tiny_lm: Make) -> None:
+    lm = make_tiny_lm("gpt2")
+    place = next(name for name, _ in lm.module.named_modules() if name.endswith("0.mlp"))
+    with pytest.raises(ValueError, match=r"does not know where its tokens stand.*query_tokens=1"):
+        attach(lm.module, place, MemoryLayerConfig(lm.module.config.hidden_size, query_tokens=2))
+    assert not isinstance(lm.module.get_submodule(place), ProductKeyMemory)
+    with pytest.raises(ValueError, match="new blocks keep keys and values where a memory with query_tokens"):
+        Inserted(NewBlocks(), rate=0.1).fit(_lm(_model()))
+
+
+def test_a_pretraining_learns_the_mix_and_writes_a_model_that_has_it(tmp_path: Path) -> None:
+    recipe = Recipe(steps=2, tokens=512, row=256, addresses=2, warm_up=1, probe_every=2, probed=4)
+    pretrain(tmp_path, replace(SHAPE, query_tokens=2), recipe)
+    memory = load_embedded(tmp_path / "model")[0].model.layers[1].mlp
+    assert memory.config.query_tokens == 2
+    assert bool((memory.query_tokens.mix != 0.5).all())
