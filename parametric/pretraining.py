@@ -25,6 +25,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .addressing import address_loss
+from .attach import memory_layers
 from .curriculum import ABOUT, BACKGROUND_WEIGHT, Batch, Document, DocumentSource, Encoder, pack
 from .embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded, save_embedded
 from .memory_layer import ProductKeyMemory
@@ -336,15 +337,15 @@ def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimi
     return progress
 
 
-def _take_over(model: Any, trained: Any, memory_layer: int) -> None:
-    """Everything but the memory layer.
+def _take_over(model: Any, trained: Any) -> None:
+    """Everything but the memory layer and, where the other model has its own elsewhere, the MLP that stands there.
 
     Raises:
         ValueError: The two models differ elsewhere too.
     """
-    memory = f"layers.{memory_layer}.mlp."
+    made_anew = tuple(f"{name}." for one in (model, trained) for name in memory_layers(one))
     mine, other = (
-        {name: tensor.shape for name, tensor in one.state_dict().items() if memory not in name}
+        {name: tensor.shape for name, tensor in one.state_dict().items() if not name.startswith(made_anew)}
         for one in (model, trained)
     )
     if mine != other:
@@ -366,7 +367,8 @@ def pretrain(
         folder: Where checkpoint, curve and model go.
         config: The model's shape.
         recipe: How it is trained.
-        start: Folder of a model to start from, all but its memory layer, which is made anew.
+        start: Folder of a model to start from. The memory layer is made anew; so is the MLP of the place where that
+            model has its memory, if the two places differ.
         after_step: Called with the number of steps done; what it raises ends the run, which can be resumed.
 
     Returns:
@@ -387,7 +389,7 @@ def pretrain(
     if start is not None:
         run["start"] = json.loads((start / "embedded.json").read_text())["sha256"]["model.safetensors"]
         stages = json.loads((start / "training.json").read_text())["stages"]
-        _take_over(model, load_embedded(start)[0], config.memory_layer)
+        _take_over(model, load_embedded(start)[0])
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.exists():
         progress = _load_checkpoint(checkpoint, model, optimisers, run)

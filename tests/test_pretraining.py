@@ -146,6 +146,14 @@ def test_a_start_brings_all_but_the_memory_layer(tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert second["model.layers.1.mlp.values"].shape == (256, 32)
     assert all(torch.equal(first[name], second[name]) for name in first if "layers.1.mlp." not in name)
+    moved = replace(larger, memory_layer=0)
+    pretrain(tmp_path / "third", moved, replace(RECIPE, steps=0), start=tmp_path / "first" / "model")
+    third = saved("third")
+    assert third["model.layers.0.mlp.values"].shape == (256, 32)
+    assert third["model.layers.1.mlp.up_proj.weight"].shape == (48, 32)
+    assert all(torch.equal(first[name], third[name]) for name in first if ".mlp." not in name)
+    with pytest.raises(ValueError, match="the same shape but for its memory layer"):
+        pretrain(tmp_path / "fourth", replace(SHAPE, inner=24), RECIPE, start=tmp_path / "first" / "model")
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(
