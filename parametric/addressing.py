@@ -7,6 +7,11 @@ losses on the queries mend that while the model is pretrained. They touch no val
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,6 +62,22 @@ def balance_loss(scores_BH2N: Tensor, top_k: int) -> Tensor:
     spread_BH21 = scores_BH2N.std(-1, keepdim=True).detach().clamp(min=1e-6)
     probability_BH2N = (2.0 * scores_BH2N / spread_BH21).softmax(-1)
     return half_keys * (read_BH2N.mean(0) * probability_BH2N.mean(0)).sum(-1).mean() - 1.0
+
+
+@contextmanager
+def asked_with(layers: Sequence[ProductKeyMemory]) -> Iterator[dict[ProductKeyMemory, Tensor]]:
+    """What each layer makes its queries of, [positions, D], in the last pass within the block."""
+    hidden: dict[ProductKeyMemory, Tensor] = {}
+
+    def note(layer: ProductKeyMemory, query: Any, arguments: tuple[Tensor, ...]) -> None:
+        hidden[layer] = arguments[0]
+
+    hooks = [layer.query.register_forward_pre_hook(partial(note, layer)) for layer in layers]
+    try:
+        yield hidden
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def address_loss(

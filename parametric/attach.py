@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
+from .query_tokens import check_query_tokens
 from .storage import store, stored
 
 MEMORY_VERSION = 2
@@ -153,8 +154,8 @@ def attach(
 
     Raises:
         ValueError: There is no such module, it has a memory already, it does not map [..., width] to [..., width], it
-            is on another device than the table that it is to share, or the block around it does not know the positions
-            that `query_tokens` needs.
+            is on another device than the table that it is to share, or the model does not tell what `query_tokens`
+            needs.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode of an attached memory must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -191,6 +192,12 @@ def attach(
         raise ValueError(f"module {layer!r} does not map [..., {config.width}] to [..., {config.width}]")
     wrapped = (AdditiveMemory if mode == "add" else ReplacingMemory)(mlp, memory).train(mlp.training)
     _put(module, layer, wrapped)
+    if wrapped.memory.query_tokens is not None:
+        try:
+            check_query_tokens(module, wrapped.memory.query_tokens)
+        except ValueError:
+            detach(module, layer)
+            raise
     return wrapped
 
 
@@ -237,22 +244,21 @@ def detach(module: nn.Module, layer: str) -> None:
     wrapped = module.get_submodule(layer)
     if not isinstance(wrapped, Attached):
         raise ValueError(f"module {layer!r} has no attached memory")
-    if wrapped.memory.query_tokens is not None:
-        wrapped.memory.query_tokens.unwatch()
-    module.set_submodule(layer, wrapped.mlp)
+    _take_out(module, layer, wrapped, wrapped.mlp)
 
 
 @contextmanager
 def placed(module: nn.Module, layer: str, wrapped: Attached) -> Iterator[None]:
     """While a memory that was attached to this module, and detached, is in its place again; blocks may be nested."""
-    if module.get_submodule(layer) is wrapped:
+    before = module.get_submodule(layer)
+    if before is wrapped:
         yield
         return
     _put(module, layer, wrapped)
     try:
         yield
     finally:
-        detach(module, layer)
+        _take_out(module, layer, wrapped, before)
 
 
 def save_memory(module: nn.Module, folder: Path) -> None:
@@ -368,3 +374,9 @@ def _put(module: nn.Module, layer: str, wrapped: Attached) -> None:
     if wrapped.memory.query_tokens is not None:
         wrapped.memory.query_tokens.watch(module, layer)
     module.set_submodule(layer, wrapped)
+
+
+def _take_out(module: nn.Module, layer: str, wrapped: Attached, before: nn.Module) -> None:
+    if wrapped.memory.query_tokens is not None:
+        wrapped.memory.query_tokens.unwatch()
+    module.set_submodule(layer, before)

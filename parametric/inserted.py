@@ -22,6 +22,7 @@ from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
 from .batches import encode
+from .query_tokens import refuse_query_tokens
 from .weights import Trainer, check_full_precision, check_learnt, check_rate
 
 PLACE = "inserted"
@@ -260,8 +261,10 @@ class VirtualTokens:
         """See `Insertion`.
 
         Raises:
-            ValueError: The model keeps no keys and values of its own for each layer.
+            ValueError: The model keeps no keys and values of its own for each layer, or a memory in it takes its
+                queries of several tokens.
         """
+        refuse_query_tokens(module, "virtual tokens")
         table = module.get_input_embeddings().weight
         drawn = torch.randint(len(table), (self.tokens,))
         given = torch.tensor(list(ids)[: self.tokens], dtype=torch.int64)
@@ -317,8 +320,10 @@ class PromptPool:
         """See `Insertion`.
 
         Raises:
-            ValueError: The model keeps no keys and values of its own for each layer.
+            ValueError: The model keeps no keys and values of its own for each layer, or a memory in it takes its
+                queries of several tokens.
         """
+        refuse_query_tokens(module, "virtual tokens")
         table = module.get_input_embeddings().weight.detach()
         with torch.no_grad():
             shown = torch.randn(self.size, self.tokens, table.shape[1]).to(table) * table.std()

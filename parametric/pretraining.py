@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .addressing import address_loss
+from .addressing import address_loss, asked_with
 from .attach import memory_layers
 from .curriculum import ABOUT, BACKGROUND_WEIGHT, Batch, Document, DocumentSource, Encoder, pack
 from .embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded, save_embedded
@@ -183,27 +183,14 @@ def loss_of(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tenso
     return (losses * counted).sum() / counted.sum(), scores
 
 
-class _MemoryInput:
-    """What the memory layer last made queries of, [positions, width]."""
-
-    def __init__(self, layer: ProductKeyMemory) -> None:
-        self.layer = layer
-        self._hidden: Tensor | None = None
-        layer.query.register_forward_pre_hook(self._note)
-
-    def _note(self, layer: Any, arguments: tuple[Tensor, ...]) -> None:
-        self._hidden = arguments[0]
-
-    def address_loss(self, batch: Batch, recipe: Recipe) -> Tensor:
-        """The loss on the addresses of the facts that the last batch asked for."""
-        assert self._hidden is not None
-        facts = torch.from_numpy(batch.facts).flatten()
-        asked = facts.nonzero().flatten()
-        if not len(asked):
-            return torch.zeros(())
-        hidden = self._hidden[asked]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return address_loss(self.layer, hidden, facts[asked], recipe.consistency, recipe.balance)
+def _address_loss(layer: ProductKeyMemory, asked_BD: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+    """The loss on the addresses of the facts that the batch asks for."""
+    facts = torch.from_numpy(batch.facts).flatten()
+    asked = facts.nonzero().flatten()
+    if not len(asked):
+        return torch.zeros(())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return address_loss(layer, asked_BD[asked], facts[asked], recipe.consistency, recipe.balance)
 
 
 def optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -310,7 +297,8 @@ def _save_checkpoint(
 def _load_checkpoint(file: Path, model: Any, optimisers: list[torch.optim.Optimizer], run: dict[str, Any]) -> Progress:
     with safe_open(file, framework="pt") as opened:
         described = opened.metadata()
-    begun = json.loads(described["run"])
+    # A run that an earlier release began does not name options that came later.
+    begun = {**asdict(EmbeddedConfig()), **json.loads(described["run"])}
     differing = [
         f"{name} {begun.get(name)!r} there, {run.get(name)!r} here"
         for name in sorted(begun.keys() | run.keys())
@@ -394,15 +382,16 @@ def pretrain(
     if checkpoint.exists():
         progress = _load_checkpoint(checkpoint, model, optimisers, run)
         logger.info("resuming at step %d", progress.step)
-    memory_input = _MemoryInput(model.model.layers[config.memory_layer].mlp)
+    memory = model.model.layers[config.memory_layer].mlp
     model.train()
     began, before = time.monotonic(), progress.seconds
     bar = tqdm(total=recipe.steps, initial=progress.step, disable=None, desc="pretraining")
     while progress.step < recipe.steps:
         step = progress.step
         batch = draw_batch(source, encoder, recipe, step, config.window)
-        loss, scores = loss_of(model, batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
-        loss = loss + memory_input.address_loss(batch, recipe)
+        with asked_with([memory]) as asked:
+            loss, scores = loss_of(model, batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
+        loss = loss + _address_loss(memory, asked[memory], batch, recipe)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rates and start again")
         loss.backward()

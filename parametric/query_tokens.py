@@ -2,17 +2,21 @@
 
 A query comes of the hidden state of its own position (Lample et al. 2019). Where that holds more of how a question is
 worded than of whom it is about, one fact has another address in every wording; the tokens before it are then to have a
-say. They are of earlier passes where keys and values are cached, so that what is needed of them is cached beside these.
+say. They are of earlier passes where keys and values are cached, so that what is needed of them is cached beside these:
+D numbers and a position for each token.
 """
 
 from __future__ import annotations
 
 import inspect
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from memory_paths.lm import cache_argument
 
 
 class QueryTokens(nn.Module):
@@ -39,21 +43,23 @@ class QueryTokens(nn.Module):
         """Be told by the block around `place`, a submodule of the model, of positions and cache.
 
         Raises:
-            ValueError: It is not given the positions of its tokens.
+            ValueError: What is around it is not given the positions of its tokens.
         """
-        block = module.get_submodule(place.rpartition(".")[0])
+        around = place.rpartition(".")[0]
+        block = module.get_submodule(around)
         if "position_ids" not in inspect.signature(block.forward).parameters:
             raise ValueError(
-                f"{type(block).__name__} does not know where its tokens stand, so that a query can be taken of its own"
-                " token only: query_tokens=1"
+                f"module {around!r}, a {type(block).__name__}, is not told where its tokens stand, so that a query can "
+                "be taken of its own token only: query_tokens=1"
             )
-        others = [one for one in module.modules() if isinstance(one, QueryTokens) and one is not self]
+        self.unwatch()
         # What is cached stands after the layers that the config tells of.
-        self._layer = module.config.get_text_config().num_hidden_layers + len(others)
+        taken = {one._layer for one in module.modules() if isinstance(one, QueryTokens) and one._watching}
+        self._layer = next(n for n in count(module.config.get_text_config().num_hidden_layers) if n not in taken)
         # Bound methods, unlike functions within this one, go with a copy of the model to the copy.
         self._watching = (
             block.register_forward_pre_hook(self._see, with_kwargs=True),
-            block.register_forward_hook(self._forget),
+            block.register_forward_hook(self._forget, always_call=True),
         )
 
     def unwatch(self) -> None:
@@ -63,10 +69,17 @@ class QueryTokens(nn.Module):
         self._watching = ()
 
     def _see(self, block: Any, arguments: Any, options: dict[str, Any]) -> None:
-        from transformers.cache_utils import Cache
+        from transformers.cache_utils import Cache, DynamicCache
 
-        self._positions = options["position_ids"]
-        self._cache = next((one for one in (*arguments, *options.values()) if isinstance(one, Cache)), None)
+        if getattr(block, "gradient_checkpointing", False) and block.training and torch.is_grad_enabled():
+            raise ValueError("gradient checkpointing reads a block again without its positions: query_tokens=1")
+        positions = options.get("position_ids")
+        if not isinstance(positions, Tensor) or positions.ndim != 2:
+            raise ValueError(f"a {type(block).__name__} is given no position for each token: query_tokens=1")
+        cache = next((one for one in (*arguments, *options.values()) if isinstance(one, Cache)), None)
+        if cache is not None and not isinstance(cache, DynamicCache):
+            raise ValueError(f"a {type(cache).__name__} has no room for the tokens of queries: query_tokens=1")
+        self._positions, self._cache = positions, cache
 
     def _forget(self, block: Any, arguments: Any, output: Any) -> None:
         self._positions = self._cache = None
@@ -76,47 +89,80 @@ class QueryTokens(nn.Module):
         hidden_BTD = hidden.reshape(-1, *hidden.shape[-2:])
         rows, new, _ = hidden_BTD.shape
         positions = torch.arange(new, device=hidden.device)[None] if self._positions is None else self._positions
-        positions_BT = positions.to(hidden.device).expand(rows, new)
-        hidden_BSD, follows_BS = self._with_cached(hidden_BTD, positions_BT > 0)
-        cached = hidden_BSD.shape[1] - new
-        places_S = torch.arange(cached + new, device=hidden.device)
-        before_BS = torch.where(follows_BS, places_S - 1, -1)
-        before_BS[:, cached:] = _before_in_pack(before_BS[:, cached:], positions_BT, cached)
+        hidden_BSD, positions_BS = self._with_cached(hidden_BTD, positions.to(hidden.device).expand(rows, new))
+        before_BS = _before(positions_BS)
+        at_BT = torch.arange(hidden_BSD.shape[1], device=hidden.device)[-new:].expand(rows, new)
         mixed_BTD = self.mix[0] * hidden_BTD
-        at_BT = places_S[cached:].expand(rows, new)
         for weight_D in self.mix[1:]:
             at_BT = torch.where(at_BT >= 0, before_BS.gather(1, at_BT.clamp(min=0)), -1)
             taken_BTD = hidden_BSD.gather(1, at_BT.clamp(min=0)[..., None].expand_as(hidden_BTD))
             mixed_BTD = mixed_BTD + weight_D * taken_BTD * (at_BT >= 0)[..., None]
         return mixed_BTD.view(hidden.shape)
 
-    def _with_cached(self, hidden_BTD: Tensor, follows_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """After those of earlier passes, and whether a token stands before each."""
+    def _with_cached(self, hidden_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of earlier passes, and then these."""
         if self._cache is None:
-            return hidden_BTD, follows_BT
+            return hidden_BTD, positions_BT
         from transformers.cache_utils import DynamicLayer
 
         while len(self._cache.layers) <= self._layer:
             self._cache.layers.append(DynamicLayer())
         # As a layer of keys and values of one head, it is repeated, chosen from and stored as these are.
-        keys, values = self._cache.layers[self._layer].update(
-            hidden_BTD[:, None], follows_BT[:, None, :, None].to(hidden_BTD.dtype)
+        keys, values = self._cache.layers[self._layer].update(hidden_BTD[:, None], positions_BT[:, None, :, None])
+        return keys[:, 0], values[:, 0, :, 0]
+
+
+def _before(positions_BS: Tensor) -> Tensor:
+    """The place of the token before each, -1 where there is none: the nearest earlier one whose position is one less.
+
+    Nearly always that is the place before. But several questions may stand one after another behind the same notes,
+    and padding between what is cached and what is new.
+    """
+    places_S = torch.arange(positions_BS.shape[1], device=positions_BS.device)
+    before_BS = torch.where(positions_BS > 0, places_S - 1, -1)
+    apart_BS = torch.zeros_like(positions_BS, dtype=torch.bool)
+    apart_BS[:, 1:] = (positions_BS[:, 1:] > 0) & (positions_BS[:, 1:] != positions_BS[:, :-1] + 1)
+    row_M, at_M = apart_BS.nonzero(as_tuple=True)
+    if len(row_M):
+        fits_MS = (positions_BS[row_M] == positions_BS[row_M, at_M][:, None] - 1) & (places_S < at_M[:, None])
+        before_BS[row_M, at_M] = torch.where(fits_MS, places_S, -1).amax(1)
+    return before_BS
+
+
+def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
+    """See that the model, of which `tokens` is a part, is read alike in one pass and token by token.
+
+    Raises:
+        ValueError: It is not, or it does not tell positions for every token.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    seen: list[Tensor] = []
+    hook = tokens.register_forward_hook(lambda one, given, output: seen.append(output[0]))
+    ids = torch.arange(4, device=module.get_input_embeddings().weight.device)[None]
+    cache = DynamicCache(config=module.config)
+    try:
+        with torch.no_grad():
+            module(input_ids=ids, use_cache=False)
+            for place in range(ids.shape[1]):
+                module(input_ids=ids[:, place : place + 1], use_cache=True, **{cache_argument(module): cache})
+    finally:
+        hook.remove()
+    whole, parts = seen[0], torch.cat(seen[1:])
+    if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0, atol=0.05 * float(whole.abs().max())):
+        raise ValueError(f"a {type(module).__name__} is read otherwise token by token: query_tokens=1")
+
+
+def refuse_query_tokens(module: nn.Module, what: str) -> None:
+    """For what needs the places behind the model's own keys and values.
+
+    Raises:
+        ValueError: A memory in the model takes its queries of several tokens.
+    """
+    if any(isinstance(one, QueryTokens) for one in module.modules()):
+        raise ValueError(
+            f"{what} have keys and values where a memory with query_tokens above 1 keeps its tokens; use another method"
         )
-        return keys[:, 0], values[:, 0, :, 0] > 0
 
 
-def _before_in_pack(before_BT: Tensor, positions_BT: Tensor, cached: int) -> Tensor:
-    """Where several questions stand one after another behind the same notes, the token before the first of each is the
-    last of the notes: the nearest whose position is one less."""
-    broken_BT = torch.zeros_like(positions_BT, dtype=torch.bool)
-    broken_BT[:, 1:] = (positions_BT[:, 1:] > 0) & (positions_BT[:, 1:] != positions_BT[:, :-1] + 1)
-    row_M, at_M = broken_BT.nonzero(as_tuple=True)
-    places_T = torch.arange(positions_BT.shape[1], device=positions_BT.device)
-    fits_MT = (positions_BT[row_M] == positions_BT[row_M, at_M][:, None] - 1) & (places_T < at_M[:, None])
-    found_M = torch.where(fits_MT, places_T + cached, -1).amax(1)
-    before_BT = before_BT.clone()
-    before_BT[row_M, at_M] = found_M
-    return before_BT
-
-
-__all__ = ["QueryTokens"]
+__all__ = ["QueryTokens", "check_query_tokens", "refuse_query_tokens"]

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,7 +44,7 @@ from memory_paths.streams.world import (
 )
 from memory_paths.types import Knowledge, Phrasing, Prompt
 
-from .addressing import address_loss, balance_loss
+from .addressing import address_loss, asked_with, balance_loss
 from .attach import STORED, Attached, Mode, attach_all, detach, memory_tables, mlp_name, save_memory
 from .batches import Encoded, collate, encode
 from .embedded import load as load_embedded
@@ -229,7 +228,7 @@ def _train(
             order += generator.sample(list(texts), len(texts))
         chosen, order = order[: recipe.batch], order[recipe.batch :]
         batch = collate(lm, chosen)
-        with _asked_with(memories) as hidden:
+        with asked_with(memories) as hidden:
             loss = token_losses(logits_of(lm.module, batch), batch).mean()
         if facts:
             loss = loss + _address_loss(lm, memories, _drawn(facts, recipe.facts, generator), recipe)
@@ -240,7 +239,7 @@ def _train(
                 + recipe.balance
                 * torch.stack(
                     [
-                        balance_loss(one.half_scores(one.queries(hidden[id(one)][real])), one.config.top_k)
+                        balance_loss(one.half_scores(one.queries(hidden[one][real])), one.config.top_k)
                         for one in memories
                     ]
                 ).mean()
@@ -283,30 +282,13 @@ def _address_loss(
     batch = collate(lm, sequences)
     count, length = batch.tokens.shape
     places = torch.arange(count, device=batch.tokens.device) * length + batch.targets.int().argmax(dim=1) - 1
-    with _asked_with(memories) as hidden:
+    with asked_with(memories) as hidden:
         logits_of(lm.module, batch)
     facts = torch.tensor(numbers, device=places.device)
     losses = [
-        address_loss(memory, hidden[id(memory)][places], facts, recipe.consistency, recipe.balance)
-        for memory in memories
+        address_loss(memory, hidden[memory][places], facts, recipe.consistency, recipe.balance) for memory in memories
     ]
     return torch.stack(losses).mean()
-
-
-@contextmanager
-def _asked_with(memories: Sequence[ProductKeyMemory]) -> Iterator[dict[int, Tensor]]:
-    """What each memory makes its queries of, [positions, D] by its id, in the last pass within the block."""
-    hidden: dict[int, Tensor] = {}
-
-    def note(memory: int, query: Any, arguments: tuple[Tensor, ...]) -> None:
-        hidden[memory] = arguments[0]
-
-    hooks = [memory.query.register_forward_pre_hook(partial(note, id(memory))) for memory in memories]
-    try:
-        yield hidden
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

@@ -163,10 +163,11 @@ def top_rows(scores: Tensor, counts: Tensor, rows: int | None) -> Tensor:
 
 
 def address_hash(layer: ProductKeyMemory) -> str:
-    """SHA-256 over keys, query weights and shape: while it stays the same, so do a layer's addresses for given
+    """SHA-256 over keys, weights of the query and shape: while it stays the same, so do a layer's addresses for given
     input."""
     digest = hashlib.sha256(repr(layer.config).encode())
-    for tensor in (layer.keys, layer.query.weight, *layer.query_norm.parameters()):
+    several = [] if layer.query_tokens is None else [layer.query_tokens.mix]
+    for tensor in (layer.keys, layer.query.weight, *layer.query_norm.parameters(), *several):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

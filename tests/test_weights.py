@@ -801,6 +801,22 @@ def test_a_memory_is_added_beside_a_models_own_where_attached_ones_are_wanted(lm
     assert (lm.weights_hash(), [name for name, _ in lm.module.named_modules()]) == (before, modules)
 
 
+def test_an_added_memory_stands_in_anothers_place_and_gives_it_back(lm: CausalLM) -> None:
+    one, other = (MemoryRows(memories="attached", half_keys=8, query_tokens=2, seed=seed) for seed in (0, 1))
+    one.fit(lm)
+    other.fit(lm)
+    block = lm.module.model.layers[0]
+    plain = block.mlp
+    with one.applied(lm.module):
+        first = block.mlp
+        with other.applied(lm.module), other.applied(lm.module):
+            assert block.mlp not in (first, plain)
+        assert block.mlp is first
+        assert len(block._forward_pre_hooks) == 1
+    assert block.mlp is plain
+    assert not block._forward_pre_hooks
+
+
 @pytest.mark.parametrize(("preset", "place"), [("sparse_memory_attached", 1), ("sparse_memory_last", 3)])
 def test_a_memory_is_added_in_the_middle_or_at_the_end(preset: str, place: int) -> None:
     options = ("path.memory.background=null", "path.memory.budget.steps=1", "progress=false")
