@@ -24,8 +24,9 @@ from memory_paths.parametric.memory_layer import MemoryLayerConfig, ProductKeyMe
 from memory_paths.parametric.memory_rows import MemoryRows
 from memory_paths.parametric.pretraining import Recipe, forward, pretrain
 from memory_paths.parametric.query_tokens import QueryTokens
+from memory_paths.parametric.recovery import Material, Recovery, recover
 from memory_paths.parametric.slots import address_hash
-from memory_paths.types import Prompt
+from memory_paths.types import Phrasing, Prompt
 
 TOKENS = 3
 SHAPE = EmbeddedConfig(
@@ -199,6 +200,23 @@ def test_an_attached_memory_is_written_saved_and_taken_out_without_a_trace(make_
     assert (len(block._forward_pre_hooks), len(block._forward_hooks)) == hooks
     assert lm.weights_hash() == before
     assert lm.loglikelihood([(prompt, "Alavia")]) == plain
+
+
+def test_a_recovery_trains_the_mix_and_a_prefix_holds_the_tokens(make_tiny_lm: Make, tmp_path: Path) -> None:
+    lm = make_tiny_lm()
+    place, prompt = "model.layers.0.mlp", Prompt("Where does Alma live?", NOTES)
+    shape = MemoryLayerConfig(32, half_keys=8, half_query=8, query_tokens=2)
+    texts = [Phrasing(f"{name} lives in Alavia.") for name in ("Alma Ashway", "Bruno Barrbury", "Cora Corrin")]
+    recover(lm, [place], shape, Recovery(steps=3, batch=3, facts=4), Material(texts, texts, [texts]))
+    assert bool((lm.module.get_submodule(place).memory.query_tokens.mix != 0.5).all())
+    expected = lm.loglikelihood([(prompt, "Alavia")])
+    save_memory(lm.module, tmp_path / "memory")
+    lm.save_prefix(prompt, tmp_path / "notes")
+    again = make_tiny_lm()
+    load_memory(again.module, tmp_path / "memory")
+    again.load_prefix(tmp_path / "notes")
+    assert len(again._prefixes._kept[0].layers) == again.module.config.num_hidden_layers + 1
+    assert again.loglikelihood([(prompt, "Alavia")]) == expected
 
 
 def test_rows_of_an_added_memory_are_written_at_addresses_of_several_tokens(make_tiny_lm: Make) -> None:
