@@ -794,7 +794,7 @@ class CausalLM:
             chosen = [(k[places.to(k.device)], v[places.to(v.device)]) for k, v in layers]
             tokens, attention, _ = self._pad([stem for _, stem, _ in part], 0, left=False)
             attention = torch.cat([given[places], attention], dim=1)
-            positions = _positions(attention)[:, given.shape[1] :]
+            positions = positions_of(attention)[:, given.shape[1] :]
             own = self._cache(Prefix((), tuple(chosen), 0), len(part))
             logits = self._forward(tokens, attention, positions, own, keep=tokens.shape[1])
             tally.add(
@@ -862,7 +862,7 @@ class CausalLM:
             begin = width - len(tail) if left else 0
             tokens[row, begin : begin + len(tail)] = torch.tensor(tail)
             attention[row, shared + begin : shared + begin + len(tail)] = 1
-        return tokens, attention, _positions(attention)[:, shared:]
+        return tokens, attention, positions_of(attention)[:, shared:]
 
     def _forward(self, tokens: Any, attention: Any, positions: Any, cache: Any, *, keep: int) -> Any:
         """Logits of the last `keep` positions, [rows, keep, vocabulary]."""
@@ -1034,8 +1034,8 @@ def _bare(value: Any, key: str = "") -> Any:
     return "x" if isinstance(value, str) and value.strip() and key not in ("role", "type") else value
 
 
-def _positions(attention: Any) -> Any:
-    """Where each token stands in its text, from 0 on; padding stands at 0."""
+def positions_of(attention: Any) -> Any:
+    """Where each token stands in its text, from 0 on, after a mask [rows, length]; padding stands at 0."""
     return (attention.cumsum(dim=1) - 1) * attention
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .memory_layer import MemoryLayerConfig, Processes, ProductKeyMemory
-from .query_tokens import check_query_tokens
+from .query_tokens import check_query_tokens, number_query_tokens
 from .storage import store, stored
 
 MEMORY_VERSION = 2
@@ -155,7 +155,7 @@ def attach(
     Raises:
         ValueError: There is no such module, it has a memory already, it does not map [..., width] to [..., width], it
             is on another device than the table that it is to share, or the model does not tell what `query_tokens`
-            needs.
+            needs, or is read otherwise token by token.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode of an attached memory must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -195,7 +195,7 @@ def attach(
     if wrapped.memory.query_tokens is not None:
         try:
             check_query_tokens(module, wrapped.memory.query_tokens)
-        except ValueError:
+        except BaseException:
             detach(module, layer)
             raise
     return wrapped
@@ -374,9 +374,11 @@ def _put(module: nn.Module, layer: str, wrapped: Attached) -> None:
     if wrapped.memory.query_tokens is not None:
         wrapped.memory.query_tokens.watch(module, layer)
     module.set_submodule(layer, wrapped)
+    number_query_tokens(module)
 
 
 def _take_out(module: nn.Module, layer: str, wrapped: Attached, before: nn.Module) -> None:
     if wrapped.memory.query_tokens is not None:
         wrapped.memory.query_tokens.unwatch()
     module.set_submodule(layer, before)
+    number_query_tokens(module)

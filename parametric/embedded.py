@@ -24,6 +24,7 @@ from memory_paths.streams import words
 from memory_paths.types import Prompt
 
 from .memory_layer import MemoryLayerConfig, ProductKeyMemory
+from .query_tokens import number_query_tokens
 
 ASSETS = Path(memory_paths.__file__).parent / "assets"
 CHECKED = ("model.safetensors", "tokenizer.json")
@@ -119,6 +120,7 @@ def build_model(config: EmbeddedConfig, vocabulary_size: int, seed: int) -> Llam
         model.set_submodule(place, memory)
         if memory.query_tokens is not None:
             memory.query_tokens.watch(model, place)
+            number_query_tokens(model)
         _look_back(model.model.layers[0].self_attn, model.model.rotary_emb.inv_freq)
     return model
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from .inserted import PLACE, copied, named, with_added
 from .memory_layer import ProductKeyMemory
-from .query_tokens import refuse_query_tokens
+from .query_tokens import QueryTokens
 
 
 class LowRankStack:
@@ -176,7 +176,11 @@ class NewBlocks:
             ValueError: The model has no such blocks, fewer than `every`, or such that a copy is not the identity; or
                 a memory in it takes its queries of several tokens.
         """
-        refuse_query_tokens(module, "new blocks")
+        if any(isinstance(one, QueryTokens) for one in module.modules()):
+            raise ValueError(
+                "new blocks have keys and values where a memory with query_tokens above 1 keeps its tokens; use "
+                "another method"
+            )
         blocks = self._blocks(module)
         places = self._places(blocks)
         if not places:

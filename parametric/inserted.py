@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memory_paths.lm import cache_argument
+from memory_paths.lm import cache_argument, positions_of
 from memory_paths.types import Phrasing
 
 from .adam import AdamTrainer
 from .batches import encode
-from .query_tokens import refuse_query_tokens
 from .weights import Trainer, check_full_precision, check_learnt, check_rate
 
 PLACE = "inserted"
@@ -261,10 +260,8 @@ class VirtualTokens:
         """See `Insertion`.
 
         Raises:
-            ValueError: The model keeps no keys and values of its own for each layer, or a memory in it takes its
-                queries of several tokens.
+            ValueError: The model keeps no keys and values of its own for each layer.
         """
-        refuse_query_tokens(module, "virtual tokens")
         table = module.get_input_embeddings().weight
         drawn = torch.randint(len(table), (self.tokens,))
         given = torch.tensor(list(ids)[: self.tokens], dtype=torch.int64)
@@ -320,10 +317,8 @@ class PromptPool:
         """See `Insertion`.
 
         Raises:
-            ValueError: The model keeps no keys and values of its own for each layer, or a memory in it takes its
-                queries of several tokens.
+            ValueError: The model keeps no keys and values of its own for each layer.
         """
-        refuse_query_tokens(module, "virtual tokens")
         table = module.get_input_embeddings().weight.detach()
         with torch.no_grad():
             shown = torch.randn(self.size, self.tokens, table.shape[1]).to(table) * table.std()
@@ -436,7 +431,7 @@ def _before_every_text(
         mask = torch.ones_like(ids) if mask is None else mask
         positions = given.get("position_ids")
         if positions is None:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            positions = positions_of(mask)[:, -ids.shape[1] :]
         if cache is None or cache.get_seq_length() == 0:
             cache = DynamicCache(config=one.config) if cache is None else cache
             leading[0] = True
@@ -460,6 +455,6 @@ def _keys_and_values(module: Any, embedded: Tensor) -> list[tuple[Tensor, Tensor
     cache = DynamicCache(config=module.config)
     if not all(type(layer) is DynamicLayer for layer in cache.layers):
         raise ValueError(f"{type(module).__name__} does not keep keys and values of every token; use another method")
+    layers: Any = list(cache.layers)  # a memory's query_tokens, which are of the text alone, come behind these
     module(inputs_embeds=embedded, use_cache=True, **{cache_argument(module): cache})
-    layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]

@@ -9,7 +9,6 @@ D numbers and a position for each token.
 from __future__ import annotations
 
 import inspect
-from itertools import count
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ class QueryTokens(nn.Module):
 
     All tokens weigh the same before training. What stands before the first token of a text counts as zero.
 
-    Without `watch`, rows are texts from their first token on, without padding on the left.
+    Without `watch`, rows are texts from their first token on, without padding on the left. With it, what the block was
+    last told is state of this module: one thread at a time, no gradient checkpointing, no cache but a `DynamicCache`.
 
     Args:
         tokens: How many; 2 or more.
@@ -34,7 +34,7 @@ class QueryTokens(nn.Module):
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self.mix = nn.Parameter(torch.full((tokens, width), 1 / tokens))
-        self._layer = 0
+        self.layer = 0
         self._positions: Tensor | None = None
         self._cache: Any = None
         self._watching: tuple[RemovableHandle, ...] = ()
@@ -53,9 +53,6 @@ class QueryTokens(nn.Module):
                 "be taken of its own token only: query_tokens=1"
             )
         self.unwatch()
-        # What is cached stands after the layers that the config tells of.
-        taken = {one._layer for one in module.modules() if isinstance(one, QueryTokens) and one._watching}
-        self._layer = next(n for n in count(module.config.get_text_config().num_hidden_layers) if n not in taken)
         # Bound methods, unlike functions within this one, go with a copy of the model to the copy.
         self._watching = (
             block.register_forward_pre_hook(self._see, with_kwargs=True),
@@ -71,12 +68,12 @@ class QueryTokens(nn.Module):
     def _see(self, block: Any, arguments: Any, options: dict[str, Any]) -> None:
         from transformers.cache_utils import Cache, DynamicCache
 
-        if getattr(block, "gradient_checkpointing", False) and block.training and torch.is_grad_enabled():
-            raise ValueError("gradient checkpointing reads a block again without its positions: query_tokens=1")
         positions = options.get("position_ids")
         if not isinstance(positions, Tensor) or positions.ndim != 2:
             raise ValueError(f"a {type(block).__name__} is given no position for each token: query_tokens=1")
-        cache = next((one for one in (*arguments, *options.values()) if isinstance(one, Cache)), None)
+        named = [options.get(name) for name in ("cache", "past_key_values", "layer_past")]
+        given = [*(one for one in named if one is not None), *(one for one in arguments if isinstance(one, Cache))]
+        cache = given[0] if given else None
         if cache is not None and not isinstance(cache, DynamicCache):
             raise ValueError(f"a {type(cache).__name__} has no room for the tokens of queries: query_tokens=1")
         self._positions, self._cache = positions, cache
@@ -85,7 +82,16 @@ class QueryTokens(nn.Module):
         self._positions = self._cache = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., T, D] to [..., T, D]."""
+        """[..., T, D] to [..., T, D].
+
+        Raises:
+            RuntimeError: It is watching its block, and is not called by it.
+        """
+        if self._watching and self._positions is None:
+            raise RuntimeError(
+                "a memory with query_tokens above 1 was called outside of its block's pass, as gradient checkpointing "
+                "does: turn that off, or take query_tokens=1"
+            )
         hidden_BTD = hidden.reshape(-1, *hidden.shape[-2:])
         rows, new, _ = hidden_BTD.shape
         positions = torch.arange(new, device=hidden.device)[None] if self._positions is None else self._positions
@@ -105,10 +111,10 @@ class QueryTokens(nn.Module):
             return hidden_BTD, positions_BT
         from transformers.cache_utils import DynamicLayer
 
-        while len(self._cache.layers) <= self._layer:
+        while len(self._cache.layers) <= self.layer:
             self._cache.layers.append(DynamicLayer())
         # As a layer of keys and values of one head, it is repeated, chosen from and stored as these are.
-        keys, values = self._cache.layers[self._layer].update(hidden_BTD[:, None], positions_BT[:, None, :, None])
+        keys, values = self._cache.layers[self.layer].update(hidden_BTD[:, None], positions_BT[:, None, :, None])
         return keys[:, 0], values[:, 0, :, 0]
 
 
@@ -129,6 +135,14 @@ def _before(positions_BS: Tensor) -> Tensor:
     return before_BS
 
 
+def number_query_tokens(module: Any) -> None:
+    """Give those of a model their layers of the cache, behind the ones that its config tells of, in the order of its
+    modules: the same in every copy, so that a prefix that one has stored can be read by another."""
+    several = (one for one in module.modules() if isinstance(one, QueryTokens))
+    for layer, one in enumerate(several):
+        one.layer = module.config.get_text_config().num_hidden_layers + layer
+
+
 def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
     """See that the model, of which `tokens` is a part, is read alike in one pass and token by token.
 
@@ -139,6 +153,8 @@ def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
 
     seen: list[Tensor] = []
     hook = tokens.register_forward_hook(lambda one, given, output: seen.append(output[0]))
+    training = [one for one in module.modules() if one.training]
+    module.eval()
     ids = torch.arange(4, device=module.get_input_embeddings().weight.device)[None]
     cache = DynamicCache(config=module.config)
     try:
@@ -148,21 +164,11 @@ def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
                 module(input_ids=ids[:, place : place + 1], use_cache=True, **{cache_argument(module): cache})
     finally:
         hook.remove()
+        for one in training:
+            one.training = True
     whole, parts = seen[0], torch.cat(seen[1:])
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0, atol=0.05 * float(whole.abs().max())):
         raise ValueError(f"a {type(module).__name__} is read otherwise token by token: query_tokens=1")
 
 
-def refuse_query_tokens(module: nn.Module, what: str) -> None:
-    """For what needs the places behind the model's own keys and values.
-
-    Raises:
-        ValueError: A memory in the model takes its queries of several tokens.
-    """
-    if any(isinstance(one, QueryTokens) for one in module.modules()):
-        raise ValueError(
-            f"{what} have keys and values where a memory with query_tokens above 1 keeps its tokens; use another method"
-        )
-
-
-__all__ = ["QueryTokens", "check_query_tokens", "refuse_query_tokens"]
+__all__ = ["QueryTokens", "check_query_tokens", "number_query_tokens"]

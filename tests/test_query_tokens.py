@@ -12,10 +12,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from conftest import plain_aim
 from transformers.cache_utils import StaticCache
 
 from memory_paths.lm import PREFIX_BLOCK, CausalLM
 from memory_paths.parametric.attach import attach, detach, load_memory, save_memory
+from memory_paths.parametric.batches import collate, encode
 from memory_paths.parametric.curriculum import Document, DocumentSource, Encoder, pack
 from memory_paths.parametric.embedded import EmbeddedConfig, build_model, build_tokenizer, load_embedded
 from memory_paths.parametric.growth import NewBlocks
@@ -154,6 +156,7 @@ def test_an_earlier_token_matters_and_a_later_one_does_not() -> None:
             model(changed)
     same_before = [torch.equal(one[:place], read[0][:place]) for one, place in zip(read[1:], (4, 7), strict=True)]
     assert same_before == [True, True]
+    memory.query_tokens.unwatch()
     own = torch.autograd.functional.jacobian(memory.query_tokens, torch.randn(1, 6, 32))[0, 5].abs().sum((0, 1, 3))
     assert [bool(one) for one in own] == [False, False, False, True, True, True]
 
@@ -234,7 +237,24 @@ def test_rows_of_an_added_memory_are_written_at_addresses_of_several_tokens(make
     torch.testing.assert_close(read[TOKENS][2], read[1][:3].mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_two_memories_keep_their_tokens_apart_whichever_was_put_in_first(make_tiny_lm: Make) -> None:
+@pytest.mark.parametrize("insertion", [VirtualTokens("prompt"), VirtualTokens("prefix"), PromptPool()])
+def test_virtual_tokens_stand_before_texts_whose_queries_are_of_several(insertion: Any) -> None:
+    model, prompts = _model(), [Prompt("Where does Alma live?", NOTES), Prompt("Who has a boat?")]
+    logits = []
+    for options in ({"prefix_cache": False, "batch_size": 1}, {}):
+        lm, weights = _lm(model, **options), Inserted(insertion, rate=0.1)
+        weights.fit(lm)
+        with weights.applied(lm.module):
+            batch = collate(lm, encode(lm, [Phrasing("Alma Ashway lives in Alavia.")]))
+            with weights.training(lm.module) as trainer:
+                trainer.step([plain_aim(lm.module, batch)])
+            logits.append([lm.loglikelihood([(prompt, "Alavia")])[0] for prompt in prompts])
+            answers = [lm.generate([prompt], max_new_tokens=4)[0].token_ids for prompt in prompts]
+            assert [one.token_ids for one in lm.generate(prompts, max_new_tokens=4)] == answers
+    numpy.testing.assert_allclose(logits[0], logits[1], rtol=1e-5)
+
+
+def test_two_memories_keep_their_tokens_apart_whichever_was_put_in_first(make_tiny_lm: Make, tmp_path: Path) -> None:
     lm = make_tiny_lm()
     config = MemoryLayerConfig(32, half_keys=8, half_query=8, query_tokens=TOKENS)
     places = [f"model.layers.{number}.mlp" for number in (1, 0)]
@@ -253,6 +273,20 @@ def test_two_memories_keep_their_tokens_apart_whichever_was_put_in_first(make_ti
             for at in range(20)
         ]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    prompt, again = Prompt("Where does Alma live?", NOTES), make_tiny_lm()
+    expected = lm.loglikelihood([(prompt, "Alavia")])
+    save_memory(lm.module, tmp_path / "memory")
+    lm.save_prefix(prompt, tmp_path / "notes")
+    load_memory(again.module, tmp_path / "memory")
+    again.load_prefix(tmp_path / "notes")
+    assert again.loglikelihood([(prompt, "Alavia")]) == expected
+    detach(again.module, places[1])
+    alone = make_tiny_lm(prefix_cache=False)
+    load_memory(alone.module, tmp_path / "memory")
+    detach(alone.module, places[1])
+    numpy.testing.assert_allclose(
+        again.loglikelihood([(prompt, "Alavia")]), alone.loglikelihood([(prompt, "Alavia")]), rtol=1e-5
+    )
 
 
 def test_addresses_differ_with_what_a_query_is_taken_of() -> None:
@@ -272,17 +306,17 @@ def test_what_cannot_tell_positions_or_wants_the_same_place_is_refused(make_tiny
     with pytest.raises(ValueError, match=r"'transformer.h.0', a GPT2Block, is not told where its tokens stand"):
         attach(lm.module, place, MemoryLayerConfig(lm.module.config.hidden_size, query_tokens=2))
     assert lm.module.get_submodule(place) is mlp
-    for insertion in (NewBlocks(), VirtualTokens("prompt"), VirtualTokens("prefix"), PromptPool()):
-        with pytest.raises(ValueError, match="have keys and values where a memory with query_tokens"):
-            Inserted(insertion, rate=0.1).fit(_lm(_model()))
+    with pytest.raises(ValueError, match="new blocks have keys and values where a memory with query_tokens"):
+        Inserted(NewBlocks(), rate=0.1).fit(_lm(_model()))
     model, tokens = _model(), torch.arange(20, 30)[None]
     with torch.no_grad(), pytest.raises(ValueError, match="StaticCache has no room"):
         model(tokens, cache=StaticCache(config=model.config, max_cache_len=16))
     assert model.model.layers[1].mlp.query_tokens._positions is None
     model.train()
     model.activation_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient checkpointing"):
-        model(tokens, use_cache=False)
+    loss = model(tokens, labels=tokens, use_cache=False).loss
+    with pytest.raises(RuntimeError, match="gradient checkpointing"):
+        loss.backward()
 
 
 def test_a_pretraining_learns_the_mix_and_writes_a_model_that_has_it(tmp_path: Path) -> None:

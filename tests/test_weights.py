@@ -811,6 +811,8 @@ def test_an_added_memory_stands_in_anothers_place_and_gives_it_back(lm: CausalLM
         first = block.mlp
         with other.applied(lm.module), other.applied(lm.module):
             assert block.mlp not in (first, plain)
+            notes = tuple(f"Alma Ashway has {number} boats." for number in range(20))
+            lm.loglikelihood([(Prompt("Where does Alma live?", notes), answer) for answer in ("here", "there")])
         assert block.mlp is first
         assert len(block._forward_pre_hooks) == 1
     assert block.mlp is plain
