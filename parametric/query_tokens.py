@@ -166,6 +166,7 @@ def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
         hook.remove()
         for one in training:
             one.training = True
+    # What is wrong is wrong by far more than half precision rounds.
     whole, parts = seen[0], torch.cat(seen[1:])
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0, atol=0.05 * float(whole.abs().max())):
         raise ValueError(f"a {type(module).__name__} is read otherwise token by token: query_tokens=1")
