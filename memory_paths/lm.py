@@ -231,7 +231,7 @@ class CausalLM:
             raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
         started = time.perf_counter()
         found: dict[int, Generation] = {}
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.module):
             rows = [_Row(tuple(ids), len(ids)) for ids in map(self.token_ids, prompts)]
             self._check_window(rows)
             draws = [random.Random(f"{seed}:{index}") for index in range(len(rows))]
@@ -264,7 +264,7 @@ class CausalLM:
             TooLarge: A prompt and answer that are longer than the window.
             ValueError: An answer without text.
         """
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.module):
             rows = [self._pair(prompt, answer) for prompt, answer in pairs]
             self._check_window(rows)
             return [score.loglikelihood for score in self._scored(rows)]
@@ -285,7 +285,7 @@ class CausalLM:
                     f"a pair needs a token that is given and one to be scored, got {row.start} and"
                     f" {len(row.ids) - row.start}"
                 )
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.module):
             self._check_window([_Row(row.ids[:-1], row.start) for row in rows])
             return self._scored(rows)
 
@@ -317,7 +317,7 @@ class CausalLM:
             return any(stop in tail for stop in stops)
 
         found: dict[int, str] = {}
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.module):
             rows = [_Row(tuple(ids), len(ids)) for ids in prompts]
             self._check_window(rows)
             draws = [random.Random(f"{seed}:{index}") for index in range(len(rows))]
@@ -433,7 +433,7 @@ class CausalLM:
         """
         if not isinstance(prompt, Prompt):
             raise TypeError(f"prompt must be a memory_paths.types.Prompt, as Prompt(question), got {prompt!r:.80}")
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.module):
             if not self._keeps_prefixes():
                 raise ValueError(
                     f"{self.name!r} keeps no prefixes; set prefix_cache=true, or take plain attention layers"
@@ -682,20 +682,6 @@ class CausalLM:
                 f"a prompt has {longest} tokens, the window of {self.name!r} holds {self.window};"
                 " give it fewer or shorter notes, or set a token budget"
             )
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        import torch
-
-        training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
-        try:
-            # Not inference_mode: what a module keeps from such a pass (rotary tables) could not take part in training.
-            with torch.no_grad():
-                yield
-        finally:
-            for module in training:
-                module.training = True
 
     def _groups(self, rows: Sequence[_Row]) -> Iterator[tuple[list[int], Prefix | None]]:
         """Rows that share a frozen prefix together, one group at a time, then all others without one."""
@@ -985,6 +971,22 @@ def cache_argument(module: Any) -> str:
         if name in parameters:
             return name
     raise ValueError(f"{type(module).__name__} keeps no keys and values; use another model")
+
+
+@contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """Within the block the module is read without dropout and without gradients; afterwards it is in its old modes."""
+    import torch
+
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        # Not inference_mode: what a module keeps from such a pass (rotary tables) could not take part in training.
+        with torch.no_grad():
+            yield
+    finally:
+        for one in training:
+            one.training = True
 
 
 def shared_prefixes(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:

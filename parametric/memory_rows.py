@@ -248,7 +248,9 @@ class MemoryRows:
     def _add(self, lm: Any) -> None:
         self._layer = mlp_name(lm.module, self._layer or "middle")
         config = MemoryLayerConfig(
-            lm.module.config.hidden_size, self._half_keys or 64, query_tokens=self._query_tokens or 1
+            lm.module.config.hidden_size,
+            half_keys=64 if self._half_keys is None else self._half_keys,
+            query_tokens=1 if self._query_tokens is None else self._query_tokens,
         )
         self._added = attach(lm.module, self._layer, config, seed=self.seed)
         self._added.open_empty()

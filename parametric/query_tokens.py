@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from memory_paths.lm import cache_argument
+from memory_paths.lm import cache_argument, evaluating
 
 
 class QueryTokens(nn.Module):
@@ -153,23 +153,16 @@ def check_query_tokens(module: Any, tokens: QueryTokens) -> None:
 
     seen: list[Tensor] = []
     hook = tokens.register_forward_hook(lambda one, given, output: seen.append(output[0]))
-    training = [one for one in module.modules() if one.training]
-    module.eval()
     ids = torch.arange(4, device=module.get_input_embeddings().weight.device)[None]
     cache = DynamicCache(config=module.config)
     try:
-        with torch.no_grad():
+        with evaluating(module):
             module(input_ids=ids, use_cache=False)
             for place in range(ids.shape[1]):
                 module(input_ids=ids[:, place : place + 1], use_cache=True, **{cache_argument(module): cache})
     finally:
         hook.remove()
-        for one in training:
-            one.training = True
     # What is wrong is wrong by far more than half precision rounds.
     whole, parts = seen[0], torch.cat(seen[1:])
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0, atol=0.05 * float(whole.abs().max())):
         raise ValueError(f"a {type(module).__name__} is read otherwise token by token: query_tokens=1")
-
-
-__all__ = ["QueryTokens", "check_query_tokens", "number_query_tokens"]

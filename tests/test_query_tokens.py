@@ -85,7 +85,7 @@ def _taken(read: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_every_query_is_what_a_pass_over_the_whole_text_makes_it() -> None:
-    """Behind a kept prefix, beside longer and shorter rows, padded on either side, token by token and in forks."""
+    """Behind a kept prefix, beside longer and shorter rows, padded on either side, and a token later."""
     model = _model()
     lm = _lm(model)
     memory, seen = lm.module.model.layers[1].mlp, []
@@ -183,7 +183,7 @@ def test_packed_questions_read_the_tokens_before_them_in_their_own_text() -> Non
             torch.testing.assert_close(together[mine], single[there], rtol=1e-4, atol=1e-4)
 
 
-def test_an_attached_memory_is_written_saved_and_taken_out_without_a_trace(make_tiny_lm: Make, tmp_path: Path) -> None:
+def test_an_attached_memory_is_read_saved_and_taken_out_without_a_trace(make_tiny_lm: Make, tmp_path: Path) -> None:
     lm, again = make_tiny_lm(), make_tiny_lm()
     prompt, before = Prompt("Where does Alma live?"), lm.weights_hash()
     block = lm.module.model.layers[0]
@@ -222,7 +222,7 @@ def test_a_recovery_trains_the_mix_and_a_prefix_holds_the_tokens(make_tiny_lm: M
     assert again.loglikelihood([(prompt, "Alavia")]) == expected
 
 
-def test_rows_of_an_added_memory_are_written_at_addresses_of_several_tokens(make_tiny_lm: Make) -> None:
+def test_rows_of_an_added_memory_have_addresses_of_several_tokens(make_tiny_lm: Make) -> None:
     read = {}
     for tokens in (1, TOKENS):
         lm = make_tiny_lm()
@@ -235,12 +235,15 @@ def test_rows_of_an_added_memory_are_written_at_addresses_of_several_tokens(make
             assert (layer.query_tokens is None) == (tokens == 1)
         assert not lm.module.model.layers[1]._forward_pre_hooks
     torch.testing.assert_close(read[TOKENS][2], read[1][:3].mean(0), rtol=1e-4, atol=1e-5)
+    for option in ("half_keys", "query_tokens"):
+        with pytest.raises(ValueError, match=f"{option} of a memory layer must be at least 1, got 0"):
+            MemoryRows(**{option: 0}).fit(make_tiny_lm())
 
 
 @pytest.mark.parametrize("insertion", [VirtualTokens("prompt"), VirtualTokens("prefix"), PromptPool()])
 def test_virtual_tokens_stand_before_texts_whose_queries_are_of_several(insertion: Any) -> None:
     model, prompts = _model(), [Prompt("Where does Alma live?", NOTES), Prompt("Who has a boat?")]
-    logits = []
+    scores = []
     for options in ({"prefix_cache": False, "batch_size": 1}, {}):
         lm, weights = _lm(model, **options), Inserted(insertion, rate=0.1)
         weights.fit(lm)
@@ -248,10 +251,10 @@ def test_virtual_tokens_stand_before_texts_whose_queries_are_of_several(insertio
             batch = collate(lm, encode(lm, [Phrasing("Alma Ashway lives in Alavia.")]))
             with weights.training(lm.module) as trainer:
                 trainer.step([plain_aim(lm.module, batch)])
-            logits.append([lm.loglikelihood([(prompt, "Alavia")])[0] for prompt in prompts])
+            scores.append([lm.loglikelihood([(prompt, "Alavia")])[0] for prompt in prompts])
             answers = [lm.generate([prompt], max_new_tokens=4)[0].token_ids for prompt in prompts]
             assert [one.token_ids for one in lm.generate(prompts, max_new_tokens=4)] == answers
-    numpy.testing.assert_allclose(logits[0], logits[1], rtol=1e-5)
+    numpy.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
 
 
 def test_two_memories_keep_their_tokens_apart_whichever_was_put_in_first(make_tiny_lm: Make, tmp_path: Path) -> None:
